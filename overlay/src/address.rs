@@ -1,0 +1,67 @@
+//! Addresses that nobody has to allocate.
+//!
+//! A node's mesh address is an IPv6 unique local address (RFC 4193) derived from the names of mesh, site and
+//! node: it is known before the node is, and a node that joins renumbers nobody.
+
+use std::net::Ipv6Addr;
+
+use ipnet::Ipv6Net;
+use mesh_keyring::{MeshName, NodeName, SiteName};
+use sha2::{Digest as _, Sha256};
+
+fn digest(parts: &[&str]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        // The length keeps ("ab", "c") and ("a", "bc") apart.
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().into()
+}
+
+fn mesh_bytes(mesh: &MeshName) -> [u8; 16] {
+    let mut bytes = [0u8; 16];
+    bytes[0] = 0xfd;
+    bytes[1..6].copy_from_slice(&digest(&["sennit mesh", mesh.as_str()])[..5]);
+    bytes
+}
+
+/// The `/48` that all mesh addresses of this mesh lie in.
+pub fn mesh_prefix(mesh: &MeshName) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::from(mesh_bytes(mesh)), 48)
+}
+
+/// The mesh address of a node: the mesh's `/48`, 16 bits of the site, 64 bits of the node.
+pub fn node_address(mesh: &MeshName, site: &SiteName, node: &NodeName) -> Ipv6Addr {
+    let mut bytes = mesh_bytes(mesh);
+    bytes[6..8].copy_from_slice(&digest(&["sennit site", mesh.as_str(), site.as_str()])[..2]);
+    bytes[8..].copy_from_slice(&digest(&["sennit node", mesh.as_str(), site.as_str(), node.as_str()])[..8]);
+    Ipv6Addr::from(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(mesh: &str, site: &str, node: &str) -> Ipv6Addr {
+        node_address(&mesh.parse().unwrap(), &site.parse().unwrap(), &node.parse().unwrap())
+    }
+
+    #[test]
+    fn an_address_is_unique_local_stable_and_inside_its_mesh() {
+        let address = of("prod", "aws", "aws-1");
+        assert_eq!(address, of("prod", "aws", "aws-1"));
+        assert!(address.is_unique_local());
+        assert!(mesh_prefix(&"prod".parse().unwrap()).contains(&address));
+        // Renumbering a running mesh would cut it: this value may never change.
+        assert_eq!(address.to_string(), "fd8e:1c21:8943:3539:6810:672e:fb25:d95f");
+    }
+
+    #[test]
+    fn names_that_differ_give_addresses_that_differ() {
+        let all =
+            [of("a", "b", "c"), of("a", "c", "c"), of("a", "b", "d"), of("b", "b", "c"), of("ab", "b", "c")];
+        let distinct: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len());
+    }
+}

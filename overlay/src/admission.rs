@@ -1,0 +1,368 @@
+//! Which nodes become peers, and with which prefixes.
+//!
+//! Every node is judged alone first, then against the others. Where two nodes collide, the one that held the
+//! key or prefix before keeps it: copying a victim's key or prefix into another Node object takes nothing from
+//! the victim. Where nobody held it, nobody gets it. A refusal is typed, names its node, and touches no other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mesh_keyring::{NodeName, PublicKey, SiteName};
+use serde::{Deserialize, Serialize};
+
+use crate::address;
+use crate::advertisement::{Advertisement, AdvertisementError};
+use crate::endpoint::Endpoint;
+use crate::local::{Grants, LocalNode};
+use crate::peer::Peer;
+use crate::prefix::{self, PrefixIndex};
+
+/// The most prefixes that one node can hold.
+pub const PREFIXES_MOST: usize = 16;
+
+/// A Node object as the registry yields it, not yet judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// `metadata.name`.
+    pub name: NodeName,
+    /// The operator's label `sennit.dev/site`; where present, the node's claim has to agree.
+    pub site_label: Option<SiteName>,
+    /// `spec.podCIDRs`, as written.
+    pub pod_cidrs: Vec<String>,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Why a node, or a part of what it claims or was granted, was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The annotations cannot be read.
+    #[error("{0}")]
+    Malformed(#[from] AdvertisementError),
+    /// An older claim than one seen before.
+    #[error("annotation sennit.dev/epoch went back from {seen} to {claimed}: an old claim was replayed")]
+    RolledBack {
+        /// The highest epoch seen.
+        seen: u64,
+        /// The epoch claimed now.
+        claimed: u64,
+    },
+    /// Another key under the same epoch.
+    #[error(
+        "annotation sennit.dev/public-key changed while the epoch stayed {0}: a new key needs a later epoch"
+    )]
+    KeyChanged(u64),
+    /// The key belongs to another node.
+    #[error("annotation sennit.dev/public-key: the key belongs to node {0}, which held it first")]
+    KeyTaken(NodeName),
+    /// Several nodes claim a key that nobody held before.
+    #[error("annotation sennit.dev/public-key: nodes {} claim the same key", names(.0))]
+    KeyContested(Vec<NodeName>),
+    /// The site claimed is not the one that the operator labelled.
+    #[error("annotation sennit.dev/site says {claimed}, the label sennit.dev/site says {label}")]
+    Site {
+        /// What the node says.
+        claimed: SiteName,
+        /// What the operator says.
+        label: SiteName,
+    },
+    /// The site is not one that the operator named.
+    #[error("site {0} has no entry under `sites` in this agent's configuration")]
+    UnknownSite(SiteName),
+    /// Not a prefix.
+    #[error("spec.podCIDRs: {0:?} is no prefix such as 10.1.0.0/24")]
+    NoPrefix(String),
+    /// Too many prefixes.
+    #[error("spec.podCIDRs has {0} entries; at most {PREFIXES_MOST} are granted")]
+    TooManyPrefixes(usize),
+    /// A prefix that nobody may hold.
+    #[error("spec.podCIDRs: {0} is not granted to anybody: {1}")]
+    PrefixForbidden(IpNet, String),
+    /// A prefix that holds a protected address.
+    #[error("spec.podCIDRs: {0} holds the protected address {1}")]
+    PrefixProtected(IpNet, IpAddr),
+    /// A prefix outside of the site's grant.
+    #[error("spec.podCIDRs: {0} lies outside of what site {1} was granted")]
+    PrefixOutsideSite(IpNet, SiteName),
+    /// A prefix that overlaps another node's.
+    #[error("spec.podCIDRs: {0} overlaps {1} of node {2}")]
+    PrefixTaken(IpNet, IpNet, NodeName),
+    /// An endpoint inside of the mesh: the tunnel would run through itself.
+    #[error("endpoint {0} lies inside of the mesh prefix {1}: a tunnel cannot run through itself")]
+    EndpointInsideMesh(Endpoint, IpNet),
+    /// An endpoint that is this very node.
+    #[error("endpoint {0} is an address of this node itself")]
+    EndpointIsLocal(Endpoint),
+}
+
+fn names(all: &[NodeName]) -> String {
+    all.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// The last claim and prefixes that each node was admitted with; kept on disk by the agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Memory(pub BTreeMap<NodeName, Peer>);
+
+/// The outcome: who is a peer, and what was refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// The peers by name.
+    pub peers: BTreeMap<NodeName, Peer>,
+    /// Refusals by node. A node can be a peer and still have a part refused.
+    pub refused: BTreeMap<NodeName, Vec<Refusal>>,
+    /// Nodes that publish no key (yet).
+    pub unpublished: BTreeSet<NodeName>,
+}
+
+impl Admission {
+    /// What the next admission has to remember: peers of now, replacing what was remembered of them.
+    pub fn memory(&self) -> Memory {
+        Memory(self.peers.clone())
+    }
+
+    fn refuse(&mut self, node: &NodeName, why: Refusal) {
+        self.refused.entry(node.clone()).or_default().push(why);
+    }
+}
+
+/// Judges all nodes of a registry. Pure, and independent of the order of `records`; the local node's own record
+/// is passed over.
+pub fn admit(local: &LocalNode, grants: &Grants, records: &[NodeRecord], memory: &Memory) -> Admission {
+    let mut admission = Admission::default();
+    let records: BTreeMap<&NodeName, &NodeRecord> =
+        records.iter().filter(|r| r.name != local.name).map(|r| (&r.name, r)).collect();
+
+    let mut claims = BTreeMap::new();
+    for (&name, record) in &records {
+        match judge_claim(record, memory.0.get(name).map(|p| &p.claim), &mut admission) {
+            Some(claim) => {
+                claims.insert(name, claim);
+            }
+            None if !admission.refused.contains_key(name) => {
+                admission.unpublished.insert(name.clone());
+            }
+            None => {}
+        }
+    }
+    settle_keys(local, memory, &mut claims, &mut admission);
+    let prefixes = settle_prefixes(local, grants, &records, &claims, memory, &mut admission);
+    for (name, claim) in claims {
+        let peer = Peer {
+            name: name.clone(),
+            address: address::node_address(&grants.mesh, &claim.site, name),
+            prefixes: prefixes.get(name).cloned().unwrap_or_default(),
+            claim,
+        };
+        admission.peers.insert(name.clone(), peer);
+    }
+    drop_impossible_endpoints(local, grants, &mut admission);
+    admission
+}
+
+/// The claim that counts for a node: what it says now, or what it said last where that is refused.
+fn judge_claim(
+    record: &NodeRecord,
+    last: Option<&Advertisement>,
+    out: &mut Admission,
+) -> Option<Advertisement> {
+    let refusal = match Advertisement::parse(&record.annotations) {
+        Ok(None) => return None,
+        Ok(Some(claim)) => match (last, &record.site_label) {
+            (_, Some(label)) if *label != claim.site => {
+                Refusal::Site { claimed: claim.site, label: label.clone() }
+            }
+            (Some(last), _) if claim.epoch < last.epoch => {
+                Refusal::RolledBack { seen: last.epoch, claimed: claim.epoch }
+            }
+            (Some(last), _) if claim.epoch == last.epoch && claim.public_key != last.public_key => {
+                Refusal::KeyChanged(claim.epoch)
+            }
+            _ => return Some(claim),
+        },
+        Err(error) => Refusal::Malformed(error),
+    };
+    out.refuse(&record.name, refusal);
+    last.cloned()
+}
+
+fn settle_keys(
+    local: &LocalNode,
+    memory: &Memory,
+    claims: &mut BTreeMap<&NodeName, Advertisement>,
+    out: &mut Admission,
+) {
+    // Who falls back to an earlier key may meet somebody there. Each node falls back or drops out once, so it ends.
+    while settle_keys_once(local, memory, claims, out) {}
+}
+
+fn settle_keys_once(
+    local: &LocalNode,
+    memory: &Memory,
+    claims: &mut BTreeMap<&NodeName, Advertisement>,
+    out: &mut Admission,
+) -> bool {
+    let mut settled = true;
+    let mut holders: BTreeMap<PublicKey, Vec<&NodeName>> = BTreeMap::new();
+    for (&name, claim) in claims.iter() {
+        holders.entry(claim.public_key).or_default().push(name);
+    }
+    for (key, nodes) in holders {
+        let held_before = |name: &&NodeName| memory.0.get(*name).is_some_and(|p| p.claim.public_key == key);
+        let owner = if key == local.public_key {
+            Some(&local.name)
+        } else if nodes.len() == 1 {
+            continue;
+        } else {
+            nodes.iter().copied().find(held_before)
+        };
+        for &name in nodes.iter().filter(|&&name| Some(name) != owner) {
+            settled = false;
+            let why = match owner {
+                Some(owner) => Refusal::KeyTaken(owner.clone()),
+                None => Refusal::KeyContested(nodes.iter().map(|&n| n.clone()).collect()),
+            };
+            out.refuse(name, why);
+            // What the node had before stays, unless that very key is the one in dispute.
+            match memory.0.get(name).map(|p| &p.claim).filter(|last| last.public_key != key) {
+                Some(last) => claims.insert(name, last.clone()),
+                None => claims.remove(name),
+            };
+        }
+    }
+    !settled
+}
+
+/// The prefixes that each node holds. Nodes without a usable claim take part: what they were granted is theirs.
+fn settle_prefixes(
+    local: &LocalNode,
+    grants: &Grants,
+    records: &BTreeMap<&NodeName, &NodeRecord>,
+    claims: &BTreeMap<&NodeName, Advertisement>,
+    memory: &Memory,
+    out: &mut Admission,
+) -> BTreeMap<NodeName, Vec<IpNet>> {
+    let own: Vec<(IpNet, NodeName)> = local.prefixes.iter().map(|&p| (p, local.name.clone())).collect();
+    let own = PrefixIndex::new(own);
+    let mut granted: BTreeMap<NodeName, BTreeSet<IpNet>> = BTreeMap::new();
+    for (&name, record) in records {
+        if record.pod_cidrs.len() > PREFIXES_MOST {
+            out.refuse(name, Refusal::TooManyPrefixes(record.pod_cidrs.len()));
+            continue;
+        }
+        let site = claims.get(name).map(|c| &c.site).or(record.site_label.as_ref());
+        for text in &record.pod_cidrs {
+            match judge_prefix(local, grants, site, text, &own) {
+                Ok(net) => {
+                    granted.entry(name.clone()).or_default().insert(net);
+                }
+                Err(why) => out.refuse(name, why),
+            }
+        }
+    }
+    let held_before =
+        |name: &NodeName, net: &IpNet| memory.0.get(name).is_some_and(|p| p.prefixes.contains(net));
+    // Each round takes away at least one prefix, so that the loop ends.
+    loop {
+        let index = PrefixIndex::new(
+            granted.iter().flat_map(|(name, nets)| nets.iter().map(move |&net| (net, name.clone()))),
+        );
+        let mut lost: BTreeSet<(NodeName, IpNet, IpNet, NodeName)> = BTreeSet::new();
+        for ((outer, a), (inner, b)) in index.overlaps().filter(|(x, y)| x.1 != y.1) {
+            let (first, second) = (held_before(a, outer), held_before(b, inner));
+            if !first || second {
+                lost.insert((a.clone(), *outer, *inner, b.clone()));
+            }
+            if !second || first {
+                lost.insert((b.clone(), *inner, *outer, a.clone()));
+            }
+        }
+        if lost.is_empty() {
+            break;
+        }
+        for (loser, net, against, other) in lost {
+            let removed = granted.get_mut(&loser).is_some_and(|nets| nets.remove(&net));
+            if removed {
+                out.refuse(&loser, Refusal::PrefixTaken(net, against, other));
+            }
+        }
+    }
+    granted.into_iter().map(|(name, nets)| (name, nets.into_iter().collect())).collect()
+}
+
+fn judge_prefix(
+    local: &LocalNode,
+    grants: &Grants,
+    site: Option<&SiteName>,
+    text: &str,
+    own: &PrefixIndex<NodeName>,
+) -> Result<IpNet, Refusal> {
+    let net: IpNet = text.parse().map_err(|_| Refusal::NoPrefix(text.chars().take(60).collect()))?;
+    let net = net.trunc();
+    if let Some(why) = prefix::forbidden(&net) {
+        return Err(Refusal::PrefixForbidden(net, why));
+    }
+    if prefix::overlap(&net, &IpNet::V6(grants.mesh_prefix())) {
+        return Err(Refusal::PrefixForbidden(net, "it holds the mesh addresses of nodes".to_owned()));
+    }
+    if let Some(&ip) = grants.protected.iter().find(|ip| net.contains(*ip)) {
+        return Err(Refusal::PrefixProtected(net, ip));
+    }
+    if let Some(&ip) = local.underlay_addresses.iter().find(|ip| net.contains(*ip)) {
+        return Err(Refusal::PrefixProtected(net, ip));
+    }
+    let holder = own.holding(net.network()).or_else(|| own.holding(net.broadcast()));
+    let inside = local.prefixes.iter().find(|p| net.contains(*p)).map(|&p| (p, local.name.clone()));
+    if let Some((theirs, name)) = holder.cloned().or(inside) {
+        return Err(Refusal::PrefixTaken(net, theirs, name));
+    }
+    if !grants.sites.is_empty() {
+        let Some(site) = site else { return Ok(net) };
+        let allowed = grants.sites.get(site).ok_or_else(|| Refusal::UnknownSite(site.clone()))?;
+        if !allowed.iter().any(|wide| wide.contains(&net)) {
+            return Err(Refusal::PrefixOutsideSite(net, site.clone()));
+        }
+    }
+    Ok(net)
+}
+
+fn drop_impossible_endpoints(local: &LocalNode, grants: &Grants, out: &mut Admission) {
+    let mesh = PrefixIndex::new(
+        (out.peers.values().flat_map(|p| p.prefixes.iter().copied()))
+            .chain(grants.sites.values().flatten().copied())
+            .chain(local.prefixes.iter().copied())
+            .chain([IpNet::V6(grants.mesh_prefix())])
+            .map(|net| (net, ())),
+    );
+    let mut refused = Vec::new();
+    for peer in out.peers.values_mut() {
+        let claim = &mut peer.claim;
+        let same_site = claim.site == local.site;
+        for (list, used) in [(&mut claim.endpoints, !same_site), (&mut claim.internal_endpoints, same_site)] {
+            list.retain(|endpoint| {
+                let Endpoint::Address(address) = endpoint else { return true };
+                let why = if let Some((net, ())) = mesh.holding(address.ip()) {
+                    Refusal::EndpointInsideMesh(endpoint.clone(), *net)
+                } else if used
+                    && local.underlay_addresses.contains(&address.ip())
+                    && address.port() == local.listen_port
+                {
+                    // Another site's LAN may well use our addresses behind its NAT; that list is not dialled.
+                    Refusal::EndpointIsLocal(endpoint.clone())
+                } else {
+                    return true;
+                };
+                refused.push((peer.name.clone(), why));
+                false
+            });
+        }
+    }
+    for (name, why) in refused {
+        out.refuse(&name, why);
+    }
+}
+
+#[cfg(test)]
+#[path = "admission/tests.rs"]
+mod tests;

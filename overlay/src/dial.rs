@@ -1,0 +1,138 @@
+//! Which of a peer's candidate endpoints to dial, and when to leave the endpoint alone.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use mesh_keyring::PublicKey;
+
+use crate::device::ObservedPeer;
+
+/// A handshake older than this is dead (WireGuard paper, section 6.1: Reject-After-Time).
+pub const HANDSHAKE_LIFETIME: Duration = Duration::from_secs(180);
+/// How long one candidate is tried: three handshake attempts of five seconds (Rekey-Timeout) each.
+pub const TRY_FOR: Duration = Duration::from_secs(15);
+
+/// Whether the peer's last handshake still carries traffic. One that lies in the future, after the clock was set
+/// back, counts as fresh: it is left alone rather than disturbed.
+pub fn is_fresh(last_handshake: Option<SystemTime>, now: SystemTime) -> bool {
+    last_handshake.is_some_and(|at| now.duration_since(at).unwrap_or_default() < HANDSHAKE_LIFETIME)
+}
+
+#[derive(Debug, Clone)]
+struct Attempt {
+    candidates: Vec<SocketAddr>,
+    index: usize,
+    since: SystemTime,
+}
+
+/// The attempts that are under way, by peer.
+#[derive(Debug, Clone, Default)]
+pub struct Dialer {
+    attempts: BTreeMap<PublicKey, Attempt>,
+}
+
+impl Dialer {
+    /// The endpoint to write now, if any. A fresh handshake is never disturbed: whatever address it came from is
+    /// newer than anything published. Without one, the candidates are tried in turn.
+    pub fn choose(
+        &mut self,
+        key: &PublicKey,
+        candidates: &[SocketAddr],
+        observed: Option<&ObservedPeer>,
+        now: SystemTime,
+    ) -> Option<SocketAddr> {
+        if observed.is_some_and(|peer| is_fresh(peer.last_handshake, now)) {
+            self.attempts.remove(key);
+            return None;
+        }
+        if candidates.is_empty() {
+            self.attempts.remove(key);
+            return None;
+        }
+        let current = observed.and_then(|peer| peer.endpoint);
+        let attempt = self.attempts.entry(*key).or_insert_with(|| Attempt {
+            candidates: candidates.to_vec(),
+            // After a restart of the agent: go on where the device stands.
+            index: current.and_then(|c| candidates.iter().position(|&x| x == c)).unwrap_or(0),
+            since: now,
+        });
+        if attempt.candidates != candidates {
+            *attempt = Attempt { candidates: candidates.to_vec(), index: 0, since: now };
+        } else if now.duration_since(attempt.since).unwrap_or(TRY_FOR) >= TRY_FOR {
+            attempt.index = (attempt.index + 1) % candidates.len();
+            attempt.since = now;
+        }
+        let wanted = candidates[attempt.index];
+        (current != Some(wanted)).then_some(wanted)
+    }
+
+    /// When the next candidate of some peer is due; only peers with more than one have one.
+    pub fn wake_at(&self) -> Option<SystemTime> {
+        self.attempts.values().filter(|a| a.candidates.len() > 1).map(|a| a.since + TRY_FOR).min()
+    }
+
+    /// Forgets the peers for which `keep` is false.
+    pub fn retain(&mut self, keep: impl Fn(&PublicKey) -> bool) {
+        self.attempts.retain(|key, _| keep(key));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh_keyring::PrivateKey;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
+    }
+
+    fn key() -> PublicKey {
+        PrivateKey::from_bytes(&[9; 32]).unwrap().public()
+    }
+
+    fn address(n: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, n], 51820))
+    }
+
+    fn holding(endpoint: Option<SocketAddr>, handshake: Option<u64>) -> ObservedPeer {
+        ObservedPeer { endpoint, last_handshake: handshake.map(at), ..ObservedPeer::default() }
+    }
+
+    #[test]
+    fn an_endpoint_learned_from_a_fresh_handshake_is_never_overwritten() {
+        let mut dialer = Dialer::default();
+        let roamed = holding(Some(address(99)), Some(0));
+        assert_eq!(dialer.choose(&key(), &[address(1)], Some(&roamed), at(179)), None);
+        assert_eq!(dialer.choose(&key(), &[address(1)], Some(&roamed), at(180)), Some(address(1)));
+    }
+
+    #[test]
+    fn candidates_are_tried_in_turn_until_one_answers() {
+        let mut dialer = Dialer::default();
+        let two = [address(1), address(2)];
+        assert_eq!(dialer.choose(&key(), &two, None, at(0)), Some(address(1)));
+        let dialled = holding(Some(address(1)), None);
+        assert_eq!(dialer.choose(&key(), &two, Some(&dialled), at(14)), None);
+        assert_eq!(dialer.wake_at(), Some(at(15)));
+        assert_eq!(dialer.choose(&key(), &two, Some(&dialled), at(15)), Some(address(2)));
+        let second = holding(Some(address(2)), None);
+        assert_eq!(dialer.choose(&key(), &two, Some(&second), at(31)), Some(address(1)));
+        assert_eq!(dialer.choose(&key(), &two, Some(&holding(Some(address(1)), Some(32))), at(33)), None);
+        assert_eq!(dialer.wake_at(), None);
+    }
+
+    #[test]
+    fn a_restarted_agent_goes_on_with_the_endpoint_in_use() {
+        let mut dialer = Dialer::default();
+        let second = holding(Some(address(2)), None);
+        assert_eq!(dialer.choose(&key(), &[address(1), address(2)], Some(&second), at(0)), None);
+    }
+
+    #[test]
+    fn a_clock_that_went_back_disturbs_nothing() {
+        let mut dialer = Dialer::default();
+        let future = holding(Some(address(99)), Some(5000));
+        assert_eq!(dialer.choose(&key(), &[address(1)], Some(&future), at(0)), None);
+    }
+}

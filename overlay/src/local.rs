@@ -1,0 +1,135 @@
+//! What a node knows of itself and what its operator grants.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv6Net};
+use mesh_keyring::{MeshName, NodeName, PublicKey, SiteName};
+
+use crate::address;
+
+/// The operator's word on who may hold which addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grants {
+    /// The mesh; it seeds the node addresses.
+    pub mesh: MeshName,
+    /// The prefixes that nodes of a site may hold. When no site is named at all, `spec.podCIDRs` alone decide.
+    pub sites: BTreeMap<SiteName, Vec<IpNet>>,
+    /// Addresses that no peer may ever hold: the API server's, DNS, metadata services.
+    pub protected: BTreeSet<IpAddr>,
+}
+
+impl Grants {
+    /// The prefix of all node addresses.
+    pub fn mesh_prefix(&self) -> Ipv6Net {
+        address::mesh_prefix(&self.mesh)
+    }
+}
+
+/// The node that the plan is computed for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalNode {
+    /// Its name.
+    pub name: NodeName,
+    /// Its site.
+    pub site: SiteName,
+    /// Its WireGuard key.
+    pub public_key: PublicKey,
+    /// The pod prefixes it holds (`spec.podCIDRs` of its Node object).
+    pub prefixes: Vec<IpNet>,
+    /// The addresses of its underlay interfaces.
+    pub underlay_addresses: BTreeSet<IpAddr>,
+    /// The MTU of its underlay, in bytes.
+    pub underlay_mtu: u16,
+    /// Its WireGuard interface.
+    pub interface: InterfaceName,
+    /// The UDP port that it listens on.
+    pub listen_port: u16,
+    /// Seconds between keepalives to every peer; `None` sends none.
+    pub keepalive: Option<u16>,
+    /// Which routing table, rule priority and protocol number are ours.
+    pub routing: Routing,
+}
+
+impl LocalNode {
+    /// Its own mesh address.
+    pub fn address(&self, mesh: &MeshName) -> Ipv6Addr {
+        address::node_address(mesh, &self.site, &self.name)
+    }
+}
+
+/// The numbers under which our routes live, so that they are ours alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routing {
+    /// Routing table.
+    pub table: u32,
+    /// Priority of the rule that consults the table; before `main` (32766).
+    pub priority: u32,
+    /// Protocol number of the routes (`ip route ... proto N`).
+    pub protocol: u8,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Self { table: 5182, priority: 5182, protocol: 82 }
+    }
+}
+
+/// A network interface's name: 1 to 15 bytes that are safe in a path and in an nftables ruleset.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct InterfaceName(String);
+
+/// Why a text is not an interface name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("interface name {0:?}: use 1 to 15 letters, digits, '.', '-' or '_', starting with a letter")]
+pub struct InterfaceNameError(String);
+
+impl InterfaceName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for InterfaceName {
+    type Error = InterfaceNameError;
+    fn try_from(text: String) -> Result<Self, InterfaceNameError> {
+        let fine = (1..=15).contains(&text.len())
+            && text.bytes().all(|c| c.is_ascii_alphanumeric() || b".-_".contains(&c))
+            && text.starts_with(|c: char| c.is_ascii_alphabetic());
+        if fine { Ok(Self(text)) } else { Err(InterfaceNameError(text.chars().take(40).collect())) }
+    }
+}
+
+impl std::str::FromStr for InterfaceName {
+    type Err = InterfaceNameError;
+    fn from_str(text: &str) -> Result<Self, InterfaceNameError> {
+        text.to_owned().try_into()
+    }
+}
+
+impl From<InterfaceName> for String {
+    fn from(name: InterfaceName) -> String {
+        name.0
+    }
+}
+
+impl std::fmt::Display for InterfaceName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interface_names_that_could_break_a_path_or_a_ruleset_are_refused() {
+        for name in ["", "a/b", "..", "a b", "a\"b", "sennit0123456789", "0wg", "wg;drop", "wg*"] {
+            assert!(name.parse::<InterfaceName>().is_err(), "{name:?}");
+        }
+        assert_eq!("sennit0".parse::<InterfaceName>().unwrap().as_str(), "sennit0");
+    }
+}

@@ -1,0 +1,23 @@
+//! A node that was admitted: its claim, bounded by what it was granted.
+
+use std::net::Ipv6Addr;
+
+use ipnet::IpNet;
+use mesh_keyring::NodeName;
+use serde::{Deserialize, Serialize};
+
+use crate::advertisement::Advertisement;
+
+/// An admitted node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Peer {
+    /// Its name.
+    pub name: NodeName,
+    /// What it claims, less the endpoints that were refused.
+    pub claim: Advertisement,
+    /// Its mesh address, derived from its name.
+    pub address: Ipv6Addr,
+    /// The prefixes that it was granted, sorted; never its own word.
+    pub prefixes: Vec<IpNet>,
+}

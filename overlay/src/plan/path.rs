@@ -1,0 +1,34 @@
+//! Which endpoints a peer is dialled at, best first.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::endpoint::{Endpoint, is_dialable};
+use crate::local::LocalNode;
+use crate::peer::Peer;
+
+/// What DNS names resolved to. A name that is absent did not resolve (yet).
+pub type Resolution = BTreeMap<String, Vec<IpAddr>>;
+
+/// The addresses to dial: inside a site its internal endpoints and then the others, between sites the others
+/// alone, since another site's private addresses may be somebody else's here.
+pub fn candidates(local: &LocalNode, peer: &Peer, resolved: &Resolution) -> Vec<SocketAddr> {
+    let internal: &[Endpoint] =
+        if peer.claim.site == local.site { &peer.claim.internal_endpoints } else { &[] };
+    let mut found = Vec::new();
+    for endpoint in internal.iter().chain(&peer.claim.endpoints) {
+        let addresses: Vec<SocketAddr> = match endpoint {
+            Endpoint::Address(address) => vec![*address],
+            Endpoint::Name(host, port) => {
+                let ips = resolved.get(host).map(Vec::as_slice).unwrap_or_default();
+                ips.iter().filter(|ip| is_dialable(**ip)).map(|&ip| SocketAddr::new(ip, *port)).collect()
+            }
+        };
+        for address in addresses {
+            if !found.contains(&address) {
+                found.push(address);
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,133 @@
+use super::*;
+use crate::advertisement::Advertisement;
+use crate::local::Routing;
+use mesh_keyring::PrivateKey;
+
+fn peer(n: u8, site: &str, prefix: &str, endpoint: Option<&str>) -> (NodeName, Peer) {
+    let name: NodeName = format!("{site}-{n}").parse().unwrap();
+    let site: SiteName = site.parse().unwrap();
+    let mesh = "test".parse().unwrap();
+    let peer = Peer {
+        address: crate::address::node_address(&mesh, &site, &name),
+        name: name.clone(),
+        prefixes: vec![prefix.parse().unwrap()],
+        claim: Advertisement {
+            public_key: PrivateKey::from_bytes(&[n; 32]).unwrap().public(),
+            epoch: 1,
+            site,
+            endpoints: endpoint.iter().map(|e| e.parse().unwrap()).collect(),
+            internal_endpoints: vec![format!("192.168.0.{n}:51820").parse().unwrap()],
+            mtu: Some(1400),
+        },
+    };
+    (name, peer)
+}
+
+fn local() -> LocalNode {
+    LocalNode {
+        name: "aws-1".parse().unwrap(),
+        site: "aws".parse().unwrap(),
+        public_key: PrivateKey::from_bytes(&[1; 32]).unwrap().public(),
+        prefixes: vec!["10.1.1.0/24".parse().unwrap(), "fd01:0:0:1::/64".parse().unwrap()],
+        underlay_addresses: BTreeSet::new(),
+        underlay_mtu: 1500,
+        interface: "sennit0".parse().unwrap(),
+        listen_port: 51820,
+        keepalive: Some(25),
+        routing: Routing::default(),
+    }
+}
+
+fn grants() -> Grants {
+    Grants {
+        mesh: "test".parse().unwrap(),
+        sites: BTreeMap::from([
+            ("aws".parse().unwrap(), vec!["10.1.0.0/16".parse().unwrap(), "fd01::/48".parse().unwrap()]),
+            ("gcp".parse().unwrap(), vec!["10.2.0.0/16".parse().unwrap()]),
+        ]),
+        protected: BTreeSet::new(),
+    }
+}
+
+fn plan() -> MeshPlan {
+    let peers = BTreeMap::from([
+        peer(2, "aws", "10.1.2.0/24", None),
+        peer(3, "gcp", "10.2.3.0/24", Some("203.0.113.3:51820")),
+        peer(4, "gcp", "10.2.4.0/24", Some("gw.example:51820")),
+    ]);
+    let resolved = Resolution::from([("gw.example".to_owned(), vec!["203.0.113.4".parse().unwrap()])]);
+    MeshPlan::compute(&local(), &grants(), &peers, &resolved)
+}
+
+#[test]
+fn private_endpoints_are_dialled_inside_a_site_only() {
+    let plan = plan();
+    let dialled = |name: &str| {
+        let found = &plan.peers[&name.parse::<NodeName>().unwrap()].candidates;
+        found.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(dialled("aws-2"), ["192.168.0.2:51820"]);
+    assert_eq!(dialled("gcp-3"), ["203.0.113.3:51820"]);
+    assert_eq!(dialled("gcp-4"), ["203.0.113.4:51820"]);
+}
+
+#[test]
+fn a_name_that_does_not_resolve_leaves_the_peer_in_place_without_an_endpoint() {
+    let peers = BTreeMap::from([peer(4, "gcp", "10.2.4.0/24", Some("nowhere.example:1"))]);
+    let plan = MeshPlan::compute(&local(), &grants(), &peers, &Resolution::new());
+    assert!(plan.peers.values().all(|p| p.candidates.is_empty()));
+    assert_eq!(plan.device.peers.len(), 1);
+}
+
+#[test]
+fn every_mesh_prefix_is_guarded_and_black_holed_in_both_families() {
+    let plan = plan();
+    for peer in plan.peers.values() {
+        for net in &peer.allowed_ips {
+            assert!(plan.guard.mesh.iter().any(|wide| wide.contains(net)), "{net} is not guarded");
+            assert!(plan.routes.routes.contains(&Route::new(*net, RouteKind::Blackhole)), "{net}");
+            assert!(plan.routes.routes.contains(&Route::new(*net, RouteKind::Mesh { mtu: 1312 })), "{net}");
+        }
+    }
+    for grant in ["10.1.0.0/16", "10.2.0.0/16", "fd01::/48"] {
+        assert!(
+            plan.routes.routes.contains(&Route::new(grant.parse().unwrap(), RouteKind::Blackhole)),
+            "{grant}"
+        );
+    }
+}
+
+#[test]
+fn a_guard_stands_for_the_granted_sites_before_any_peer_is_known() {
+    let plan = MeshPlan::compute(&local(), &grants(), &BTreeMap::new(), &Resolution::new());
+    let guarded = |text: &str| plan.guard.mesh.iter().any(|n| n.contains(&text.parse::<IpNet>().unwrap()));
+    assert!(guarded("10.2.0.0/16") && guarded("10.1.0.0/16") && guarded("fd01::/48"));
+}
+
+#[test]
+fn our_own_pods_are_neither_black_holed_nor_guarded() {
+    let plan = plan();
+    for own in &local().prefixes {
+        assert!(plan.routes.routes.contains(&Route::new(*own, RouteKind::Throw)), "{own}");
+        assert!(plan.guard.local.iter().any(|n| n.contains(own)), "{own}");
+    }
+}
+
+#[test]
+fn node_addresses_are_single_addresses_of_both_families() {
+    let texts: Vec<String> = plan().addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(texts[0], "10.1.1.0/32");
+    assert!(texts[1].starts_with("fd") && texts[1].ends_with("/128"), "{texts:?}");
+}
+
+#[test]
+fn the_forms_for_other_tools_name_every_peer_and_no_secret() {
+    let plan = plan();
+    let (wg, routes, dot) = (plan.to_wg(), plan.to_routes(), plan.to_dot());
+    assert!(!wg.contains("PrivateKey"));
+    for (name, peer) in &plan.peers {
+        assert!(wg.contains(&peer.public_key.to_string()) && dot.contains(name.as_str()));
+        assert!(peer.allowed_ips.iter().all(|net| routes.contains(&net.to_string())));
+    }
+    assert!(serde_json::to_string(&plan).unwrap().contains("allowedIps"));
+}
