@@ -1,0 +1,38 @@
+# Thin: each target is a line or two. `make help` lists them.
+SHELL := /bin/bash
+SCENARIO ?= deploy/examples/four-clouds.yaml
+BIN := target/release
+
+.PHONY: help setup build demo test unit check bench fuzz clean
+help:            ## list the targets
+	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup:           ## install what is missing from Debian/Ubuntu packages (needs root)
+	@tests/setup/packages.sh
+
+build: setup     ## build the release programs
+	cargo build --release --locked --bins
+
+demo: build      ## four sites, twelve nodes, one encrypted mesh, and a picture of it
+	@SENNIT_BIN_DIR=$(CURDIR)/$(BIN) $(BIN)/meshlab run $(SCENARIO) $(DEMO_ARGS)
+
+test: setup      ## all tests
+	@tests/setup/test.sh
+
+unit:            ## the tests that need neither root nor packages
+	cargo test --locked --lib --bins -p mesh-keyring -p mesh-overlay -p mesh-policy -p mesh-agent -p mesh-wg
+
+check:           ## formatting, lints, documentation, dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	@if command -v cargo-deny >/dev/null; then cargo deny check --disable-fetch licenses bans sources; else echo "SKIPPED cargo deny: not installed (cargo install cargo-deny)"; fi
+
+bench: build     ## throughput against wireguard-go, and the plan of 1,000 nodes
+	@tests/bench/throughput.sh && tests/bench/plan.sh
+
+fuzz:            ## fuzz each target for FUZZ_SECONDS (600)
+	@tests/fuzz/run.sh
+
+clean:
+	cargo clean

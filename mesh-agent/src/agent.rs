@@ -1,0 +1,276 @@
+//! What the agent knows and what it wants, without touching anything.
+//!
+//! Inputs replace what was known of their kind; [`Agent::desired`] is a pure function of all of it. Until the
+//! registry was read in full once, the last good peers stand in for it and nothing is pruned.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use mesh_keyring::{NodeName, PublicKey, SiteName};
+use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST};
+use mesh_overlay::endpoint::is_dialable;
+use mesh_overlay::link::{LinkConfig, ObservedUnderlay};
+use mesh_overlay::plan::path::Resolution;
+use mesh_overlay::{
+    Admission, Advertisement, Endpoint, Grants, LocalNode, Memory, MeshPlan, NodeRecord, Peer, admit, prefix,
+};
+
+use crate::config::Config;
+use crate::registry::{Problem, Snapshot};
+use crate::state::LastGood;
+
+/// The MTU assumed where neither the configuration nor the kernel tells one: Ethernet's, in bytes.
+const MTU_ASSUMED: u16 = 1500;
+
+/// What should be, at one moment.
+#[derive(Debug, Clone)]
+pub struct Desired {
+    /// The plan.
+    pub plan: MeshPlan,
+    /// The mesh interface.
+    pub link: LinkConfig,
+    /// What this node says of itself.
+    pub publish: Advertisement,
+    /// DNS names that peers gave as endpoints.
+    pub names: BTreeSet<String>,
+    /// What the next start has to know.
+    pub last_good: LastGood,
+    /// What was refused, and why.
+    pub refused: Vec<Problem>,
+    /// Nodes that publish no key.
+    pub unpublished: BTreeSet<NodeName>,
+    /// What is wrong with this node itself.
+    pub warnings: Vec<String>,
+}
+
+/// The agent's knowledge.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    public_key: PublicKey,
+    epoch: u64,
+    last_good: LastGood,
+    snapshot: Option<Snapshot>,
+    underlay: ObservedUnderlay,
+    resolved: Resolution,
+}
+
+impl Agent {
+    /// An agent that knows its configuration, its key with the second it was made, and what it knew last time.
+    pub fn new(config: Config, public_key: PublicKey, epoch: u64, last_good: LastGood) -> Self {
+        Self {
+            config,
+            public_key,
+            epoch,
+            last_good,
+            snapshot: None,
+            underlay: ObservedUnderlay::default(),
+            resolved: Resolution::new(),
+        }
+    }
+
+    /// The registry was read. A snapshot that lacks this node, although it was there before, is an unmounted or
+    /// half-copied directory rather than the operator's will: it is not taken, and the answer says so.
+    pub fn snapshot(&mut self, snapshot: Snapshot) -> Result<(), Problem> {
+        let knows_us = snapshot.nodes.iter().any(|n| n.name == self.config.node);
+        if !knows_us && self.last_good.registered {
+            return Err(Problem {
+                node: Some(self.config.node.clone()),
+                text: format!(
+                    "the registry has no Node manifest of {} any more, so it counts as incomplete: nothing is pruned; \
+                     to take this node out of the mesh, stop its agent and run `mesh-agent cleanup`",
+                    self.config.node
+                ),
+            });
+        }
+        self.snapshot = Some(snapshot);
+        Ok(())
+    }
+
+    /// The kernel's view of the underlay.
+    pub fn underlay(&mut self, underlay: ObservedUnderlay) {
+        self.underlay = underlay;
+    }
+
+    /// What names resolve to now.
+    pub fn resolved(&mut self, resolved: Resolution) {
+        self.resolved = resolved;
+    }
+
+    /// Whether the registry was read in full since the start.
+    pub fn is_synced(&self) -> bool {
+        self.snapshot.is_some()
+    }
+
+    /// The desired state; remembers whom it admitted, so that later claims are judged against them.
+    pub fn desired(&mut self) -> Desired {
+        let mut warnings = Vec::new();
+        let own_prefixes = self.own_prefixes(&mut warnings);
+        let local = self.local(own_prefixes.clone(), &mut warnings);
+        let grants = &self.config.grants;
+        let (admission, problems) = match &self.snapshot {
+            Some(snapshot) => {
+                let admission = admit(&local, grants, &snapshot.nodes, &self.last_good.peers);
+                (admission, snapshot.problems.clone())
+            }
+            None => (remembered(&self.last_good.peers), Vec::new()),
+        };
+        if self.snapshot.is_some() {
+            self.last_good = LastGood {
+                registered: self.own_record().is_some(),
+                prefixes: own_prefixes,
+                peers: admission.memory(),
+            };
+        }
+        let plan = MeshPlan::compute(&local, grants, &admission.peers, &self.resolved);
+        let mut refused = problems;
+        for (node, whys) in &admission.refused {
+            refused.extend(whys.iter().map(|w| Problem { node: Some(node.clone()), text: w.to_string() }));
+        }
+        let names = admission.peers.values().flat_map(names_of).collect();
+        let mut unpublished = admission.unpublished;
+        unpublished.remove(&self.config.node);
+        Desired {
+            link: LinkConfig {
+                name: local.interface.clone(),
+                mtu: plan.mtu,
+                addresses: plan.addresses.clone(),
+            },
+            publish: self.advertisement(local.underlay_mtu),
+            plan,
+            names,
+            last_good: self.last_good.clone(),
+            refused,
+            unpublished,
+            warnings,
+        }
+    }
+
+    fn own_record(&self) -> Option<&NodeRecord> {
+        self.snapshot.as_ref()?.nodes.iter().find(|n| n.name == self.config.node)
+    }
+
+    fn own_prefixes(&self, warnings: &mut Vec<String>) -> Vec<IpNet> {
+        let Some(snapshot) = &self.snapshot else { return self.last_good.prefixes.clone() };
+        let Some(record) = snapshot.nodes.iter().find(|n| n.name == self.config.node) else {
+            warnings.push(format!(
+                "the registry has no Node manifest of {}: other nodes do not accept this one",
+                self.config.node
+            ));
+            return Vec::new();
+        };
+        own_prefixes(&self.config.grants, &self.config.site, record, warnings)
+    }
+
+    fn local(&self, prefixes: Vec<IpNet>, warnings: &mut Vec<String>) -> LocalNode {
+        let observed = self.underlay.mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX));
+        let mut mtu = self.config.underlay.mtu.or(observed).unwrap_or(MTU_ASSUMED);
+        if mtu < MTU_LEAST {
+            warnings.push(format!(
+                "the underlay's MTU of {mtu} bytes is below the {MTU_LEAST} that IPv6 inside of WireGuard needs: packets will be fragmented"
+            ));
+            mtu = MTU_LEAST;
+        }
+        let (v4, v6) = self.underlay.forwarding;
+        if !prefixes.is_empty()
+            && (!v4 && has_v4(&prefixes) || !v6 && prefixes.iter().any(|p| p.addr().is_ipv6()))
+        {
+            warnings.push(
+                "the kernel does not forward packets: pods cannot use the mesh; set net.ipv4.ip_forward and net.ipv6.conf.all.forwarding to 1"
+                    .to_owned(),
+            );
+        }
+        LocalNode {
+            name: self.config.node.clone(),
+            site: self.config.site.clone(),
+            public_key: self.public_key,
+            prefixes,
+            underlay_addresses: self.underlay_addresses(),
+            underlay_mtu: mtu,
+            interface: self.config.wireguard.interface.clone(),
+            listen_port: self.config.wireguard.listen_port,
+            keepalive: Some(self.config.wireguard.persistent_keepalive).filter(|s| *s > 0),
+            routing: self.config.routing,
+        }
+    }
+
+    /// The addresses that this node is dialled at, and those of the default route: a peer's prefix that held one of
+    /// them would swallow the tunnels. Addresses of other interfaces may well be pods' gateways.
+    fn underlay_addresses(&self) -> BTreeSet<IpAddr> {
+        let config = &self.config.underlay;
+        let configured = config.endpoints.iter().chain(&config.internal_endpoints).flatten();
+        let configured = configured.filter_map(|endpoint| match endpoint {
+            Endpoint::Address(address) => Some(address.ip()),
+            Endpoint::Name(..) => None,
+        });
+        configured.chain(self.underlay.default_route_addresses.iter().copied()).collect()
+    }
+
+    fn advertisement(&self, mtu: u16) -> Advertisement {
+        let port = self.config.wireguard.listen_port;
+        let dialable = self.underlay.default_route_addresses.iter().filter(|ip| is_dialable(**ip));
+        let derived: Vec<Endpoint> =
+            dialable.take(ENDPOINTS_MOST).map(|ip| Endpoint::Address(SocketAddr::new(*ip, port))).collect();
+        let config = &self.config.underlay;
+        Advertisement {
+            public_key: self.public_key,
+            epoch: self.epoch,
+            site: self.config.site.clone(),
+            endpoints: config.endpoints.clone().unwrap_or_else(|| derived.clone()),
+            internal_endpoints: config.internal_endpoints.clone().unwrap_or(derived),
+            mtu: Some(mtu),
+        }
+    }
+}
+
+/// The prefixes that the operator's manifest gives this node, less those that it could not have been granted.
+pub fn own_prefixes(
+    grants: &Grants,
+    site: &SiteName,
+    record: &NodeRecord,
+    warnings: &mut Vec<String>,
+) -> Vec<IpNet> {
+    let mut own = Vec::new();
+    for text in &record.pod_cidrs {
+        let shown: String = text.chars().take(60).collect();
+        let mut refuse = |why: String| {
+            warnings.push(format!("spec.podCIDRs of this node: {shown:?} is not used: {why}"));
+        };
+        let Ok(net) = text.parse::<IpNet>().map(|net| net.trunc()) else {
+            refuse("no prefix such as 10.1.0.0/24".to_owned());
+            continue;
+        };
+        let granted = grants.sites.get(site);
+        if let Some(why) = prefix::forbidden(&net) {
+            refuse(why);
+        } else if granted.is_some_and(|wide| !wide.iter().any(|w| w.contains(&net))) {
+            refuse(format!("it lies outside of what site {site} was granted"));
+        } else if let Some(ip) = grants.protected.iter().find(|ip| net.contains(*ip)) {
+            refuse(format!("it holds the protected address {ip}"));
+        } else if !own.contains(&net) {
+            own.push(net);
+        }
+    }
+    own
+}
+
+fn has_v4(prefixes: &[IpNet]) -> bool {
+    prefixes.iter().any(|p| p.addr().is_ipv4())
+}
+
+fn remembered(memory: &Memory) -> Admission {
+    Admission { peers: memory.0.clone(), refused: BTreeMap::new(), unpublished: BTreeSet::new() }
+}
+
+fn names_of(peer: &Peer) -> impl Iterator<Item = String> + '_ {
+    let all = peer.claim.endpoints.iter().chain(&peer.claim.internal_endpoints);
+    all.filter_map(|endpoint| match endpoint {
+        Endpoint::Name(host, _) => Some(host.clone()),
+        Endpoint::Address(_) => None,
+    })
+}
+
+#[cfg(test)]
+#[path = "agent/tests.rs"]
+mod tests;

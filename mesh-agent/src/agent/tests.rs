@@ -1,0 +1,133 @@
+use super::*;
+use mesh_keyring::PrivateKey;
+
+fn key(n: u8) -> PublicKey {
+    PrivateKey::from_bytes(&[n; 32]).unwrap().public()
+}
+
+fn config(extra: &str) -> Config {
+    let text = format!(
+        "node: me\nsite: aws\nmesh: test\nregistry: {{file: {{dir: /r}}}}\nsites:\n- {{name: aws, prefixes: [10.1.0.0/16]}}\n- {{name: gcp, prefixes: [10.2.0.0/16]}}\n{extra}"
+    );
+    Config::parse("test", &text, None).unwrap()
+}
+
+fn record(name: &str, key_of: Option<u8>, cidrs: &[&str]) -> NodeRecord {
+    let claim = key_of.map(|n| Advertisement {
+        public_key: key(n),
+        epoch: 1,
+        site: "gcp".parse().unwrap(),
+        endpoints: vec![format!("gw{n}.example:51820").parse().unwrap()],
+        internal_endpoints: Vec::new(),
+        mtu: Some(1500),
+    });
+    NodeRecord {
+        name: name.parse().unwrap(),
+        site_label: None,
+        pod_cidrs: cidrs.iter().map(|c| (*c).to_owned()).collect(),
+        annotations: claim.map(|c| c.to_annotations()).unwrap_or_default(),
+    }
+}
+
+fn snapshot(nodes: &[NodeRecord]) -> Snapshot {
+    Snapshot { nodes: nodes.to_vec(), problems: Vec::new() }
+}
+
+fn agent(config: Config, last_good: LastGood) -> Agent {
+    let mut agent = Agent::new(config, key(1), 1, last_good);
+    agent.underlay(ObservedUnderlay {
+        default_route_addresses: vec!["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()],
+        mtu: Some(1400),
+        forwarding: (true, true),
+        ..ObservedUnderlay::default()
+    });
+    agent
+}
+
+fn peers(desired: &Desired) -> Vec<&str> {
+    desired.plan.peers.keys().map(NodeName::as_str).collect()
+}
+
+fn three() -> [NodeRecord; 3] {
+    [
+        record("me", None, &["10.1.1.0/24"]),
+        record("a", Some(2), &["10.2.1.0/24"]),
+        record("b", Some(3), &["10.2.2.0/24"]),
+    ]
+}
+
+fn known() -> LastGood {
+    let mut before = agent(config(""), LastGood::default());
+    before.snapshot(snapshot(&three())).unwrap();
+    before.desired().last_good
+}
+
+#[test]
+fn before_the_first_full_read_the_last_good_peers_stand() {
+    let mut agent = agent(config(""), known());
+    assert_eq!(peers(&agent.desired()), ["a", "b"]);
+    assert!(!agent.is_synced());
+    agent.snapshot(snapshot(&three()[..2])).unwrap();
+    assert_eq!(peers(&agent.desired()), ["a"], "after it, whoever was deleted is pruned");
+}
+
+#[test]
+fn a_registry_that_lost_this_node_is_incomplete_and_prunes_nobody() {
+    let mut agent = agent(config(""), known());
+    for partial in [snapshot(&[]), snapshot(&three()[1..2])] {
+        let problem = agent.snapshot(partial).unwrap_err();
+        assert!(problem.text.contains("counts as incomplete"), "{}", problem.text);
+        assert_eq!(peers(&agent.desired()), ["a", "b"]);
+    }
+}
+
+#[test]
+fn a_node_that_was_never_registered_meets_its_peers_and_says_so() {
+    let mut agent = agent(config(""), LastGood::default());
+    agent.snapshot(snapshot(&three()[1..])).unwrap();
+    let desired = agent.desired();
+    assert_eq!(peers(&desired), ["a", "b"]);
+    assert!(desired.warnings.iter().any(|w| w.contains("no Node manifest of me")));
+}
+
+#[test]
+fn endpoints_and_mtu_are_derived_unless_configured() {
+    let derived = agent(config(""), LastGood::default()).desired().publish;
+    let texts: Vec<String> = derived.endpoints.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["192.0.2.7:51820", "[2001:db8::7]:51820"]);
+    assert_eq!((derived.internal_endpoints, derived.mtu), (derived.endpoints, Some(1400)));
+    let behind_nat = "underlay: {endpoints: [], internalEndpoints: ['192.168.1.2:51820'], mtu: 1450}\n";
+    let configured = agent(config(behind_nat), LastGood::default()).desired().publish;
+    assert!(configured.endpoints.is_empty());
+    assert_eq!(configured.internal_endpoints[0].to_string(), "192.168.1.2:51820");
+    assert_eq!(configured.mtu, Some(1450));
+}
+
+#[test]
+fn prefixes_that_this_node_cannot_have_been_granted_are_not_used() {
+    let mut agent = agent(config("protectedAddresses: [10.1.9.1]\n"), LastGood::default());
+    let cidrs = ["10.1.1.0/24", "10.9.0.0/24", "0.0.0.0/0", "nonsense", "10.1.9.0/24"];
+    agent.snapshot(snapshot(&[record("me", None, &cidrs)])).unwrap();
+    let desired = agent.desired();
+    assert_eq!(desired.last_good.prefixes, ["10.1.1.0/24".parse::<IpNet>().unwrap()]);
+    assert_eq!(desired.warnings.len(), 4, "{:?}", desired.warnings);
+}
+
+#[test]
+fn names_that_peers_give_are_asked_for_and_what_they_resolve_to_is_dialled() {
+    let mut agent = agent(config(""), LastGood::default());
+    agent.snapshot(snapshot(&three())).unwrap();
+    let before = agent.desired();
+    assert_eq!(before.names.iter().map(String::as_str).collect::<Vec<_>>(), ["gw2.example", "gw3.example"]);
+    agent.resolved([("gw2.example".to_owned(), vec!["203.0.113.2".parse().unwrap()])].into());
+    let after = agent.desired();
+    let dialled: Vec<usize> = after.plan.peers.values().map(|p| p.candidates.len()).collect();
+    assert_eq!(dialled, [1, 0], "the name that does not resolve disturbs nobody else");
+}
+
+#[test]
+fn a_kernel_that_does_not_forward_is_named() {
+    let mut agent = agent(config(""), known());
+    agent.underlay(ObservedUnderlay::default());
+    assert!(agent.desired().warnings.iter().any(|w| w.contains("net.ipv4.ip_forward")));
+}

@@ -1,0 +1,63 @@
+//! What each command does.
+
+mod cleanup;
+mod plan;
+mod status;
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use tokio::task::LocalSet;
+
+use crate::cli::{Cli, Command};
+use crate::config::Config;
+use crate::run;
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// What went wrong, in one line for the terminal.
+pub fn execute(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Run { config } => {
+            let config = Config::load(&config)?;
+            start_log(&config);
+            block_on(run::run(config))
+        }
+        Command::Status { socket, output } => block_on(status::show(&socket, output)),
+        Command::Plan { state, node, config, output } => plan::show(&state, &node, config.as_deref(), output),
+        Command::Cleanup { config, keep_key } => {
+            let config = Config::load(&config)?;
+            start_log(&config);
+            block_on(cleanup::clean(&config, keep_key))
+        }
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let result = LocalSet::new().block_on(&runtime, future);
+    // A resolver that still waits for an answer must not hold up the exit.
+    runtime.shutdown_background();
+    result
+}
+
+fn start_log(config: &Config) {
+    let fallback = tracing_subscriber::EnvFilter::new(config.log.as_str());
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SENNIT_LOG").unwrap_or(fallback);
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
+
+/// Prints to standard output; a reader that went away is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("writing to standard output"),
+        _ => Ok(()),
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}

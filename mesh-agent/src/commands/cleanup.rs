@@ -1,0 +1,70 @@
+//! `mesh-agent cleanup`
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::bail;
+use mesh_overlay::backend::{NetBackend as _, NftBackend as _, WireguardBackend as _};
+use mesh_overlay::netlink::Netlink;
+use mesh_overlay::nft::Nft;
+
+use super::shown;
+use crate::config::Config;
+use crate::registry::file::FileRegistry;
+use crate::run;
+use crate::state::LastGoodFile;
+
+/// Removes all that the agent made. Every step is tried, also after one failed.
+pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()> {
+    let _lock = run::lock(config)?;
+    let mut failures = Vec::new();
+    let mut tried = |what: &str, result: Result<(), String>| {
+        if let Err(why) = result {
+            tracing::error!("cleanup: {what}: {why}");
+            failures.push(what.to_owned());
+        }
+    };
+    // The publication first: the others stop sending before the device goes.
+    let registry = FileRegistry::new(&config.registry.file.dir);
+    tried("publication", registry.withdraw(&config.node).map_err(|e| e.to_string()));
+    let device = match run::wireguard(config) {
+        Ok(mut wireguard) => wireguard.remove().await.map_err(|e| e.to_string()),
+        Err(e) => Err(e.to_string()),
+    };
+    tried("device", device);
+    let routes = match Netlink::new() {
+        Ok(mut net) => net.remove_all(&config.routing).await.map_err(|e| e.to_string()),
+        Err(e) => Err(e.to_string()),
+    };
+    tried("routes", routes);
+    // The guard last: until here it keeps what the mesh carried off the underlay.
+    tried("guard", Nft::new().remove().await.map_err(|e| e.to_string()));
+    tried("state", remove(LastGoodFile::new(&config.state_dir).path()));
+    if !keep_key {
+        tried("key", remove(run::key_file(config).path()));
+        tried("state directory", remove_empty(&config.state_dir));
+    }
+    tried("socket", remove(&config.socket()));
+    tried("device log", remove(&run::device_log(config)));
+    tried("lock", remove(&run::lock_path(config)));
+    tried("run directory", remove_empty(&config.run_dir));
+    if failures.is_empty() { Ok(()) } else { bail!("not all was removed: {}", failures.join(", ")) }
+}
+
+fn remove(path: &Path) -> Result<(), String> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(format!("{}: {e}", shown(path))),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory; one with files of others stays.
+fn remove_empty(path: &Path) -> Result<(), String> {
+    match fs::remove_dir(path) {
+        Err(e) if ![io::ErrorKind::NotFound, io::ErrorKind::DirectoryNotEmpty].contains(&e.kind()) => {
+            Err(format!("{}: {e}", shown(path)))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,106 @@
+//! `mesh-agent plan`
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use mesh_keyring::{MeshName, NodeName};
+use mesh_overlay::local::Routing;
+use mesh_overlay::plan::path::Resolution;
+use mesh_overlay::{Advertisement, Endpoint, Grants, LocalNode, Memory, MeshPlan, NodeRecord, admit};
+use serde_json::json;
+
+use super::{print, shown};
+use crate::agent::own_prefixes;
+use crate::cli::PlanOutput;
+use crate::config::{Config, Wireguard};
+use crate::registry::file::FileRegistry;
+
+/// What a plan needs besides the registry.
+struct Settings {
+    grants: Grants,
+    wireguard: Wireguard,
+    routing: Routing,
+}
+
+impl Settings {
+    fn load(config: Option<&Path>) -> anyhow::Result<Self> {
+        Ok(match config.map(Config::load).transpose()? {
+            Some(config) => {
+                Self { grants: config.grants, wireguard: config.wireguard, routing: config.routing }
+            }
+            None => {
+                let mesh: MeshName = "mesh".parse()?;
+                Self {
+                    grants: Grants { mesh, sites: BTreeMap::new(), protected: BTreeSet::new() },
+                    wireguard: Wireguard::default(),
+                    routing: Routing::default(),
+                }
+            }
+        })
+    }
+
+    fn local(&self, record: &NodeRecord, warnings: &mut Vec<String>) -> anyhow::Result<LocalNode> {
+        let node = &record.name;
+        let claim = Advertisement::parse(&record.annotations)
+            .with_context(|| format!("node {node}"))?
+            .with_context(|| format!("node {node} publishes no key: there is no plan for it yet"))?;
+        let endpoints = claim.endpoints.iter().chain(&claim.internal_endpoints);
+        let underlay_addresses = endpoints.filter_map(|endpoint| match endpoint {
+            Endpoint::Address(address) => Some(address.ip()),
+            Endpoint::Name(..) => None,
+        });
+        Ok(LocalNode {
+            name: node.clone(),
+            underlay_addresses: underlay_addresses.collect(),
+            prefixes: own_prefixes(&self.grants, &claim.site, record, warnings),
+            site: claim.site,
+            public_key: claim.public_key,
+            underlay_mtu: claim.mtu.unwrap_or(1500),
+            interface: self.wireguard.interface.clone(),
+            listen_port: self.wireguard.listen_port,
+            keepalive: Some(self.wireguard.persistent_keepalive).filter(|s| *s > 0),
+            routing: self.routing,
+        })
+    }
+}
+
+pub(super) fn show(
+    state: &Path,
+    node: &str,
+    config: Option<&Path>,
+    output: PlanOutput,
+) -> anyhow::Result<()> {
+    let node: NodeName = node.parse()?;
+    let settings = Settings::load(config)?;
+    let snapshot = FileRegistry::new(state).read()?;
+    let Some(record) = snapshot.nodes.iter().find(|n| n.name == node) else {
+        bail!("{}: no Node manifest of {node}", shown(state));
+    };
+    let mut warnings = Vec::new();
+    let local = settings.local(record, &mut warnings)?;
+    let admission = admit(&local, &settings.grants, &snapshot.nodes, &Memory::default());
+    let plan = MeshPlan::compute(&local, &settings.grants, &admission.peers, &Resolution::new());
+
+    let mut refused: Vec<(Option<&NodeName>, String)> =
+        snapshot.problems.iter().map(|p| (p.node.as_ref(), p.text.clone())).collect();
+    for (name, whys) in &admission.refused {
+        refused.extend(whys.iter().map(|why| (Some(name), why.to_string())));
+    }
+    refused.extend(warnings.into_iter().map(|warning| (Some(&node), warning)));
+    let text = match output {
+        PlanOutput::Json => {
+            let refused: Vec<_> =
+                refused.iter().map(|(node, reason)| json!({"node": node, "reason": reason})).collect();
+            let whole = json!({"plan": plan, "refused": refused, "unpublished": admission.unpublished});
+            return print(&format!("{}\n", serde_json::to_string_pretty(&whole)?));
+        }
+        PlanOutput::Wg => plan.to_wg(),
+        PlanOutput::Routes => plan.to_routes(),
+        PlanOutput::Dot => plan.to_dot(),
+    };
+    for (name, reason) in refused {
+        eprintln!("refused: {}: {reason}", name.map_or("registry", NodeName::as_str));
+    }
+    print(&text)
+}

@@ -1,0 +1,322 @@
+//! The agent's configuration file: every value is parsed into its type here, at the edge.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use mesh_keyring::{MeshName, NodeName, SiteName};
+use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST};
+use mesh_overlay::local::{InterfaceName, Routing};
+use mesh_overlay::wireguard::Choice;
+use mesh_overlay::{Endpoint, Grants, prefix};
+use serde::Deserialize;
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// The answer of the system.
+        source: std::io::Error,
+    },
+    /// Not YAML, an unknown field, or a value of the wrong kind; the text has line and column.
+    #[error("configuration {path}: {reason}")]
+    Parse {
+        /// The file.
+        path: String,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// A value that is out of range or contradicts another.
+    #[error("configuration {path}: {field}: {reason}")]
+    Value {
+        /// The file.
+        path: String,
+        /// The field.
+        field: String,
+        /// What is wrong and what is allowed.
+        reason: String,
+    },
+}
+
+/// The `wireguard` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Wireguard {
+    /// Interface name.
+    pub interface: InterfaceName,
+    /// UDP port.
+    pub listen_port: u16,
+    /// Implementation.
+    pub backend: Choice,
+    /// The `mesh-wg` program: a name on PATH or a path.
+    pub userspace_binary: PathBuf,
+    /// Seconds; 0 sends none.
+    pub persistent_keepalive: u16,
+}
+
+impl Default for Wireguard {
+    fn default() -> Self {
+        Self {
+            interface: default_interface(),
+            listen_port: 51820,
+            backend: Choice::Auto,
+            userspace_binary: PathBuf::from("mesh-wg"),
+            persistent_keepalive: 25,
+        }
+    }
+}
+
+#[expect(clippy::expect_used, reason = "a constant that a test parses")]
+fn default_interface() -> InterfaceName {
+    "sennit0".parse().expect("sennit0 is an interface name")
+}
+
+/// The `underlay` section.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Underlay {
+    /// Where peers of other sites dial this node; absent: derived; empty: they cannot.
+    pub endpoints: Option<Vec<Endpoint>>,
+    /// Where peers of the same site dial this node; absent: derived.
+    pub internal_endpoints: Option<Vec<Endpoint>>,
+    /// Bytes; absent: the MTU of the interface that the default route leaves through.
+    pub mtu: Option<u16>,
+}
+
+/// The `registry` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RegistryChoice {
+    /// A directory of manifests.
+    pub file: FileRegistryConfig,
+}
+
+/// The `registry.file` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FileRegistryConfig {
+    /// The directory.
+    pub dir: PathBuf,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SiteGrant {
+    name: SiteName,
+    prefixes: Vec<IpNet>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct RoutingConfig {
+    table: Option<u32>,
+    rule_priority: Option<u32>,
+    protocol: Option<u8>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Document {
+    node: Option<NodeName>,
+    site: SiteName,
+    mesh: MeshName,
+    state_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    registry: RegistryChoice,
+    #[serde(default)]
+    wireguard: Wireguard,
+    #[serde(default)]
+    underlay: Underlay,
+    #[serde(default)]
+    sites: Vec<SiteGrant>,
+    #[serde(default)]
+    protected_addresses: BTreeSet<IpAddr>,
+    #[serde(default)]
+    routing: RoutingConfig,
+    #[serde(default)]
+    log: LogLevel,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What needs somebody.
+    Error,
+    /// And what may soon.
+    Warn,
+    /// And what changed.
+    #[default]
+    Info,
+    /// And each decision.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// The level as tracing's filter wants it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// A valid configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node.
+    pub node: NodeName,
+    /// Its site.
+    pub site: SiteName,
+    /// What the operator grants.
+    pub grants: Grants,
+    /// Keys and last good state.
+    pub state_dir: PathBuf,
+    /// Socket, lock and the device's log.
+    pub run_dir: PathBuf,
+    /// Where nodes are published.
+    pub registry: RegistryChoice,
+    /// The tunnel device.
+    pub wireguard: Wireguard,
+    /// How others reach this node.
+    pub underlay: Underlay,
+    /// Our numbers in the kernel's tables.
+    pub routing: Routing,
+    /// How much is logged.
+    pub log: LogLevel,
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names file, field or position, and what is allowed.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let shown = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
+        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        Self::parse(&shown, &text, host.as_deref())
+    }
+
+    /// Parses a configuration; `path` is for messages, `host` is the node's name where none is configured.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(path: &str, text: &str, host: Option<&str>) -> Result<Self, ConfigError> {
+        let document: Document = serde_saphyr::from_str(text)
+            .map_err(|e| ConfigError::Parse { path: path.to_owned(), reason: e.to_string() })?;
+        let bad = |field: &str, reason: String| ConfigError::Value {
+            path: path.to_owned(),
+            field: field.to_owned(),
+            reason,
+        };
+        let node = match document.node {
+            Some(node) => node,
+            None => host
+                .unwrap_or_default()
+                .parse()
+                .map_err(|e| bad("node", format!("not set, and the host name does not serve: {e}")))?,
+        };
+        let mut sites = BTreeMap::new();
+        for SiteGrant { name, prefixes } in document.sites {
+            for net in &prefixes {
+                if let Some(why) = prefix::forbidden(net) {
+                    return Err(bad("sites", format!("{name}: {net} cannot be granted: {why}")));
+                }
+                if net.trunc() != *net {
+                    return Err(bad(
+                        "sites",
+                        format!("{name}: {net} has host bits set; write {}", net.trunc()),
+                    ));
+                }
+            }
+            if sites.insert(name.clone(), prefixes).is_some() {
+                return Err(bad("sites", format!("{name} is named twice")));
+            }
+        }
+        overlapping(&sites).map_or(Ok(()), |reason| Err(bad("sites", reason)))?;
+        if !sites.is_empty() && !sites.contains_key(&document.site) {
+            return Err(bad("site", format!("{} has no entry under `sites`", document.site)));
+        }
+        if document.wireguard.listen_port == 0 {
+            return Err(bad("wireguard.listenPort", "the port has to be 1 to 65535".to_owned()));
+        }
+        if let Some(mtu) = document.underlay.mtu.filter(|mtu| *mtu < MTU_LEAST) {
+            return Err(bad("underlay.mtu", format!("{mtu} is too small: at least {MTU_LEAST} bytes")));
+        }
+        for (field, list) in [
+            ("underlay.endpoints", &document.underlay.endpoints),
+            ("underlay.internalEndpoints", &document.underlay.internal_endpoints),
+        ] {
+            let count = list.as_ref().map_or(0, Vec::len);
+            if count > ENDPOINTS_MOST {
+                return Err(bad(field, format!("{count} entries; at most {ENDPOINTS_MOST} are published")));
+            }
+        }
+        let standard = Routing::default();
+        let routing = Routing {
+            table: document.routing.table.unwrap_or(standard.table),
+            priority: document.routing.rule_priority.unwrap_or(standard.priority),
+            protocol: document.routing.protocol.unwrap_or(standard.protocol),
+        };
+        if routing.table == 0 || (253..=255).contains(&routing.table) {
+            return Err(bad("routing.table", format!("{} belongs to the system", routing.table)));
+        }
+        if !(1..32766).contains(&routing.priority) {
+            return Err(bad("routing.rulePriority", "1 to 32765: before the main table's rule".to_owned()));
+        }
+        if routing.protocol < 5 {
+            return Err(bad("routing.protocol", "5 to 255: the lower ones belong to the kernel".to_owned()));
+        }
+        for (field, dir) in [
+            ("registry.file.dir", Some(&document.registry.file.dir)),
+            ("stateDir", document.state_dir.as_ref()),
+            ("runDir", document.run_dir.as_ref()),
+        ] {
+            if dir.is_some_and(|dir| !dir.is_absolute()) {
+                return Err(bad(field, "an absolute path is needed".to_owned()));
+            }
+        }
+        Ok(Self {
+            node,
+            site: document.site,
+            grants: Grants { mesh: document.mesh, sites, protected: document.protected_addresses },
+            state_dir: document.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/sennit")),
+            run_dir: document.run_dir.unwrap_or_else(|| PathBuf::from("/run/sennit")),
+            registry: document.registry,
+            wireguard: document.wireguard,
+            underlay: document.underlay,
+            routing,
+            log: document.log,
+        })
+    }
+
+    /// The agent's status socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("agent.sock")
+    }
+}
+
+fn overlapping(sites: &BTreeMap<SiteName, Vec<IpNet>>) -> Option<String> {
+    let all = sites.iter().flat_map(|(name, nets)| nets.iter().map(move |net| (*net, name)));
+    let index = prefix::PrefixIndex::new(all);
+    let pair = index.overlaps().find(|(a, b)| a.1 != b.1)?;
+    let ((outer, a), (inner, b)) = pair;
+    Some(format!("{inner} of {b} overlaps {outer} of {a}"))
+}
+
+#[cfg(test)]
+#[path = "config/tests.rs"]
+mod tests;

@@ -1,0 +1,176 @@
+//! Kubernetes manifests, as far as the mesh reads them.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The largest manifest file that is read, in bytes.
+pub const FILE_MOST: u64 = 16 << 20;
+
+/// The metadata of an object.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Metadata {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A Node object; fields that the mesh does not read are passed over.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    /// Name, labels, annotations.
+    pub metadata: Metadata,
+    /// What the cluster granted it.
+    pub spec: NodeSpec,
+}
+
+/// The part of `spec` that is read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct NodeSpec {
+    /// The single-stack form of old.
+    #[serde(rename = "podCIDR")]
+    pub pod_cidr: Option<String>,
+    /// The prefixes that the node's pods live in.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<String>,
+}
+
+impl NodeSpec {
+    /// All prefixes, each once.
+    pub fn prefixes(&self) -> Vec<String> {
+        if self.pod_cidrs.is_empty() {
+            self.pod_cidr.iter().cloned().collect()
+        } else {
+            self.pod_cidrs.clone()
+        }
+    }
+}
+
+/// An object of a kind that the mesh reads.
+#[derive(Debug, Clone)]
+pub enum Object {
+    /// A Node.
+    Node(Node),
+}
+
+/// A file's objects, and what is wrong with those that were passed over.
+#[derive(Debug, Clone, Default)]
+pub struct Parsed {
+    /// What could be read.
+    pub objects: Vec<Object>,
+    /// One sentence for each that could not.
+    pub problems: Vec<String>,
+}
+
+/// Reads the objects of a file: YAML with several documents, or JSON, `kind: List` included. Kinds that the mesh
+/// does not read are passed over.
+///
+/// # Errors
+/// A sentence with line and column when the file as a whole is no YAML; then nothing of it counts.
+pub fn parse(bytes: &[u8]) -> Result<Parsed, String> {
+    let text = std::str::from_utf8(bytes).map_err(|e| format!("no UTF-8 text: {e}"))?;
+    if text.contains('\0') {
+        return Err("a NUL byte: this is no YAML".to_owned());
+    }
+    let documents: Vec<Value> = if text.trim_start().starts_with('{') {
+        serde_json::Deserializer::from_str(text)
+            .into_iter::<Value>()
+            .collect::<Result<_, _>>()
+            .map_err(|e| e.to_string())?
+    } else {
+        serde_saphyr::from_multiple(text).map_err(|e| e.to_string())?
+    };
+    let mut parsed = Parsed::default();
+    for document in documents {
+        take(document, &mut parsed);
+    }
+    Ok(parsed)
+}
+
+fn take(document: Value, parsed: &mut Parsed) {
+    if document.is_null() {
+        return;
+    }
+    let kind = document.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let name = document.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let version = document.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+    match (version, kind.as_str()) {
+        ("v1", "List" | "NodeList") => {
+            let Value::Object(mut list) = document else { return };
+            match list.remove("items") {
+                Some(Value::Array(items)) => items.into_iter().for_each(|item| take(item, parsed)),
+                _ => parsed.problems.push(format!("{kind}: items is no list")),
+            }
+        }
+        ("v1", "Node") => match serde_json::from_value(document) {
+            Ok(node) => parsed.objects.push(Object::Node(node)),
+            Err(e) => parsed.problems.push(format!("Node {name:?}: {e}")),
+        },
+        ("", _) | (_, "") => {
+            parsed.problems.push(format!("object {name:?} has no apiVersion or no kind: it is no manifest"));
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn names(text: &str) -> Vec<String> {
+        let parsed = parse(text.as_bytes()).unwrap();
+        parsed.objects.iter().map(|Object::Node(node)| node.metadata.name.clone()).collect()
+    }
+
+    #[test]
+    fn nodes_are_read_from_documents_lists_and_json() {
+        let yaml = "apiVersion: v1\nkind: Node\nmetadata: {name: a}\nstatus: {x: 1}\n---\n\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: p}\n";
+        assert_eq!(names(yaml), ["a"]);
+        let list = r#"{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"Node","metadata":{"name":"b"},"spec":{"podCIDR":"10.0.0.0/24"}}]}"#;
+        assert_eq!(names(list), ["b"]);
+    }
+
+    #[test]
+    fn a_truncated_or_binary_file_counts_for_nothing_and_says_where() {
+        let whole =
+            "apiVersion: v1\nkind: Node\nmetadata:\n  name: a\n  annotations: {\"sennit.dev/site\": \"aws\"";
+        assert!(parse(whole.as_bytes()).unwrap_err().contains("line"));
+        assert!(parse(&[0xff, 0xfe, 0x00]).is_err());
+        assert!(parse(b"a: b\0").is_err());
+        assert!(parse(br#"{"apiVersion":"v1","kind":"No"#).is_err());
+    }
+
+    #[test]
+    fn a_bad_object_is_named_and_the_others_stay() {
+        let text = "apiVersion: v1\nkind: Node\nmetadata: {name: bad, annotations: [1]}\n---\napiVersion: v1\nkind: Node\nmetadata: {name: good}\n---\njust: text\n";
+        let parsed = parse(text.as_bytes()).unwrap();
+        assert_eq!(parsed.objects.len(), 1);
+        assert!(parsed.problems[0].contains("\"bad\""), "{:?}", parsed.problems);
+        assert_eq!(parsed.problems.len(), 2);
+    }
+
+    #[test]
+    fn a_document_that_blows_itself_up_is_refused() {
+        let mut bomb = String::from("a: &a [x,x,x,x,x,x,x,x,x,x]\n");
+        for (name, last) in ('b'..='k').zip('a'..) {
+            bomb.push_str(&format!("{name}: &{name} [{}]\n", vec![format!("*{last}"); 10].join(",")));
+        }
+        assert!(parse(bomb.as_bytes()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), text in "[a-z:{}\\[\\]\\-&*#|>\n \"']{0,80}") {
+            let _ = parse(&bytes);
+            let _ = parse(text.as_bytes());
+        }
+    }
+}

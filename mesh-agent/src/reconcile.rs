@@ -1,0 +1,162 @@
+//! One pass over the host: observe, compare, apply. Guard first, link last.
+
+use std::time::SystemTime;
+
+use mesh_keyring::PrivateKey;
+use mesh_overlay::backend::{
+    BackendError, Ensured, NetBackend, NftBackend, ObservedGuard, ObservedNet, WireguardBackend,
+};
+use mesh_overlay::dial::Dialer;
+use mesh_overlay::{DeviceChange, ObservedDevice};
+
+use crate::agent::Desired;
+
+/// The host, behind its three seams.
+pub struct Reconciler<W, N, F> {
+    /// The tunnel device.
+    pub wireguard: W,
+    /// Links and routes.
+    pub net: N,
+    /// The guard.
+    pub nft: F,
+    key: PrivateKey,
+    dialer: Dialer,
+}
+
+/// What a pass saw and did.
+#[derive(Debug, Clone, Default)]
+pub struct Pass {
+    /// How many changes were made; 0 in a pass that found all as it should be.
+    pub changes: usize,
+    /// What went wrong; the pass did all that does not depend on it.
+    pub errors: Vec<BackendError>,
+    /// The device after the pass.
+    pub device: Option<ObservedDevice>,
+    /// The guard as it was found.
+    pub guard: ObservedGuard,
+    /// Links and routes as they were found.
+    pub net: ObservedNet,
+    /// Whether the device was made new in this pass.
+    pub created: bool,
+}
+
+impl Pass {
+    fn note<T>(&mut self, result: Result<T, BackendError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.errors.push(error);
+                None
+            }
+        }
+    }
+
+    fn did(&mut self, result: Result<(), BackendError>) -> bool {
+        let done = self.note(result).is_some();
+        self.changes += usize::from(done);
+        done
+    }
+}
+
+impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
+    /// A reconciler for this host; `key` is the node's.
+    pub fn new(wireguard: W, net: N, nft: F, key: PrivateKey) -> Self {
+        Self { wireguard, net, nft, key, dialer: Dialer::default() }
+    }
+
+    /// Brings the host to what is desired. Without a standing guard nothing else is touched: a mesh that cannot be
+    /// guarded is not brought up.
+    pub async fn pass(&mut self, desired: &Desired, now: SystemTime) -> Pass {
+        let mut pass = Pass::default();
+        let plan = &desired.plan;
+        if !self.guard(desired, &mut pass).await {
+            return pass;
+        }
+        let (interface, routing) = (&desired.link.name, &plan.routes.routing);
+        let Some(net) = pass.note(self.net.observe(interface, routing).await) else { return pass };
+        pass.net = net;
+        // Blackholes before there is anything that could carry a packet past them.
+        let mut held = true;
+        for change in plan.routes.diff(&pass.net.routes, false) {
+            held &= pass.did(self.net.apply_route(interface, routing, &change).await);
+        }
+        if !held {
+            return pass;
+        }
+        let public_key = self.key.public();
+        match pass.note(self.wireguard.ensure().await) {
+            Some(Ensured::Adopted) => {}
+            Some(Ensured::Created) => {
+                pass.changes += 1;
+                pass.created = true;
+            }
+            None => return pass,
+        }
+        let Some(Some(device)) = pass.note(self.wireguard.observe().await) else { return pass };
+        let changes = plan.device.diff(&device, &public_key, &mut self.dialer, now);
+        let changed = !changes.is_empty();
+        for change in changes {
+            let result = self.wireguard.apply(&change, &self.key).await;
+            let done = pass.did(result);
+            // Peers without our key could only fail, one by one.
+            if !done && change == DeviceChange::SetPrivateKey {
+                return pass;
+            }
+        }
+        pass.device =
+            if changed { pass.note(self.wireguard.observe().await).flatten() } else { Some(device) };
+        self.links(desired, &mut pass).await;
+        pass
+    }
+
+    async fn guard(&mut self, desired: &Desired, pass: &mut Pass) -> bool {
+        let Some(observed) = pass.note(self.nft.observe().await) else { return false };
+        pass.guard = observed;
+        let wanted = desired.plan.guard.fingerprint();
+        if pass.guard.fingerprint.as_ref() == Some(&wanted) {
+            return true;
+        }
+        let done = self.nft.apply(&desired.plan.guard).await;
+        let stands = pass.did(done);
+        if stands {
+            pass.guard.fingerprint = Some(wanted);
+        }
+        stands
+    }
+
+    async fn links(&mut self, desired: &Desired, pass: &mut Pass) {
+        let (interface, routing) = (&desired.link.name, &desired.plan.routes.routing);
+        if pass.created || pass.net.link.is_none() {
+            let Some(net) = pass.note(self.net.observe(interface, routing).await) else { return };
+            pass.net = net;
+        }
+        let Some(link) = pass.net.link.clone() else { return };
+        let mut up = true;
+        for change in desired.link.diff(&link) {
+            up &= pass.did(self.net.apply_link(interface, &change).await);
+        }
+        if !up {
+            return;
+        }
+        for change in desired.plan.routes.diff(&pass.net.routes, true) {
+            pass.did(self.net.apply_route(interface, routing, &change).await);
+        }
+    }
+
+    /// The device as it is now, for status.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn device(&mut self) -> Result<Option<ObservedDevice>, BackendError> {
+        self.wireguard.observe().await
+    }
+
+    /// When the dialer wants to try another endpoint.
+    pub fn wake_at(&self) -> Option<SystemTime> {
+        self.dialer.wake_at()
+    }
+}
+
+#[cfg(test)]
+#[path = "reconcile/tests.rs"]
+mod tests;

@@ -1,0 +1,190 @@
+use std::collections::BTreeMap;
+
+use mesh_overlay::fake::{FakeHost, FakeNet, FakeNft, FakeWireguard, Write};
+use mesh_overlay::link::{LinkChange, ObservedUnderlay};
+use mesh_overlay::{Advertisement, NodeRecord, RouteChange, RouteKind};
+
+use super::*;
+use crate::agent::Agent;
+use crate::config::Config;
+use crate::registry::Snapshot;
+use crate::state::LastGood;
+
+fn key(n: u8) -> PrivateKey {
+    PrivateKey::from_bytes(&[n; 32]).unwrap()
+}
+
+fn record(name: &str, key_of: u8, cidr: &str) -> NodeRecord {
+    let claim = Advertisement {
+        public_key: key(key_of).public(),
+        epoch: 1,
+        site: "gcp".parse().unwrap(),
+        endpoints: vec![format!("192.0.2.{key_of}:51820").parse().unwrap()],
+        internal_endpoints: Vec::new(),
+        mtu: None,
+    };
+    NodeRecord {
+        name: name.parse().unwrap(),
+        site_label: None,
+        pod_cidrs: vec![cidr.to_owned()],
+        annotations: if key_of == 1 { BTreeMap::new() } else { claim.to_annotations() },
+    }
+}
+
+fn desired(peers: &[(&str, u8, &str)]) -> Desired {
+    let text = "node: me\nsite: aws\nmesh: test\nregistry: {file: {dir: /r}}\n";
+    let config = Config::parse("test", text, None).unwrap();
+    let mut agent = Agent::new(config, key(1).public(), 1, LastGood::default());
+    agent.underlay(ObservedUnderlay { forwarding: (true, true), ..ObservedUnderlay::default() });
+    let mut nodes = vec![record("me", 1, "10.1.1.0/24")];
+    nodes.extend(peers.iter().map(|(name, key, cidr)| record(name, *key, cidr)));
+    agent.snapshot(Snapshot { nodes, problems: Vec::new() }).unwrap();
+    agent.desired()
+}
+
+fn two() -> Desired {
+    desired(&[("a", 2, "10.2.1.0/24"), ("b", 3, "10.2.2.0/24")])
+}
+
+type Fakes = Reconciler<FakeWireguard, FakeNet, FakeNft>;
+
+fn host() -> (FakeHost, Fakes) {
+    let host = FakeHost::new();
+    let fakes = reconciler(&host);
+    (host, fakes)
+}
+
+fn reconciler(host: &FakeHost) -> Fakes {
+    Reconciler::new(host.wireguard("sennit0".parse().unwrap()), host.net(), host.nft(), key(1))
+}
+
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000)
+}
+
+#[tokio::test]
+async fn the_guard_and_the_blackholes_stand_before_any_link_comes_up() {
+    let (host, mut reconciler) = host();
+    let pass = reconciler.pass(&two(), now()).await;
+    assert_eq!(pass.errors, []);
+    let writes = host.take_writes();
+    let at = |wanted: &dyn Fn(&Write) -> bool| writes.iter().position(wanted).expect("was not written");
+    let guard = at(&|w| matches!(w, Write::Guard(_)));
+    let last_hole = writes
+        .iter()
+        .rposition(|w| matches!(w, Write::Route(RouteChange::Set(r)) if r.kind == RouteKind::Blackhole))
+        .unwrap();
+    let device = at(&|w| matches!(w, Write::CreateDevice));
+    let up = at(&|w| matches!(w, Write::Link(LinkChange::SetUp)));
+    let mesh =
+        at(&|w| matches!(w, Write::Route(RouteChange::Set(r)) if matches!(r.kind, RouteKind::Mesh { .. })));
+    assert!(guard < last_hole && last_hole < device && device < up && up < mesh, "{writes:?}");
+}
+
+#[tokio::test]
+async fn a_second_pass_writes_nothing() {
+    let (host, mut reconciler) = host();
+    assert!(reconciler.pass(&two(), now()).await.changes > 0);
+    host.take_writes();
+    for _ in 0..3 {
+        assert_eq!(reconciler.pass(&two(), now()).await.changes, 0);
+        assert_eq!(host.take_writes(), []);
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_agent_adopts_what_stands_and_writes_nothing() {
+    let (host, mut first) = host();
+    first.pass(&two(), now()).await;
+    host.take_writes();
+    let pass = reconciler(&host).pass(&two(), now()).await;
+    assert_eq!((pass.changes, host.take_writes()), (0, vec![]));
+}
+
+#[tokio::test]
+async fn without_a_guard_nothing_is_brought_up() {
+    let (host, mut reconciler) = host();
+    host.with(|h| h.nft_error = Some(BackendError::failed("nft", "no such program")));
+    let pass = reconciler.pass(&two(), now()).await;
+    assert_eq!(pass.errors.len(), 1);
+    assert_eq!(host.take_writes(), [], "a mesh that cannot be guarded is not brought up");
+    host.with(|h| h.nft_error = None);
+    assert_eq!(reconciler.pass(&two(), now()).await.errors, []);
+}
+
+#[tokio::test]
+async fn without_blackholes_no_device_is_made() {
+    let (host, mut reconciler) = host();
+    host.with(|h| h.net_error = Some(BackendError::failed("route", "no")));
+    assert!(!reconciler.pass(&two(), now()).await.errors.is_empty());
+    assert!(!host.take_writes().contains(&Write::CreateDevice));
+}
+
+#[tokio::test]
+async fn a_dead_device_is_made_anew_with_all_its_peers() {
+    let (host, mut reconciler) = host();
+    reconciler.pass(&two(), now()).await;
+    host.kill_device();
+    host.take_writes();
+    let pass = reconciler.pass(&two(), now()).await;
+    assert!(pass.created);
+    assert_eq!(pass.device.unwrap().peers.len(), 2);
+    assert!(
+        !host.take_writes().iter().any(|w| matches!(w, Write::Guard(_))),
+        "the guard stood all the while"
+    );
+    assert_eq!(reconciler.pass(&two(), now()).await.changes, 0);
+}
+
+#[tokio::test]
+async fn a_revoked_peer_loses_its_device_entry_and_routes_and_no_other_is_touched() {
+    let (host, mut reconciler) = host();
+    reconciler.pass(&two(), now()).await;
+    host.take_writes();
+    reconciler.pass(&desired(&[("a", 2, "10.2.1.0/24")]), now()).await;
+    let writes = host.take_writes();
+    let kept = key(2).public();
+    assert!(writes.contains(&Write::Device(DeviceChange::RemovePeer(key(3).public()))));
+    assert!(
+        !writes.iter().any(|w| matches!(w, Write::Device(DeviceChange::SetPeer { key, .. }) if *key == kept))
+    );
+    assert!(
+        writes
+            .iter()
+            .any(|w| matches!(w, Write::Route(RouteChange::Remove(r)) if r.to.to_string() == "10.2.2.0/24"))
+    );
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_and_the_peers_are_set_all_the_same() {
+    let (host, mut reconciler) = host();
+    host.with(|h| h.ports_in_use.insert(51820));
+    let pass = reconciler.pass(&two(), now()).await;
+    assert_eq!(pass.errors, [BackendError::PortTaken(51820)]);
+    assert_eq!(host.with(|h| h.device.as_ref().map(|d| d.peers.len())), Some(2));
+    host.with(|h| h.ports_in_use.clear());
+    assert_eq!(reconciler.pass(&two(), now()).await.errors, []);
+}
+
+#[tokio::test]
+async fn an_interface_that_is_not_ours_is_left_alone() {
+    let (host, mut reconciler) = host();
+    host.make_foreign_link("bridge");
+    let pass = reconciler.pass(&two(), now()).await;
+    assert!(matches!(pass.errors.as_slice(), [BackendError::ForeignInterface { .. }]), "{:?}", pass.errors);
+    let writes = host.take_writes();
+    assert!(
+        !writes.iter().any(|w| matches!(w, Write::Link(_) | Write::RemoveDevice | Write::Device(_))),
+        "{writes:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_guard_that_somebody_changed_is_put_back() {
+    let (host, mut reconciler) = host();
+    reconciler.pass(&two(), now()).await;
+    host.take_writes();
+    host.with(|h| h.guard_tampered = true);
+    reconciler.pass(&two(), now()).await;
+    assert!(matches!(host.take_writes().as_slice(), [Write::Guard(_)]));
+}

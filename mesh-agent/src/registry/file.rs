@@ -1,0 +1,284 @@
+//! A directory of manifests, watched.
+//!
+//! ```text
+//! DIR/*.yaml *.yml *.json       the operator's manifests
+//! DIR/published/NODE.yaml       what node NODE says of itself; written by its agent
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mesh_keyring::NodeName;
+use mesh_overlay::Advertisement;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use serde_json::json;
+use tokio::io::unix::AsyncFd;
+
+use super::merge::{Source, merge};
+use super::{RegistryError, Snapshot};
+use crate::atomic;
+use crate::manifest::{self, Parsed};
+
+/// The folder of the nodes' own publications.
+pub const PUBLISHED: &str = "published";
+/// The most files that are read.
+const FILES_MOST: usize = 20_000;
+/// How long a directory that cannot be watched is left before it is looked at again.
+const POLL: Duration = Duration::from_secs(2);
+/// Quiet time that ends a burst of changes.
+const QUIET: Duration = Duration::from_millis(30);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+}
+
+/// A file as it was last read: its last good objects, and what is wrong with it now.
+#[derive(Debug, Clone)]
+struct Known {
+    stamp: Stamp,
+    good: Parsed,
+    problem: Option<String>,
+}
+
+/// The registry that is a directory.
+#[derive(Debug)]
+pub struct FileRegistry {
+    dir: PathBuf,
+    known: BTreeMap<PathBuf, Known>,
+    watch: Option<Watch>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    inotify: AsyncFd<Events>,
+    inodes: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Events(Inotify);
+
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl FileRegistry {
+    /// The registry in `dir`; nothing is read yet.
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), known: BTreeMap::new(), watch: None }
+    }
+
+    /// Reads all files that changed since the last call and merges what is known. A file that became unreadable
+    /// counts with what it last held.
+    ///
+    /// # Errors
+    /// [`RegistryError::Away`] when the directory cannot be listed; what was read before is kept.
+    pub fn read(&mut self) -> Result<Snapshot, RegistryError> {
+        let away = |source| RegistryError::Away { path: self.dir.display().to_string(), source };
+        let mut paths = list(&self.dir).map_err(away)?;
+        let published = self.dir.join(PUBLISHED);
+        match list(&published) {
+            Ok(more) => paths.extend(more),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(RegistryError::Away { path: published.display().to_string(), source });
+            }
+        }
+        let surplus = paths.len().saturating_sub(FILES_MOST);
+        paths.truncate(FILES_MOST);
+        let mut now = BTreeMap::new();
+        for path in paths {
+            if let Some(known) = look(&path, self.known.remove(&path)) {
+                now.insert(path, known);
+            }
+        }
+        self.known = now;
+        let mut snapshot = merge(&self.sources());
+        if surplus > 0 {
+            let text = format!("{}: {surplus} files beyond {FILES_MOST} are not read", self.dir.display());
+            snapshot.problems.push(super::Problem { node: None, text });
+        }
+        Ok(snapshot)
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        let source = |(path, known): (&PathBuf, &Known)| {
+            let inside = path.strip_prefix(&self.dir).unwrap_or(path);
+            let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned());
+            let mut problems = known.good.problems.clone();
+            problems.extend(known.problem.clone());
+            Source {
+                path: inside.display().to_string(),
+                published_by: stem.filter(|_| inside.starts_with(PUBLISHED)),
+                objects: known.good.objects.clone(),
+                problems,
+            }
+        };
+        self.known.iter().map(source).collect()
+    }
+
+    /// Writes this node's publication, if it differs from what stands there; says whether it wrote.
+    ///
+    /// # Errors
+    /// [`RegistryError::Publish`]; the old file is untouched.
+    pub fn publish(&self, node: &NodeName, claim: &Advertisement) -> Result<bool, RegistryError> {
+        let path = self.own_path(node);
+        let failed = |source| RegistryError::Publish { path: path.display().to_string(), source };
+        let manifest = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": { "name": node, "annotations": claim.to_annotations() },
+        });
+        let text = serde_saphyr::to_string(&manifest).map_err(|e| failed(io::Error::other(e.to_string())))?;
+        // The registry itself is the operator's to make: an unmounted directory must not be written into.
+        if !self.dir.is_dir() {
+            return Err(failed(io::Error::new(io::ErrorKind::NotFound, "the registry directory is away")));
+        }
+        atomic::make_dir(&self.dir.join(PUBLISHED), 0o755).map_err(failed)?;
+        atomic::replace(&path, text.as_bytes(), 0o644).map_err(failed)
+    }
+
+    /// Takes this node's publication away.
+    ///
+    /// # Errors
+    /// [`RegistryError::Publish`]. No publication is no error.
+    pub fn withdraw(&self, node: &NodeName) -> Result<(), RegistryError> {
+        let path = self.own_path(node);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(RegistryError::Publish { path: path.display().to_string(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn own_path(&self, node: &NodeName) -> PathBuf {
+        self.dir.join(PUBLISHED).join(format!("{node}.yaml"))
+    }
+
+    /// Waits until something in the directory may have changed. Safe to drop and call again.
+    pub async fn changed(&mut self) {
+        let inodes = self.inodes();
+        if self.watch.as_ref().is_none_or(|watch| watch.inodes != inodes) {
+            self.watch = watch(&[self.dir.clone(), self.dir.join(PUBLISHED)], inodes).ok();
+            if self.watch.is_none() {
+                tokio::time::sleep(POLL).await;
+                return;
+            }
+            // Whatever happened before the watch stood has to be looked at.
+            return;
+        }
+        let Some(watch) = &self.watch else { return };
+        if let Ok(mut ready) = watch.inotify.readable().await {
+            let _ = watch.inotify.get_ref().0.read_events();
+            ready.clear_ready();
+        }
+        while let Ok(Ok(mut ready)) = tokio::time::timeout(QUIET, watch.inotify.readable()).await {
+            if watch.inotify.get_ref().0.read_events().is_err() {
+                ready.clear_ready();
+            }
+        }
+    }
+
+    /// Which directories stand there now; a directory that went and came back is another one.
+    fn inodes(&self) -> Vec<u64> {
+        let dirs = [self.dir.clone(), self.dir.join(PUBLISHED)];
+        dirs.iter().map(|dir| fs::metadata(dir).map_or(0, |meta| meta.ino())).collect()
+    }
+}
+
+fn watch(dirs: &[PathBuf], inodes: Vec<u64>) -> io::Result<Watch> {
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    let flags = AddWatchFlags::IN_CLOSE_WRITE
+        | AddWatchFlags::IN_CREATE
+        | AddWatchFlags::IN_DELETE
+        | AddWatchFlags::IN_MOVE
+        | AddWatchFlags::IN_DELETE_SELF
+        | AddWatchFlags::IN_MOVE_SELF;
+    for (dir, inode) in dirs.iter().zip(&inodes) {
+        if *inode != 0 {
+            inotify.add_watch(dir, flags)?;
+        }
+    }
+    if inodes[0] == 0 {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe; `Events` owns its descriptor and never changes it"
+    )]
+    let inotify = AsyncFd::new(Events(inotify))?;
+    Ok(Watch { inotify, inodes })
+}
+
+fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_none_or(|n| n.to_string_lossy().starts_with('.'));
+        let manifest = path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
+        if manifest && !hidden {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Reads a file where it changed. `None`: it is gone.
+fn look(path: &Path, before: Option<Known>) -> Option<Known> {
+    let bad = |stamp: Stamp, before: Option<Known>, text: String| {
+        let good = before.map(|known| known.good).unwrap_or_default();
+        Some(Known { stamp, good, problem: Some(format!("{text}; what it held before stays in force")) })
+    };
+    let unknown = Stamp { inode: 0, length: 0, modified: (0, 0) };
+    // Non-blocking: a pipe in the directory must not hang the agent.
+    let flags = (nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC).bits();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+        Err(e) => return bad(unknown, before, e.to_string()),
+    };
+    let meta = match file.metadata() {
+        Ok(meta) if meta.is_file() => meta,
+        Ok(_) => return bad(unknown, before, "no regular file".to_owned()),
+        Err(e) => return bad(unknown, before, e.to_string()),
+    };
+    let stamp = Stamp { inode: meta.ino(), length: meta.len(), modified: (meta.mtime(), meta.mtime_nsec()) };
+    match before {
+        Some(known) if known.stamp == stamp => Some(known),
+        before => match read(file).and_then(|bytes| manifest::parse(&bytes)) {
+            Ok(good) => Some(Known { stamp, good, problem: None }),
+            Err(text) => bad(stamp, before, text),
+        },
+    }
+}
+
+fn read(file: File) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    file.take(manifest::FILE_MOST + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.len() as u64 > manifest::FILE_MOST {
+        return Err(format!("larger than {} MiB", manifest::FILE_MOST >> 20));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+#[path = "file/tests.rs"]
+mod tests;

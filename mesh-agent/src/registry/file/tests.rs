@@ -1,0 +1,121 @@
+use super::*;
+use mesh_keyring::PrivateKey;
+
+fn node(name: &str) -> String {
+    format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [10.0.0.0/24]}}\n")
+}
+
+fn claim() -> Advertisement {
+    Advertisement {
+        public_key: PrivateKey::from_bytes(&[5; 32]).unwrap().public(),
+        epoch: 7,
+        site: "aws".parse().unwrap(),
+        endpoints: vec!["192.0.2.1:51820".parse().unwrap()],
+        internal_endpoints: vec![],
+        mtu: Some(1500),
+    }
+}
+
+fn registry() -> (tempfile::TempDir, FileRegistry) {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = FileRegistry::new(dir.path());
+    (dir, registry)
+}
+
+fn names(snapshot: &Snapshot) -> Vec<&str> {
+    snapshot.nodes.iter().map(|n| n.name.as_str()).collect()
+}
+
+async fn soon(registry: &mut FileRegistry, mut done: impl FnMut(&mut FileRegistry) -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !done(registry) {
+        tokio::time::timeout_at(deadline, registry.changed()).await.expect("no change was noticed in time");
+    }
+}
+
+#[test]
+fn a_publication_is_read_back_as_it_was_claimed() {
+    let (dir, mut registry) = registry();
+    fs::write(dir.path().join("nodes.yaml"), node("a")).unwrap();
+    let name = "a".parse().unwrap();
+    assert!(registry.publish(&name, &claim()).unwrap());
+    assert!(!registry.publish(&name, &claim()).unwrap(), "an equal publication is not written again");
+    let snapshot = registry.read().unwrap();
+    assert_eq!(Advertisement::parse(&snapshot.nodes[0].annotations).unwrap(), Some(claim()));
+    registry.withdraw(&name).unwrap();
+    registry.withdraw(&name).unwrap();
+    assert!(registry.read().unwrap().nodes[0].annotations.is_empty());
+}
+
+#[test]
+fn a_file_that_becomes_unreadable_counts_with_what_it_held() {
+    let (dir, mut registry) = registry();
+    let path = dir.path().join("nodes.yaml");
+    for ruined in [&b"apiVersion: v1\nkind: [No"[..], &[0xff, 0, 1], b"{\"kind\":"] {
+        fs::write(&path, node("a")).unwrap();
+        assert_eq!(registry.read().unwrap().problems, []);
+        fs::write(&path, ruined).unwrap();
+        let snapshot = registry.read().unwrap();
+        assert_eq!(names(&snapshot), ["a"]);
+        assert!(snapshot.problems[0].text.starts_with("nodes.yaml: "), "{:?}", snapshot.problems);
+    }
+    fs::remove_file(&path).unwrap();
+    assert!(registry.read().unwrap().nodes.is_empty(), "a removed file is removed");
+}
+
+#[test]
+fn pipes_hidden_and_oversized_files_do_not_disturb() {
+    let (dir, mut registry) = registry();
+    fs::write(dir.path().join("nodes.yaml"), node("a")).unwrap();
+    fs::write(dir.path().join(".nodes.yaml.tmp"), "{{{").unwrap();
+    fs::write(dir.path().join("README.md"), "{{{").unwrap();
+    nix::unistd::mkfifo(&dir.path().join("pipe.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::create_dir(dir.path().join("folder.yaml")).unwrap();
+    File::create(dir.path().join("big.yaml")).unwrap().set_len(manifest::FILE_MOST + 1).unwrap();
+    let snapshot = registry.read().unwrap();
+    assert_eq!(names(&snapshot), ["a"]);
+    let text = snapshot.problems.iter().map(|p| p.text.as_str()).collect::<Vec<_>>().join("\n");
+    assert!(
+        text.contains("pipe.yaml") && text.contains("folder.yaml") && text.contains("big.yaml"),
+        "{text}"
+    );
+    assert_eq!(snapshot.problems.len(), 3);
+}
+
+#[test]
+fn an_absent_directory_is_an_error_and_is_not_made() {
+    let (dir, _) = registry();
+    let gone = dir.path().join("gone");
+    let mut registry = FileRegistry::new(&gone);
+    assert!(registry.read().is_err());
+    assert!(registry.publish(&"a".parse().unwrap(), &claim()).is_err());
+    assert!(!gone.exists());
+}
+
+#[tokio::test]
+async fn changes_are_noticed_also_after_the_directory_vanished_and_returned() {
+    let (dir, _) = registry();
+    let inner = dir.path().join("registry");
+    fs::create_dir(&inner).unwrap();
+    let mut registry = FileRegistry::new(&inner);
+    fs::write(inner.join("a.yaml"), node("a")).unwrap();
+    soon(&mut registry, |r| r.read().is_ok_and(|s| names(&s) == ["a"])).await;
+    fs::write(inner.join("b.yaml"), node("b")).unwrap();
+    soon(&mut registry, |r| r.read().is_ok_and(|s| names(&s) == ["a", "b"])).await;
+    let away = dir.path().join("away");
+    fs::rename(&inner, &away).unwrap();
+    soon(&mut registry, |r| r.read().is_err()).await;
+    fs::rename(&away, &inner).unwrap();
+    soon(&mut registry, |r| r.read().is_ok_and(|s| names(&s) == ["a", "b"])).await;
+    fs::remove_file(inner.join("a.yaml")).unwrap();
+    soon(&mut registry, |r| r.read().is_ok_and(|s| names(&s) == ["b"])).await;
+}
+
+#[tokio::test]
+async fn the_first_publication_is_noticed_though_its_folder_was_not_there() {
+    let (dir, mut registry) = registry();
+    fs::write(dir.path().join("a.yaml"), node("a")).unwrap();
+    soon(&mut registry, |r| r.read().is_ok()).await;
+    FileRegistry::new(dir.path()).publish(&"a".parse().unwrap(), &claim()).unwrap();
+    soon(&mut registry, |r| r.read().is_ok_and(|s| !s.nodes[0].annotations.is_empty())).await;
+}

@@ -1,0 +1,337 @@
+//! The running agent: one level-triggered loop. Whatever happens only says "look again"; inputs that come
+//! together are handled in one pass.
+
+mod server;
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, bail};
+use mesh_keyring::{KeyFile, KeyStore as _, PublicKey};
+use mesh_overlay::netlink::{Netlink, Watch};
+use mesh_overlay::nft::Nft;
+use mesh_overlay::wireguard::Wireguard;
+use mesh_overlay::wireguard::userspace::UserspaceConfig;
+use mesh_overlay::{backend::NetBackend as _, backend::WireguardBackend as _};
+use nix::fcntl::{Flock, FlockArg};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
+
+use crate::agent::{Agent, Desired};
+use crate::atomic;
+use crate::config::Config;
+use crate::notify::notify;
+use crate::reconcile::{Pass, Reconciler};
+use crate::registry::file::FileRegistry;
+use crate::resolve::Resolver;
+use crate::state::LastGoodFile;
+use crate::status::{GuardStatus, Health, RefusedStatus, Status, rfc3339};
+
+/// A pass is made at least this often: network file systems notify nobody.
+const PERIOD: Duration = Duration::from_secs(10);
+/// After a pass with errors the next comes this soon, then twice as late each time, up to [`PERIOD`].
+const RETRY: Duration = Duration::from_millis(500);
+/// Netlink events come in bursts, our own among them.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// The node's key file.
+pub fn key_file(config: &Config) -> KeyFile {
+    KeyFile::new(&config.state_dir, "private.key")
+}
+
+/// Where `mesh-wg` logs.
+pub fn device_log(config: &Config) -> PathBuf {
+    config.run_dir.join(format!("{}.log", config.wireguard.interface))
+}
+
+/// The file that keeps a second agent away.
+pub fn lock_path(config: &Config) -> PathBuf {
+    config.run_dir.join("agent.lock")
+}
+
+/// The WireGuard backend that is configured, or that this host has.
+///
+/// # Errors
+/// When the one configured is not to be had.
+pub fn wireguard(config: &Config) -> anyhow::Result<Wireguard> {
+    let wireguard = &config.wireguard;
+    let userspace = UserspaceConfig {
+        interface: wireguard.interface.clone(),
+        binary: wireguard.userspace_binary.clone(),
+        run_dir: config.run_dir.clone(),
+        uapi_dir: PathBuf::from(UserspaceConfig::UAPI_DIR),
+    };
+    Ok(Wireguard::choose(wireguard.backend, userspace)?)
+}
+
+/// Takes the lock of this host's agent.
+///
+/// # Errors
+/// When another agent holds it.
+pub fn lock(config: &Config) -> anyhow::Result<Flock<std::fs::File>> {
+    atomic::make_dir(&config.run_dir, 0o700)
+        .with_context(|| format!("making runDir {}", config.run_dir.display()))?;
+    let path = lock_path(config);
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EAGAIN)) => {
+            bail!("{}: another mesh-agent runs on this host with the same runDir", path.display())
+        }
+        Err((_, e)) => Err(io::Error::from(e)).with_context(|| format!("locking {}", path.display())),
+    }
+}
+
+/// Seconds since 1970 when the key file was made: a later key has a later epoch, on whatever host it is made.
+fn epoch(file: &KeyFile) -> anyhow::Result<u64> {
+    let made = std::fs::metadata(file.path())?.modified()?;
+    Ok(made.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs())
+}
+
+/// The first failures of a part of the agent are logged once, and their end too.
+#[derive(Default)]
+struct Errors {
+    now: Vec<String>,
+}
+
+impl Errors {
+    fn replace(&mut self, mut all: Vec<String>) {
+        all.dedup();
+        for fresh in all.iter().filter(|e| !self.now.contains(e)) {
+            tracing::error!("{fresh}");
+        }
+        for gone in self.now.iter().filter(|e| !all.contains(e)) {
+            tracing::info!("no longer: {gone}");
+        }
+        self.now = all;
+    }
+}
+
+struct Running {
+    config: Config,
+    public_key: PublicKey,
+    agent: Agent,
+    registry: FileRegistry,
+    resolver: Resolver,
+    reconciler: Reconciler<Wireguard, Netlink, Nft>,
+    last_good: LastGoodFile,
+    health: Health,
+    errors: Errors,
+    refused: Vec<RefusedStatus>,
+    desired: Desired,
+    pass: Pass,
+    changes: usize,
+    failures: u32,
+    ready: bool,
+}
+
+/// Runs until SIGTERM or SIGINT. What carries traffic stays as it is.
+///
+/// # Errors
+/// Only before the loop: a bad key, a second agent, no netlink. Everything later is retried and told in status.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let _lock = lock(&config)?;
+    let key_file = key_file(&config);
+    let stored = key_file.load_or_create()?;
+    let public_key = stored.key.public();
+    let epoch = epoch(&key_file).context("reading the age of the key file")?;
+    tracing::info!(node = %config.node, %public_key, epoch, created = stored.created, "starting");
+    let last_good = LastGoodFile::new(&config.state_dir);
+    let (remembered, broken) = last_good.load();
+    if let Some(why) = broken {
+        tracing::warn!("{why}");
+    }
+    let mut net = Netlink::new()?;
+    let mut drift = Watch::new()?;
+    let mut agent = Agent::new(config.clone(), public_key, epoch, remembered);
+    agent.underlay(net.observe(&config.wireguard.interface, &config.routing).await?.underlay);
+    let desired = agent.desired();
+    let reconciler = Reconciler::new(wireguard(&config)?, net, Nft::new(), stored.key);
+    let server = server::Server::bind(&config.socket())?;
+    let mut running = Running {
+        registry: FileRegistry::new(&config.registry.file.dir),
+        config,
+        public_key,
+        agent,
+        resolver: Resolver::default(),
+        reconciler,
+        last_good,
+        health: Health::default(),
+        errors: Errors::default(),
+        refused: Vec::new(),
+        desired,
+        pass: Pass::default(),
+        changes: 0,
+        failures: 0,
+        ready: false,
+    };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        running.turn().await;
+        let wake = running.wake_at();
+        let again = loop {
+            tokio::select! {
+                _ = terminate.recv() => break false,
+                _ = interrupt.recv() => break false,
+                () = running.registry.changed() => break true,
+                () = running.resolver.answered(Instant::now) => break true,
+                seen = drift.changed() => {
+                    if let Err(e) = seen {
+                        tracing::warn!("{e}; drift is noticed by the periodic pass alone");
+                        drift = Watch::new()?;
+                    }
+                    tokio::time::sleep(SETTLE).await;
+                    break true
+                }
+                () = tokio::time::sleep_until(wake) => break true,
+                asked = server.asked() => {
+                    let status = running.status().await;
+                    asked.answer(&status);
+                }
+            }
+        };
+        if !again {
+            break;
+        }
+    }
+    notify("STOPPING=1");
+    tracing::info!("stopping; tunnels, routes and guard stay as they are");
+    Ok(())
+}
+
+impl Running {
+    /// One turn: read what changed, decide, apply, remember, publish.
+    async fn turn(&mut self) {
+        let mut errors = Vec::new();
+        match self.registry.read() {
+            Ok(snapshot) => {
+                if let Err(problem) = self.agent.snapshot(snapshot) {
+                    errors.push(problem.text);
+                }
+            }
+            Err(e) => errors.push(e.to_string()),
+        }
+        self.agent.resolved(self.resolver.resolution());
+        self.desired = self.agent.desired();
+        errors.extend(self.desired.warnings.iter().cloned());
+        self.resolver.want(&self.desired.names, Instant::now());
+        errors.extend(self.resolver.failures());
+
+        let now = SystemTime::now();
+        let pass = self.reconciler.pass(&self.desired, now).await;
+        if pass.changes > 0 {
+            tracing::info!(changes = pass.changes, peers = self.desired.plan.peers.len(), "applied");
+        }
+        if pass.net.underlay != Default::default() {
+            self.agent.underlay(pass.net.underlay.clone());
+        }
+        let failed = !pass.errors.is_empty();
+        errors.extend(pass.errors.iter().map(ToString::to_string));
+        if self.agent.is_synced()
+            && let Err(e) = self.last_good.store(&self.desired.last_good)
+        {
+            errors.push(format!("{}: {e}", self.last_good.path().display()));
+        }
+        // Others may dial only what is there: publish after the device listens.
+        let mut published = false;
+        if pass.device.is_some() && !failed {
+            match self.registry.publish(&self.config.node, &self.desired.publish) {
+                Ok(_) => published = true,
+                Err(e) => errors.push(e.to_string()),
+            }
+        }
+        for (node, state) in self.health.observe(&self.desired.plan, pass.device.as_ref(), now) {
+            tracing::info!(peer = %node, ?state, "tunnel");
+        }
+        self.changes += pass.changes;
+        self.pass = pass;
+        self.tell_refusals();
+        let unfinished = failed || !published;
+        self.failures = if unfinished { self.failures.saturating_add(1) } else { 0 };
+        self.errors.replace(errors);
+        let ready = !unfinished && self.agent.is_synced();
+        if ready && !self.ready {
+            notify("READY=1");
+            tracing::info!(peers = self.desired.plan.peers.len(), "ready");
+        }
+        self.ready = ready;
+    }
+
+    fn tell_refusals(&mut self) {
+        let all = self.desired.refused.iter();
+        let all: Vec<RefusedStatus> =
+            all.map(|p| RefusedStatus { node: p.node.clone(), reason: p.text.clone() }).collect();
+        for fresh in all.iter().filter(|r| !self.refused.contains(r)) {
+            tracing::warn!(
+                node = fresh.node.as_ref().map(tracing::field::display),
+                "refused: {}",
+                fresh.reason
+            );
+        }
+        self.refused = all;
+    }
+
+    fn wake_at(&self) -> Instant {
+        let now = Instant::now();
+        let mut wake = now + PERIOD;
+        if self.failures > 0 {
+            wake = wake.min(now + RETRY * 2u32.saturating_pow((self.failures - 1).min(8)));
+        }
+        if let Some(due) = self.reconciler.wake_at() {
+            let left = due.duration_since(SystemTime::now()).unwrap_or_default();
+            wake = wake.min(now + left.max(SETTLE));
+        }
+        if let Some(due) = self.resolver.wake_at() {
+            wake = wake.min(due.max(now + SETTLE));
+        }
+        wake
+    }
+
+    async fn status(&mut self) -> Status {
+        let mut errors = self.errors.now.clone();
+        let device = match self.reconciler.device().await {
+            Ok(device) => device,
+            Err(e) => {
+                errors.push(e.to_string());
+                None
+            }
+        };
+        let now = SystemTime::now();
+        self.health.observe(&self.desired.plan, device.as_ref(), now);
+        let guard = &self.pass.guard;
+        let wanted = self.desired.plan.guard.fingerprint();
+        Status {
+            node: self.config.node.clone(),
+            site: self.config.site.clone(),
+            mesh: self.config.grants.mesh.to_string(),
+            public_key: self.public_key,
+            interface: self.config.wireguard.interface.to_string(),
+            backend: self.reconciler.wireguard.kind().to_owned(),
+            mtu: self.desired.plan.mtu,
+            ready: self.ready,
+            synced: self.agent.is_synced(),
+            observed_at: rfc3339(now),
+            changes: (self.pass.changes, self.changes),
+            mesh_addresses: self.desired.plan.addresses.iter().copied().collect(),
+            peers: self.health.peers(&self.desired.plan, device.as_ref(), now),
+            refused: self.refused.clone(),
+            unpublished: self.desired.unpublished.iter().cloned().collect(),
+            errors,
+            guard: GuardStatus {
+                standing: guard.fingerprint.as_ref() == Some(&wanted),
+                egress_drops: guard.egress_drops,
+                ingress_drops: guard.ingress_drops,
+            },
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! What the agent tells about itself, over its Unix socket and as a table.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use comfy_table::{Table, presets};
+use ipnet::IpNet;
+use mesh_keyring::{NodeName, PublicKey, SiteName};
+use mesh_overlay::dial::is_fresh;
+use mesh_overlay::plan::PlannedPeer;
+use mesh_overlay::{MeshPlan, ObservedDevice};
+use serde::{Deserialize, Serialize};
+
+/// What is known of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerState {
+    /// A handshake younger than its lifetime.
+    Established,
+    /// No handshake since the tunnel was made.
+    Waiting,
+    /// There was one, but it is past its lifetime.
+    Stale,
+    /// The device does not hold this peer.
+    Missing,
+}
+
+/// One peer in the status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: NodeName,
+    /// Its site.
+    pub site: SiteName,
+    /// Its key.
+    pub public_key: PublicKey,
+    /// Where it sends to now.
+    pub endpoint: Option<SocketAddr>,
+    /// The carrier.
+    pub path: String,
+    /// Whether packets to it are encrypted.
+    pub encrypted: bool,
+    /// Its state.
+    pub state: PeerState,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// Seconds since the last handshake.
+    pub handshake_age_seconds: Option<u64>,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// All that it holds.
+    pub prefixes: Vec<IpNet>,
+    /// The MTU of routes to it, in bytes.
+    pub mtu: u16,
+}
+
+/// Something that was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedStatus {
+    /// The node that it concerns, where that is known.
+    pub node: Option<NodeName>,
+    /// Why.
+    pub reason: String,
+}
+
+/// The guard's counters.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardStatus {
+    /// Whether it stands.
+    pub standing: bool,
+    /// Packets that were about to leave in clear and were dropped.
+    pub egress_drops: u64,
+    /// Packets that came in clear and were dropped.
+    pub ingress_drops: u64,
+}
+
+/// The whole status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// This node.
+    pub node: NodeName,
+    /// Its site.
+    pub site: SiteName,
+    /// Its mesh.
+    pub mesh: String,
+    /// Its key.
+    pub public_key: PublicKey,
+    /// Its mesh interface.
+    pub interface: String,
+    /// "kernel" or "userspace".
+    pub backend: String,
+    /// The mesh interface's MTU, in bytes.
+    pub mtu: u16,
+    /// Whether the last pass brought all to where it should be, from a registry that was read in full.
+    pub ready: bool,
+    /// Whether the registry was read in full since the agent started.
+    pub synced: bool,
+    /// When the tunnels were looked at, RFC 3339.
+    pub observed_at: String,
+    /// Changes made to this host by the last pass, and since the agent started.
+    pub changes: (usize, usize),
+    /// Addresses of the mesh interface.
+    pub mesh_addresses: Vec<IpNet>,
+    /// All peers.
+    pub peers: Vec<PeerStatus>,
+    /// All that was refused.
+    pub refused: Vec<RefusedStatus>,
+    /// Nodes that publish no key.
+    pub unpublished: Vec<NodeName>,
+    /// What is wrong on this host.
+    pub errors: Vec<String>,
+    /// The guard.
+    pub guard: GuardStatus,
+}
+
+/// Since when each peer has been in its state.
+#[derive(Debug, Clone, Default)]
+pub struct Health(BTreeMap<NodeName, (PeerState, SystemTime)>);
+
+fn state_of(peer: &PlannedPeer, device: Option<&ObservedDevice>, now: SystemTime) -> PeerState {
+    match device.and_then(|d| d.peers.get(&peer.public_key)) {
+        None => PeerState::Missing,
+        Some(found) if is_fresh(found.last_handshake, now) => PeerState::Established,
+        Some(found) if found.last_handshake.is_some() => PeerState::Stale,
+        Some(_) => PeerState::Waiting,
+    }
+}
+
+impl Health {
+    /// Takes note of every peer's state and answers which changed.
+    pub fn observe(
+        &mut self,
+        plan: &MeshPlan,
+        device: Option<&ObservedDevice>,
+        now: SystemTime,
+    ) -> Vec<(NodeName, PeerState)> {
+        self.0.retain(|name, _| plan.peers.contains_key(name));
+        let mut changed = Vec::new();
+        for (name, peer) in &plan.peers {
+            let state = state_of(peer, device, now);
+            if self.0.get(name).is_none_or(|(before, _)| *before != state) {
+                self.0.insert(name.clone(), (state, now));
+                changed.push((name.clone(), state));
+            }
+        }
+        changed
+    }
+
+    /// The peers as status tells them.
+    pub fn peers(
+        &self,
+        plan: &MeshPlan,
+        device: Option<&ObservedDevice>,
+        now: SystemTime,
+    ) -> Vec<PeerStatus> {
+        let status = |(name, peer): (&NodeName, &PlannedPeer)| {
+            let found = device.and_then(|d| d.peers.get(&peer.public_key));
+            let (state, since) = self.0.get(name).copied().unwrap_or((PeerState::Missing, now));
+            let age =
+                found.and_then(|f| f.last_handshake).map(|at| now.duration_since(at).unwrap_or_default());
+            PeerStatus {
+                name: name.clone(),
+                site: peer.site.clone(),
+                public_key: peer.public_key,
+                endpoint: found.and_then(|f| f.endpoint),
+                path: "direct".to_owned(),
+                encrypted: true,
+                state,
+                since: rfc3339(since),
+                handshake_age_seconds: age.map(|age| age.as_secs()),
+                rx_bytes: found.map_or(0, |f| f.rx_bytes),
+                tx_bytes: found.map_or(0, |f| f.tx_bytes),
+                prefixes: peer.allowed_ips.iter().copied().collect(),
+                mtu: peer.mtu,
+            }
+        };
+        plan.peers.iter().map(status).collect()
+    }
+}
+
+/// A time as RFC 3339 in UTC, to the second.
+pub fn rfc3339(at: SystemTime) -> String {
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Civil date from a day count: shift to years that begin in March, so that the leap day comes last.
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+fn age(seconds: u64) -> String {
+    let duration = Duration::from_secs(seconds);
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", duration.as_secs() / 60),
+        _ => format!("{} h", duration.as_secs() / 3600),
+    }
+}
+
+fn bytes(count: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+impl Status {
+    /// The status for people.
+    pub fn to_table(&self) -> String {
+        let mut text = format!(
+            "{} (site {}, mesh {}): {}, {} backend, MTU {}\n",
+            self.node,
+            self.site,
+            self.mesh,
+            if self.ready { "ready" } else { "NOT READY" },
+            self.backend,
+            self.mtu
+        );
+        let addresses: Vec<String> = self.mesh_addresses.iter().map(ToString::to_string).collect();
+        text.push_str(&format!("{} {}\n\n", self.interface, addresses.join(" ")));
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["PEER", "SITE", "PATH", "ENCRYPTED", "STATE", "HANDSHAKE", "ENDPOINT", "RX", "TX"]);
+        for peer in &self.peers {
+            table.add_row([
+                peer.name.to_string(),
+                peer.site.to_string(),
+                peer.path.clone(),
+                if peer.encrypted { "yes" } else { "NO" }.to_owned(),
+                format!("{:?}", peer.state).to_lowercase(),
+                peer.handshake_age_seconds.map_or("never".to_owned(), age),
+                peer.endpoint.map_or("-".to_owned(), |e| e.to_string()),
+                bytes(peer.rx_bytes),
+                bytes(peer.tx_bytes),
+            ]);
+        }
+        text.push_str(&table.to_string());
+        text.push('\n');
+        let guard = &self.guard;
+        text.push_str(&format!(
+            "\nguard: {}; dropped in clear: {} leaving, {} arriving\n",
+            if guard.standing { "standing" } else { "NOT STANDING" },
+            guard.egress_drops,
+            guard.ingress_drops
+        ));
+        for refused in &self.refused {
+            let node = refused.node.as_ref().map_or("registry", |n| n.as_str());
+            text.push_str(&format!("refused: {node}: {}\n", refused.reason));
+        }
+        for node in &self.unpublished {
+            text.push_str(&format!("not published: {node}\n"));
+        }
+        for error in &self.errors {
+            text.push_str(&format!("error: {error}\n"));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_rfc_3339() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+            (4_107_542_399, "2100-02-28T23:59:59Z"),
+        ] {
+            assert_eq!(rfc3339(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn sizes_and_ages_are_short() {
+        assert_eq!(
+            (bytes(12), bytes(2048), bytes(5 << 30)),
+            ("12 B".into(), "2.0 KiB".into(), "5.0 GiB".into())
+        );
+        assert_eq!((age(5), age(150), age(10_000)), ("5 s".into(), "2 min".into(), "2 h".into()));
+    }
+}

@@ -1,0 +1,198 @@
+//! Kubernetes label selectors (`metav1.LabelSelector`), parsed into a form that cannot be wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+
+/// Why a selector was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SelectorError {
+    /// An operator that does not exist.
+    #[error("matchExpressions: key {key:?}: operator {operator:?}; use In, NotIn, Exists or DoesNotExist")]
+    Operator {
+        /// The label's key.
+        key: String,
+        /// What stands there.
+        operator: String,
+    },
+    /// `In` and `NotIn` without values.
+    #[error("matchExpressions: key {key:?}: {operator} needs at least one value")]
+    NoValues {
+        /// The label's key.
+        key: String,
+        /// The operator.
+        operator: String,
+    },
+    /// `Exists` and `DoesNotExist` with values.
+    #[error("matchExpressions: key {key:?}: {operator} takes no values")]
+    Values {
+        /// The label's key.
+        key: String,
+        /// The operator.
+        operator: String,
+    },
+    /// No key.
+    #[error("matchExpressions: an expression without a key")]
+    NoKey,
+}
+
+/// One condition on one label.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Requirement {
+    /// The label is there with one of these values.
+    In(String, BTreeSet<String>),
+    /// The label is absent or has none of these values.
+    NotIn(String, BTreeSet<String>),
+    /// The label is there.
+    Exists(String),
+    /// The label is absent.
+    DoesNotExist(String),
+}
+
+impl Requirement {
+    /// Whether these labels meet the condition.
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        match self {
+            Self::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
+            Self::NotIn(key, values) => labels.get(key).is_none_or(|value| !values.contains(value)),
+            Self::Exists(key) => labels.contains_key(key),
+            Self::DoesNotExist(key) => !labels.contains_key(key),
+        }
+    }
+}
+
+/// A label selector: all of its requirements have to be met. Without any it selects everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Written")]
+pub struct LabelSelector {
+    requirements: BTreeSet<Requirement>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Written {
+    #[serde(default)]
+    match_labels: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    match_expressions: Option<Vec<Expression>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expression {
+    #[serde(default)]
+    key: String,
+    #[serde(default)]
+    operator: String,
+    #[serde(default)]
+    values: Option<Vec<String>>,
+}
+
+impl TryFrom<Written> for LabelSelector {
+    type Error = SelectorError;
+
+    fn try_from(written: Written) -> Result<Self, SelectorError> {
+        let labels = written.match_labels.unwrap_or_default().into_iter();
+        let mut requirements: BTreeSet<Requirement> =
+            labels.map(|(key, value)| Requirement::In(key, BTreeSet::from([value]))).collect();
+        for expression in written.match_expressions.unwrap_or_default() {
+            requirements.insert(expression.try_into()?);
+        }
+        Ok(Self { requirements })
+    }
+}
+
+impl TryFrom<Expression> for Requirement {
+    type Error = SelectorError;
+
+    fn try_from(Expression { key, operator, values }: Expression) -> Result<Self, SelectorError> {
+        if key.is_empty() {
+            return Err(SelectorError::NoKey);
+        }
+        let values: BTreeSet<String> = values.unwrap_or_default().into_iter().collect();
+        match (operator.as_str(), values.is_empty()) {
+            ("In", false) => Ok(Self::In(key, values)),
+            ("NotIn", false) => Ok(Self::NotIn(key, values)),
+            ("Exists", true) => Ok(Self::Exists(key)),
+            ("DoesNotExist", true) => Ok(Self::DoesNotExist(key)),
+            ("In" | "NotIn", true) => Err(SelectorError::NoValues { key, operator }),
+            ("Exists" | "DoesNotExist", false) => Err(SelectorError::Values { key, operator }),
+            _ => Err(SelectorError::Operator { key, operator }),
+        }
+    }
+}
+
+impl LabelSelector {
+    /// Whether these labels are selected.
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.requirements.iter().all(|requirement| requirement.matches(labels))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn matches(selector: Value, labels: Value) -> bool {
+        let selector: LabelSelector = serde_json::from_value(selector).unwrap();
+        selector.matches(&serde_json::from_value(labels).unwrap())
+    }
+
+    fn refusal(selector: Value) -> String {
+        serde_json::from_value::<LabelSelector>(selector).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_empty_selector_selects_everything() {
+        assert!(matches(json!({}), json!({})));
+        assert!(matches(json!({"matchLabels": null, "matchExpressions": null}), json!({"a": "b"})));
+    }
+
+    #[test]
+    fn labels_and_expressions_all_have_to_match() {
+        let selector = json!({
+            "matchLabels": {"app": "web"},
+            "matchExpressions": [{"key": "tier", "operator": "In", "values": ["a", "b"]}],
+        });
+        assert!(matches(selector.clone(), json!({"app": "web", "tier": "b", "more": "x"})));
+        assert!(!matches(selector.clone(), json!({"app": "web", "tier": "c"})));
+        assert!(!matches(selector, json!({"tier": "a"})));
+    }
+
+    #[test]
+    fn an_absent_label_meets_not_in_and_does_not_exist_only() {
+        let with = |operator: &str, values: Value| {
+            matches(
+                json!({"matchExpressions": [{"key": "k", "operator": operator, "values": values}]}),
+                json!({}),
+            )
+        };
+        assert!(with("NotIn", json!(["a"])) && with("DoesNotExist", json!([])));
+        assert!(!with("In", json!(["a"])) && !with("Exists", json!(null)));
+    }
+
+    #[test]
+    fn one_key_may_have_several_requirements() {
+        let selector = json!({"matchExpressions": [
+            {"key": "k", "operator": "In", "values": ["a", "b"]},
+            {"key": "k", "operator": "NotIn", "values": ["b"]},
+        ]});
+        assert!(matches(selector.clone(), json!({"k": "a"})));
+        assert!(!matches(selector, json!({"k": "b"})));
+    }
+
+    #[test]
+    fn malformed_selectors_are_refused_by_the_name_of_their_key() {
+        for (operator, values) in
+            [("in", json!(["a"])), ("In", json!([])), ("Exists", json!(["a"])), ("", json!([]))]
+        {
+            let message = refusal(
+                json!({"matchExpressions": [{"key": "colour", "operator": operator, "values": values}]}),
+            );
+            assert!(message.contains("colour"), "{message}");
+        }
+        assert!(refusal(json!({"matchExpressions": [{"operator": "Exists"}]})).contains("without a key"));
+        assert!(refusal(json!({"matchLabel": {}})).contains("matchLabel"));
+    }
+}

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# All tests, each suite once, with a closing line that counts them.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+if [[ $(id -u) != 0 ]]; then
+  if [[ ${CI:-} == true ]]; then
+    echo "the labs need root, and under CI nothing is skipped" >&2
+    exit 1
+  fi
+  echo "Not root: the labs build network namespaces and are left out. Running the unit tests alone."
+  echo "SKIPPED suites: mesh-wg on real interfaces, backends, netlab, meshlab, end to end"
+  exec make unit
+fi
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+started=$SECONDS
+echo "== building programs and tests"
+cargo build --workspace --bins --locked
+cargo test --workspace --locked --no-run
+echo "== running the tests"
+status=0
+# Labs share two cores at most: one test program at a time, and inside of it what it chooses itself.
+cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log" || status=1
+passed=$(awk '/^test result:/ {p += $4} END {print p + 0}' "$log")
+failed=$(awk '/^test result:/ {f += $6} END {print f + 0}' "$log")
+skipped=$(grep -c '^SKIPPED' "$log" || true)
+grep '^SKIPPED' "$log" | sort | uniq -c || true
+echo "took $((SECONDS - started)) s"
+echo "$passed passed, $failed failed, $skipped skipped"
+exit $status
