@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use mesh_keyring::{NodeName, PublicKey, SiteName};
-use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST};
+use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST, PUBLIC_KEY};
 use mesh_overlay::endpoint::is_dialable;
 use mesh_overlay::link::{LinkConfig, ObservedUnderlay};
 use mesh_overlay::plan::path::Resolution;
@@ -70,19 +70,26 @@ impl Agent {
         }
     }
 
-    /// The registry was read. A snapshot that lacks this node, although it was there before, is an unmounted or
-    /// half-copied directory rather than the operator's will: it is not taken, and the answer says so.
-    pub fn snapshot(&mut self, snapshot: Snapshot) -> Result<(), Problem> {
-        let knows_us = snapshot.nodes.iter().any(|n| n.name == self.config.node);
-        if !knows_us && self.last_good.registered {
-            return Err(Problem {
-                node: Some(self.config.node.clone()),
-                text: format!(
-                    "the registry has no Node manifest of {} any more, so it counts as incomplete: nothing is pruned; \
-                     to take this node out of the mesh, stop its agent and run `mesh-agent cleanup`",
-                    self.config.node
-                ),
-            });
+    /// The registry was read. A snapshot that lacks this node or its publication, although they were there before,
+    /// is an unmounted or half-copied directory rather than the operator's will: it is not taken.
+    ///
+    /// # Errors
+    /// The sentence for the status.
+    pub fn snapshot(&mut self, snapshot: Snapshot) -> Result<(), String> {
+        let node = &self.config.node;
+        let own = snapshot.nodes.iter().find(|n| n.name == *node);
+        let published = own.is_some_and(|n| n.annotations.contains_key(PUBLIC_KEY));
+        if own.is_none() && self.last_good.registered {
+            return Err(format!(
+                "the registry has no Node manifest of {node} any more, so it counts as incomplete: nothing is pruned; \
+                 to take this node out of the mesh, stop its agent and run `mesh-agent cleanup`"
+            ));
+        }
+        if !published && self.last_good.published {
+            return Err(format!(
+                "the publication of {node} is gone from the registry, so it counts as incomplete: nothing is pruned \
+                 until it stands there again"
+            ));
         }
         self.snapshot = Some(snapshot);
         Ok(())
@@ -117,8 +124,10 @@ impl Agent {
             None => (remembered(&self.last_good.peers), Vec::new()),
         };
         if self.snapshot.is_some() {
+            let own = self.own_record();
             self.last_good = LastGood {
-                registered: self.own_record().is_some(),
+                registered: own.is_some(),
+                published: own.is_some_and(|n| n.annotations.contains_key(PUBLIC_KEY)),
                 prefixes: own_prefixes,
                 peers: admission.memory(),
             };

@@ -215,8 +215,8 @@ impl Running {
         let mut errors = Vec::new();
         match self.registry.read() {
             Ok(snapshot) => {
-                if let Err(problem) = self.agent.snapshot(snapshot) {
-                    errors.push(problem.text);
+                if let Err(why) = self.agent.snapshot(snapshot) {
+                    errors.push(why);
                 }
             }
             Err(e) => errors.push(e.to_string()),
@@ -322,7 +322,7 @@ impl Running {
             synced: self.agent.is_synced(),
             observed_at: rfc3339(now),
             changes: (self.pass.changes, self.changes),
-            mesh_addresses: self.desired.plan.addresses.iter().copied().collect(),
+            mesh_addresses: self.desired.plan.addresses.iter().map(|net| net.addr()).collect(),
             peers: self.health.peers(&self.desired.plan, device.as_ref(), now),
             refused: self.refused.clone(),
             unpublished: self.desired.unpublished.iter().cloned().collect(),

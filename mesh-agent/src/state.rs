@@ -16,6 +16,8 @@ use crate::atomic;
 pub struct LastGood {
     /// Whether the registry knew this node.
     pub registered: bool,
+    /// Whether this node's publication stood there.
+    pub published: bool,
     /// This node's own prefixes.
     pub prefixes: Vec<IpNet>,
     /// The peers.

@@ -1,7 +1,7 @@
 //! What the agent tells about itself, over its Unix socket and as a table.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use comfy_table::{Table, presets};
@@ -106,7 +106,7 @@ pub struct Status {
     /// Changes made to this host by the last pass, and since the agent started.
     pub changes: (usize, usize),
     /// Addresses of the mesh interface.
-    pub mesh_addresses: Vec<IpNet>,
+    pub mesh_addresses: Vec<IpAddr>,
     /// All peers.
     pub peers: Vec<PeerStatus>,
     /// All that was refused.

@@ -168,10 +168,10 @@ pub trait NftBackend {
     /// When nft is missing or fails.
     fn observe(&mut self) -> impl Future<Output = Result<ObservedGuard, BackendError>>;
 
-    /// Replaces the table in one transaction.
+    /// Replaces the guard. The new one stands before the old one goes.
     ///
     /// # Errors
-    /// When nft is missing or refuses; the table that stood still stands.
+    /// When nft is missing or refuses; the guard that stood still stands.
     fn apply(&mut self, guard: &Guard) -> impl Future<Output = Result<(), BackendError>>;
 
     /// Removes the table. No table is no error.

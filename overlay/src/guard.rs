@@ -14,6 +14,37 @@ use crate::local::InterfaceName;
 
 /// The one nftables table that is ours, family `inet`.
 pub const TABLE: &str = "sennit";
+/// What begins the comment of each chain's first rule; the fingerprint follows.
+pub const MARK: &str = "sennit guard ";
+
+/// Name (also of its counter), hook and priority of each chain. After source NAT's priority nothing changes a packet
+/// any more; before conntrack's -200 nothing has yet.
+pub(crate) const CHAINS: [(&str, &str, i64); 2] =
+    [("egress", "postrouting", 300), ("ingress", "prerouting", -300)];
+
+/// Which of its two places in the table a guard takes: the next one stands in the other before this one goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Slot {
+    /// Chains that end in `_a`.
+    A,
+    /// Chains that end in `_b`.
+    B,
+}
+
+impl Slot {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::A, Self::B];
+
+    /// The other one.
+    pub fn other(self) -> Self {
+        if self == Self::A { Self::B } else { Self::A }
+    }
+
+    /// The name of a chain in this slot.
+    pub(crate) fn chain(self, name: &str) -> String {
+        format!("{name}_{}", if self == Self::A { 'a' } else { 'b' })
+    }
+}
 
 /// What the guard protects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -27,65 +58,71 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// A short digest of what the guard protects; part of the table's comment, so that a restarted agent knows its
-    /// own work.
+    /// A short digest of what the guard protects; in the comment of each chain's first rule, so that a restarted
+    /// agent knows its own work.
     pub fn fingerprint(&self) -> String {
-        let digest = Sha256::digest(self.rules());
+        let digest = Sha256::digest(self.rules("", Slot::A));
         digest.iter().take(8).fold(String::new(), |mut text, byte| {
             let _ = write!(text, "{byte:02x}");
             text
         })
     }
 
-    /// The table as `nft -f` takes it. One transaction: there is no moment without a guard.
-    pub fn render(&self) -> String {
-        let mark = self.fingerprint();
-        format!(
-            "add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n\tcomment \"sennit guard {mark}\"\n{}}}\n",
-            self.rules()
-        )
+    /// The guard in a slot, as `nft -f` takes it. It takes nothing away: once it stands, [`render_retirement`] takes
+    /// the one in the other slot.
+    ///
+    /// To replace a guard in a single transaction would not do, although it is atomic by the manual: Linux 6.18
+    /// makes the new rules live a moment before the interval sets that they look into, and packets slip out.
+    pub fn render(&self, slot: Slot) -> String {
+        let mut text = format!("add table inet {TABLE}\n");
+        for (name, hook, priority) in CHAINS {
+            let chain = slot.chain(name);
+            let _ = write!(
+                text,
+                "add counter inet {TABLE} {name}
+add chain inet {TABLE} {chain} {{ type filter hook {hook} priority {priority}; policy accept; }}
+"
+            );
+        }
+        text + &self.rules(&self.fingerprint(), slot)
     }
 
-    fn rules(&self) -> String {
+    /// As [`Guard::render`], for a table that holds other things than ours: all of it is deleted first.
+    pub fn render_anew(&self) -> String {
+        render_removal() + &self.render(Slot::A)
+    }
+
+    fn rules(&self, mark: &str, slot: Slot) -> String {
+        let interfaces = self.interfaces.iter().map(InterfaceName::as_str).chain(["lo"]);
+        let interfaces: Vec<String> = interfaces.map(|name| format!("\"{name}\"")).collect();
+        let interfaces = interfaces.join(", ");
         let mut text = String::new();
-        for (name, nets) in [("mesh", &self.mesh), ("local", &self.local)] {
-            for (family, v6) in [("4", false), ("6", true)] {
-                let members: Vec<String> =
-                    nets.iter().filter(|n| matches!(n, IpNet::V6(_)) == v6).map(IpNet::to_string).collect();
-                let kind = if v6 { "ipv6_addr" } else { "ipv4_addr" };
-                let _ = writeln!(text, "\tset {name}{family} {{\n\t\ttype {kind}\n\t\tflags interval");
-                if !members.is_empty() {
-                    let _ = writeln!(text, "\t\telements = {{ {} }}", members.join(", "));
+        for (name, interface, address) in [("egress", "oifname", "daddr"), ("ingress", "iifname", "saddr")] {
+            let add = format!("add rule inet {TABLE} {}", slot.chain(name));
+            let _ = writeln!(text, "{add} {interface} {{ {interfaces} }} accept comment \"{MARK}{mark}\"");
+            let drop = format!("counter name {name} drop");
+            for (nets, verdict) in [(&self.local, "accept"), (&self.mesh, drop.as_str())] {
+                for (family, v6) in [("ip", false), ("ip6", true)] {
+                    let of_family = nets.iter().filter(|net| matches!(net, IpNet::V6(_)) == v6);
+                    let members: Vec<String> = of_family.map(IpNet::to_string).collect();
+                    if !members.is_empty() {
+                        let members = members.join(", ");
+                        let _ = writeln!(text, "{add} {family} {address} {{ {members} }} {verdict}");
+                    }
                 }
-                text.push_str("\t}\n");
             }
         }
-        let interfaces: Vec<String> = self.interfaces.iter().map(|i| format!("\"{i}\"")).collect();
-        let interfaces = interfaces.join(", ");
-        text.push_str("\tcounter egress {\n\t}\n\tcounter ingress {\n\t}\n");
-        // After source NAT's priority nothing changes the packet any more; before conntrack's -200 nothing has yet.
-        let _ = write!(
-            text,
-            "\tchain egress {{
-\t\ttype filter hook postrouting priority 300; policy accept;
-\t\toifname {{ {interfaces}, \"lo\" }} accept
-\t\tip daddr @local4 accept
-\t\tip6 daddr @local6 accept
-\t\tip daddr @mesh4 counter name egress drop
-\t\tip6 daddr @mesh6 counter name egress drop
-\t}}
-\tchain ingress {{
-\t\ttype filter hook prerouting priority -300; policy accept;
-\t\tiifname {{ {interfaces}, \"lo\" }} accept
-\t\tip saddr @local4 accept
-\t\tip6 saddr @local6 accept
-\t\tip saddr @mesh4 counter name ingress drop
-\t\tip6 saddr @mesh6 counter name ingress drop
-\t}}
-"
-        );
         text
     }
+}
+
+/// The nft commands that take the guard out of a slot.
+pub fn render_retirement(slot: Slot) -> String {
+    CHAINS.iter().fold(String::new(), |mut text, (name, ..)| {
+        let chain = slot.chain(name);
+        let _ = writeln!(text, "flush chain inet {TABLE} {chain}\ndelete chain inet {TABLE} {chain}");
+        text
+    })
 }
 
 /// The nft command that removes our table, and nothing else.
@@ -106,18 +143,25 @@ mod tests {
     }
 
     #[test]
-    fn the_ruleset_replaces_our_table_alone_in_one_transaction() {
-        let text = guard(&["10.0.0.0/8", "fd00::/16"]).render();
-        assert!(
-            text.starts_with("add table inet sennit\ndelete table inet sennit\ntable inet sennit {"),
-            "{text}"
-        );
-        assert!(!text.contains("flush"), "{text}");
+    fn a_new_guard_takes_nothing_away() {
+        let text = guard(&["10.0.0.0/8", "fd00::/16"]).render(Slot::B);
+        assert!(!text.contains("delete") && !text.contains("flush"), "{text}");
+        assert!(text.lines().all(|line| line.contains("inet sennit")), "{text}");
         assert_eq!(text.matches("drop").count(), 4, "{text}");
         assert!(
-            text.contains("elements = { 10.0.0.0/8 }") && text.contains("elements = { fd00::/16 }"),
+            text.contains("egress_b ip daddr { 10.0.0.0/8 } counter name egress drop")
+                && text.contains("ingress_b ip6 saddr { fd00::/16 } counter name ingress drop"),
             "{text}"
         );
+        assert!(text.contains("oifname { \"sennit0\", \"lo\" } accept"), "{text}");
+        assert!(!render_retirement(Slot::A).contains("_b"));
+    }
+
+    #[test]
+    fn a_guard_of_nothing_has_no_empty_set() {
+        let nothing = Guard { mesh: BTreeSet::new(), local: BTreeSet::new(), interfaces: BTreeSet::new() };
+        let text = nothing.render(Slot::A);
+        assert!(text.contains("{ \"lo\" }") && !text.contains("{  }"), "{text}");
     }
 
     #[test]

@@ -17,13 +17,17 @@ pub mod backend;
 pub mod device;
 pub mod dial;
 pub mod endpoint;
+pub mod fake;
 pub mod guard;
 pub mod link;
 pub mod local;
+pub mod netlink;
+pub mod nft;
 pub mod peer;
 pub mod plan;
 pub mod prefix;
 pub mod route;
+pub mod wireguard;
 
 pub use admission::{Admission, Memory, NodeRecord, Refusal, admit};
 pub use advertisement::{Advertisement, AdvertisementError};

@@ -81,6 +81,20 @@ pub enum RouteChange {
     Set(Route),
     /// Take a route away.
     Remove(Route),
+    /// Take a route away that carries our mark but that no plan ever asks for.
+    RemoveStray(StrayRoute),
+}
+
+/// A route of our protocol in our table that is none of [`RouteKind`]: another metric, type or interface. It could
+/// win over ours, so it is never left standing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StrayRoute {
+    /// Where to.
+    pub to: IpNet,
+    /// Its metric.
+    pub metric: u32,
+    /// Its type, as the kernel numbers them (`RTN_*`).
+    pub kind: u8,
 }
 
 /// Our routing table as it is.
@@ -92,6 +106,8 @@ pub struct ObservedRoutes {
     pub rule_v6: bool,
     /// The routes of our protocol in our table.
     pub routes: BTreeSet<Route>,
+    /// Routes of our protocol in our table that no plan ever asks for.
+    pub strays: BTreeSet<StrayRoute>,
 }
 
 impl RouteTable {
@@ -108,6 +124,7 @@ impl RouteTable {
         changes.extend(throws.into_iter().chain(holes).map(RouteChange::Set));
         changes.extend((!observed.rule_v4).then_some(RouteChange::AddRule { v6: false }));
         changes.extend((!observed.rule_v6).then_some(RouteChange::AddRule { v6: true }));
+        changes.extend(observed.strays.iter().copied().map(RouteChange::RemoveStray));
         if up {
             changes.extend(mesh.into_iter().map(RouteChange::Set));
         }
@@ -145,6 +162,22 @@ mod tests {
         ])
     }
 
+    fn standing(routes: BTreeSet<Route>) -> ObservedRoutes {
+        ObservedRoutes { rule_v4: true, rule_v6: true, routes, strays: BTreeSet::new() }
+    }
+
+    #[test]
+    fn a_stray_route_goes_once_the_blackholes_stand() {
+        let stray = StrayRoute { to: net("10.2.0.0/24"), metric: 5, kind: 1 };
+        let observed = ObservedRoutes { strays: BTreeSet::from([stray]), ..ObservedRoutes::default() };
+        let changes = three().diff(&observed, true);
+        let at = |wanted: &RouteChange| changes.iter().position(|change| change == wanted).unwrap();
+        let hole = RouteChange::Set(Route::new(net("10.2.0.0/24"), RouteKind::Blackhole));
+        let mesh = RouteChange::Set(Route::new(net("10.2.0.0/24"), RouteKind::Mesh { mtu: 1420 }));
+        let gone = at(&RouteChange::RemoveStray(stray));
+        assert!(at(&hole) < gone && gone < at(&mesh), "{changes:?}");
+    }
+
     #[test]
     fn blackholes_stand_before_the_rule_and_the_mesh_routes() {
         let changes = three().diff(&ObservedRoutes::default(), true);
@@ -168,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_table_that_is_right_is_left_alone() {
-        let observed = ObservedRoutes { rule_v4: true, rule_v6: true, routes: three().routes };
+        let observed = standing(three().routes);
         assert_eq!(three().diff(&observed, true), []);
     }
 
@@ -177,14 +210,14 @@ mod tests {
         let mut routes = three().routes;
         routes.remove(&Route::new(net("10.2.0.0/24"), RouteKind::Mesh { mtu: 1420 }));
         routes.insert(Route::new(net("10.2.0.0/24"), RouteKind::Mesh { mtu: 1320 }));
-        let observed = ObservedRoutes { rule_v4: true, rule_v6: true, routes };
+        let observed = standing(routes);
         let wanted = Route::new(net("10.2.0.0/24"), RouteKind::Mesh { mtu: 1420 });
         assert_eq!(three().diff(&observed, true), [RouteChange::Set(wanted)]);
     }
 
     #[test]
     fn the_blackhole_of_a_prefix_goes_after_its_mesh_route() {
-        let observed = ObservedRoutes { rule_v4: true, rule_v6: true, routes: three().routes };
+        let observed = standing(three().routes);
         let changes = table(&[]).diff(&observed, true);
         assert_eq!(changes.len(), 3);
         assert_eq!(

@@ -76,9 +76,25 @@ fn a_registry_that_lost_this_node_is_incomplete_and_prunes_nobody() {
     let mut agent = agent(config(""), known());
     for partial in [snapshot(&[]), snapshot(&three()[1..2])] {
         let problem = agent.snapshot(partial).unwrap_err();
-        assert!(problem.text.contains("counts as incomplete"), "{}", problem.text);
+        assert!(problem.contains("counts as incomplete"), "{problem}");
         assert_eq!(peers(&agent.desired()), ["a", "b"]);
     }
+}
+
+#[test]
+fn publications_that_vanish_together_with_our_own_prune_nobody() {
+    let mut all = three();
+    all[0].annotations = record("me", Some(1), &[]).annotations;
+    let mut agent = agent(config(""), LastGood::default());
+    agent.snapshot(snapshot(&all)).unwrap();
+    assert_eq!(peers(&agent.desired()), ["a", "b"]);
+    let mut emptied = three();
+    emptied.iter_mut().for_each(|node| node.annotations.clear());
+    assert!(agent.snapshot(snapshot(&emptied)).unwrap_err().contains("counts as incomplete"));
+    assert_eq!(peers(&agent.desired()), ["a", "b"]);
+    all[2].annotations.clear();
+    agent.snapshot(snapshot(&all)).unwrap();
+    assert_eq!(peers(&agent.desired()), ["a"], "one that withdraws by itself is gone");
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn claim(what: &str, key: &str, epoch: u64, endpoints: &str) -> String {
     format!(
         r#"- name: evil claims {what}
   apply:
-    file: published/evil
+    file: published/evil.yaml
     manifest:
       apiVersion: v1
       kind: Node
@@ -151,7 +151,7 @@ fn a_node_cannot_hold_anothers_prefix() {
 fn a_node_cannot_grant_itself_prefixes() {
     let steps = r#"- name: evil grants itself everything
   apply:
-    file: published/evil
+    file: published/evil.yaml
     manifest: {apiVersion: v1, kind: Node, metadata: {name: evil}, spec: {podCIDRs: ["0.0.0.0/0"]}}
 "#;
     unharmed("self-granted", &(steps.to_owned() + &refused("come from the operator")));

@@ -1,0 +1,189 @@
+//! Links, addresses, routes and rules of this network namespace, through rtnetlink.
+
+mod links;
+mod routes;
+mod socket;
+mod underlay;
+mod watch;
+
+use std::io;
+
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::{RouteHeader, RouteProtocol, RouteType};
+
+use crate::backend::{BackendError, NetBackend, ObservedNet};
+use crate::link::LinkChange;
+use crate::local::{InterfaceName, Routing};
+use crate::route::{RouteChange, RouteKind};
+
+pub(crate) use links::{Link, create_wireguard, delete as delete_link, find as find_link};
+pub(crate) use socket::{RouteSocket, errno};
+pub use watch::Watch;
+
+/// The kernel's links, addresses, routes and rules. It works on the network namespace of the thread that made it.
+pub struct Netlink {
+    socket: RouteSocket,
+}
+
+impl Netlink {
+    /// Opens a socket. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn new() -> Result<Self, BackendError> {
+        let socket = RouteSocket::new().map_err(|e| BackendError::failed("opening a netlink socket", e))?;
+        Ok(Self { socket })
+    }
+}
+
+fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> BackendError {
+    move |error| BackendError::failed(action, error)
+}
+
+/// As [`failed`], and for IPv6 with the reason why the host has none.
+fn failed_family(action: String, v6: bool) -> impl FnOnce(io::Error) -> BackendError {
+    move |error| match underlay::ipv6_disabled().filter(|_| v6) {
+        Some(reason) => BackendError::failed(action, format_args!("{error}; {reason}")),
+        None => BackendError::failed(action, error),
+    }
+}
+
+impl NetBackend for Netlink {
+    async fn observe(
+        &mut self,
+        interface: &InterfaceName,
+        routing: &Routing,
+    ) -> Result<ObservedNet, BackendError> {
+        let socket = &mut self.socket;
+        let links = links::all(socket).await.map_err(failed("reading the links"))?;
+        let addresses = links::addresses(socket).await.map_err(failed("reading the addresses"))?;
+        let mesh = links.iter().find(|link| link.name == interface.as_str());
+        let index = mesh.map(|link| link.index);
+        let mut found = ObservedNet::default();
+        let mut main = Vec::new();
+        for family in routes::FAMILIES {
+            let ours = routes::table(socket, family, routing.table)
+                .await
+                .map_err(failed(format!("reading routing table {}", routing.table)))?;
+            routes::sort(&ours, routing.protocol, index, &mut found.routes);
+            main.extend(
+                routes::table(socket, family, u32::from(RouteHeader::RT_TABLE_MAIN))
+                    .await
+                    .map_err(failed("reading the main routing table"))?,
+            );
+            let rules =
+                routes::rules(socket, family, routing).await.map_err(failed("reading the routing rules"))?;
+            match family {
+                AddressFamily::Inet => found.routes.rule_v4 = !rules.is_empty(),
+                _ => found.routes.rule_v6 = !rules.is_empty(),
+            }
+        }
+        found.link = mesh.map(|link| links::observed(link, &addresses));
+        found.underlay = underlay::observed(&links, &addresses, &main, index);
+        Ok(found)
+    }
+
+    async fn apply_link(
+        &mut self,
+        interface: &InterfaceName,
+        change: &LinkChange,
+    ) -> Result<(), BackendError> {
+        let action = || match change {
+            LinkChange::SetAlias => format!("marking {interface} as ours"),
+            LinkChange::SetMtu(mtu) => format!("setting the MTU of {interface} to {mtu}"),
+            LinkChange::AddAddress(net) => format!("adding address {net} to {interface}"),
+            LinkChange::RemoveAddress(net) => format!("removing address {net} from {interface}"),
+            LinkChange::SetUp => format!("bringing {interface} up"),
+        };
+        let link = self.find(interface).await?.ok_or_else(|| gone(action(), interface))?;
+        let v6 = matches!(change, LinkChange::AddAddress(net) if net.addr().is_ipv6());
+        match links::change(&mut self.socket, link.index, change).await {
+            // A kernel WireGuard device binds its port only now.
+            Err(e) if e.raw_os_error() == Some(errno::EADDRINUSE) && *change == LinkChange::SetUp => {
+                Err(BackendError::failed(
+                    action(),
+                    "its UDP port is in use by another process: free it, or set `wireguard.listenPort` to another",
+                ))
+            }
+            result => result.map_err(failed_family(action(), v6)),
+        }
+    }
+
+    async fn apply_route(
+        &mut self,
+        interface: &InterfaceName,
+        routing: &Routing,
+        change: &RouteChange,
+    ) -> Result<(), BackendError> {
+        let table = routing.table;
+        match change {
+            RouteChange::AddRule { v6 } => {
+                let family = if *v6 { "IPv6" } else { "IPv4" };
+                let action = format!("adding the {family} rule for routing table {table}");
+                routes::add_rule(&mut self.socket, *v6, routing).await.map_err(failed_family(action, *v6))
+            }
+            RouteChange::Set(route) => {
+                let action = format!("setting route {} in table {table}", route.to);
+                let index = match route.kind {
+                    RouteKind::Mesh { .. } => {
+                        let link = self.find(interface).await?;
+                        Some(link.ok_or_else(|| gone(action.clone(), interface))?.index)
+                    }
+                    _ => None,
+                };
+                let v6 = route.to.addr().is_ipv6();
+                let result = routes::set(&mut self.socket, route, index, routing).await;
+                result.map_err(failed_family(action, v6))
+            }
+            RouteChange::Remove(route) => {
+                let kind = routes::route_type(&route.kind);
+                routes::remove(&mut self.socket, route.to, route.kind.metric(), kind, routing)
+                    .await
+                    .map_err(failed(format!("removing route {} from table {table}", route.to)))
+            }
+            RouteChange::RemoveStray(stray) => {
+                let kind = RouteType::from(stray.kind);
+                routes::remove(&mut self.socket, stray.to, stray.metric, kind, routing)
+                    .await
+                    .map_err(failed(format!("removing stray route {} from table {table}", stray.to)))
+            }
+        }
+    }
+
+    async fn remove_all(&mut self, routing: &Routing) -> Result<(), BackendError> {
+        let socket = &mut self.socket;
+        let table = routing.table;
+        for family in routes::FAMILIES {
+            let rules =
+                routes::rules(socket, family, routing).await.map_err(failed("reading the routing rules"))?;
+            for rule in rules {
+                routes::remove_rule(socket, rule)
+                    .await
+                    .map_err(failed(format!("removing the rule for routing table {table}")))?;
+            }
+            let ours = routes::table(socket, family, table)
+                .await
+                .map_err(failed(format!("reading routing table {table}")))?;
+            let protocol = RouteProtocol::from(routing.protocol);
+            for message in ours.iter().filter(|message| message.header.protocol == protocol) {
+                let Some(facts) = routes::facts(message) else { continue };
+                routes::remove(socket, facts.to, facts.metric, message.header.kind, routing)
+                    .await
+                    .map_err(failed(format!("removing route {} from table {table}", facts.to)))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Netlink {
+    async fn find(&mut self, interface: &InterfaceName) -> Result<Option<Link>, BackendError> {
+        find_link(&mut self.socket, interface.as_str())
+            .await
+            .map_err(failed(format!("looking for {interface}")))
+    }
+}
+
+fn gone(action: String, interface: &InterfaceName) -> BackendError {
+    BackendError::failed(action, format_args!("there is no interface {interface}"))
+}

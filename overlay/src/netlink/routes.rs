@@ -1,0 +1,266 @@
+//! Our routing table and the rules that consult it: messages to what they mean, and back.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
+};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::links::tolerate;
+use super::socket::{RouteSocket, errno};
+use crate::local::Routing;
+use crate::route::{ObservedRoutes, Route, RouteKind, StrayRoute};
+
+/// The families in the order in which they are read.
+pub(crate) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
+
+/// Every route of a table, of one family.
+pub(crate) async fn table(
+    socket: &mut RouteSocket,
+    family: AddressFamily,
+    table: u32,
+) -> io::Result<Vec<RouteMessage>> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    set_table(&mut message, table);
+    let answers = match socket.dump(RouteNetlinkMessage::GetRoute(message)).await {
+        Ok(answers) => answers,
+        // The table does not exist before its first route.
+        Err(error) if error.raw_os_error() == Some(errno::ENOENT) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route)
+                if route.header.address_family == family && table_of(&route) == table =>
+            {
+                Some(route)
+            }
+            _ => None,
+        })
+        .collect())
+}
+
+fn set_table(message: &mut RouteMessage, table: u32) {
+    message.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    message.attributes.push(RouteAttribute::Table(table));
+}
+
+fn table_of(message: &RouteMessage) -> u32 {
+    (message.attributes.iter())
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Table(table) => Some(*table),
+            _ => None,
+        })
+        .unwrap_or(u32::from(message.header.table))
+}
+
+/// What of a route matters here.
+pub(crate) struct Facts {
+    pub(crate) to: IpNet,
+    pub(crate) metric: u32,
+    pub(crate) interface: Option<u32>,
+    pub(crate) mtu: Option<u32>,
+    gateway: bool,
+}
+
+pub(crate) fn facts(message: &RouteMessage) -> Option<Facts> {
+    let unspecified: IpAddr = match message.header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
+    let mut facts = Facts {
+        to: IpNet::new(unspecified, message.header.destination_prefix_length).ok()?,
+        metric: 0,
+        interface: None,
+        mtu: None,
+        gateway: false,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => {
+                facts.to = IpNet::new((*ip).into(), facts.to.prefix_len()).ok()?;
+            }
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => {
+                facts.to = IpNet::new((*ip).into(), facts.to.prefix_len()).ok()?;
+            }
+            RouteAttribute::Priority(metric) => facts.metric = *metric,
+            RouteAttribute::Oif(index) => facts.interface = Some(*index),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
+                facts.gateway = true;
+            }
+            RouteAttribute::Metrics(metrics) => {
+                facts.mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some(facts)
+}
+
+/// Sorts the routes of our protocol into those that a plan can ask for and strays.
+pub(crate) fn sort(
+    messages: &[RouteMessage],
+    protocol: u8,
+    interface: Option<u32>,
+    into: &mut ObservedRoutes,
+) {
+    for message in messages {
+        if message.header.protocol != RouteProtocol::from(protocol) {
+            continue;
+        }
+        let Some(facts) = facts(message) else { continue };
+        let kind = match message.header.kind {
+            RouteType::Unicast if facts.interface == interface && interface.is_some() && !facts.gateway => {
+                let mtu = facts.mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(0);
+                Some(RouteKind::Mesh { mtu })
+            }
+            RouteType::Throw => Some(RouteKind::Throw),
+            RouteType::BlackHole => Some(RouteKind::Blackhole),
+            _ => None,
+        };
+        match kind {
+            Some(kind) if kind.metric() == facts.metric => {
+                into.routes.insert(Route::new(facts.to, kind));
+            }
+            _ => {
+                let kind = u8::from(message.header.kind);
+                into.strays.insert(StrayRoute { to: facts.to, metric: facts.metric, kind });
+            }
+        }
+    }
+}
+
+fn route_message(to: IpNet, metric: u32, kind: RouteType, routing: &Routing) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = match to {
+        IpNet::V4(_) => AddressFamily::Inet,
+        IpNet::V6(_) => AddressFamily::Inet6,
+    };
+    message.header.destination_prefix_length = to.prefix_len();
+    message.header.protocol = RouteProtocol::from(routing.protocol);
+    message.header.kind = kind;
+    message.header.scope = RouteScope::Universe;
+    set_table(&mut message, routing.table);
+    message.attributes.push(RouteAttribute::Destination(to.network().into()));
+    message.attributes.push(RouteAttribute::Priority(metric));
+    message
+}
+
+/// Adds a route, or replaces the one of its prefix and metric in place.
+pub(crate) async fn set(
+    socket: &mut RouteSocket,
+    route: &Route,
+    interface: Option<u32>,
+    routing: &Routing,
+) -> io::Result<()> {
+    let kind = match route.kind {
+        RouteKind::Mesh { .. } => RouteType::Unicast,
+        RouteKind::Throw => RouteType::Throw,
+        RouteKind::Blackhole => RouteType::BlackHole,
+    };
+    let mut message = route_message(route.to, route.kind.metric(), kind, routing);
+    if let RouteKind::Mesh { mtu } = route.kind {
+        let index = interface.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
+        message.attributes.push(RouteAttribute::Oif(index));
+        message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(u32::from(mtu))]));
+        if matches!(route.to, IpNet::V4(_)) {
+            message.header.scope = RouteScope::Link;
+        }
+    }
+    socket.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE).await
+}
+
+/// Removes a route of our protocol; one that is gone is no error.
+pub(crate) async fn remove(
+    socket: &mut RouteSocket,
+    to: IpNet,
+    metric: u32,
+    kind: RouteType,
+    routing: &Routing,
+) -> io::Result<()> {
+    let mut message = route_message(to, metric, kind, routing);
+    // IPv4 compares the scope unless it is this one.
+    message.header.scope = RouteScope::NoWhere;
+    let result = socket.change(RouteNetlinkMessage::DelRoute(message), 0).await;
+    tolerate(result, &[errno::ESRCH, errno::ENOENT])
+}
+
+pub(crate) fn route_type(kind: &RouteKind) -> RouteType {
+    match kind {
+        RouteKind::Mesh { .. } => RouteType::Unicast,
+        RouteKind::Throw => RouteType::Throw,
+        RouteKind::Blackhole => RouteType::BlackHole,
+    }
+}
+
+/// Our rules of one family: those that have our priority and consult our table for every packet.
+pub(crate) async fn rules(
+    socket: &mut RouteSocket,
+    family: AddressFamily,
+    routing: &Routing,
+) -> io::Result<Vec<RuleMessage>> {
+    let mut message = RuleMessage::default();
+    message.header.family = family;
+    let answers = socket.dump(RouteNetlinkMessage::GetRule(message)).await?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRule(rule) if rule.header.family == family && is_ours(&rule, routing) => {
+                Some(rule)
+            }
+            _ => None,
+        })
+        .collect())
+}
+
+fn is_ours(rule: &RuleMessage, routing: &Routing) -> bool {
+    let header = &rule.header;
+    let everything = header.src_len == 0 && header.dst_len == 0 && header.tos == 0;
+    let mut priority = 0;
+    let mut table = u32::from(header.table);
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Priority(found) => priority = *found,
+            RuleAttribute::Table(found) => table = *found,
+            // The kernel shows "suppress nothing" as all ones.
+            RuleAttribute::Protocol(_) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
+            RuleAttribute::Other(_) => {}
+            _ => return false,
+        }
+    }
+    everything
+        && header.action == RuleAction::ToTable
+        && priority == routing.priority
+        && table == routing.table
+        && !header.flags.contains(rtnetlink::packet_route::rule::RuleFlags::Invert)
+}
+
+/// Adds the rule; one that stands is no error.
+pub(crate) async fn add_rule(socket: &mut RouteSocket, v6: bool, routing: &Routing) -> io::Result<()> {
+    let mut message = RuleMessage::default();
+    message.header.family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    message.header.action = RuleAction::ToTable;
+    message.header.table = u8::try_from(routing.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    message.attributes.push(RuleAttribute::Table(routing.table));
+    message.attributes.push(RuleAttribute::Priority(routing.priority));
+    message.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(routing.protocol)));
+    let result = socket.change(RouteNetlinkMessage::NewRule(message), NLM_F_CREATE | NLM_F_EXCL).await;
+    tolerate(result, &[errno::EEXIST])
+}
+
+pub(crate) async fn remove_rule(socket: &mut RouteSocket, rule: RuleMessage) -> io::Result<()> {
+    let result = socket.change(RouteNetlinkMessage::DelRule(rule), 0).await;
+    tolerate(result, &[errno::ENOENT, errno::ESRCH])
+}

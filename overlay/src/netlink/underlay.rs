@@ -1,0 +1,88 @@
+//! What is around the mesh: the other interfaces' addresses, default routes and forwarding.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use rtnetlink::packet_route::address::{AddressFlags, AddressScope};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+
+use super::links::{Address, Link, is_link_local};
+use super::routes::facts;
+use crate::link::ObservedUnderlay;
+
+/// Puts the underlay together. `main` holds the main table, IPv4 first; `mesh` is the mesh's own link.
+pub(crate) fn observed(
+    links: &[Link],
+    addresses: &[Address],
+    main: &[RouteMessage],
+    mesh: Option<u32>,
+) -> ObservedUnderlay {
+    let mut found = ObservedUnderlay { forwarding: forwarding(), ..ObservedUnderlay::default() };
+    let global: Vec<&Address> =
+        addresses.iter().filter(|address| Some(address.index) != mesh && is_global(address)).collect();
+    found.addresses = global.iter().map(|address| address.net.addr()).collect();
+    let mut through: Vec<u32> = Vec::new();
+    for message in main {
+        if message.header.kind != RouteType::Unicast || message.header.destination_prefix_length != 0 {
+            continue;
+        }
+        let Some(facts) = facts(message) else { continue };
+        for index in interfaces(message).filter(|index| Some(*index) != mesh) {
+            let link = links.iter().find(|link| link.index == index).map(|link| link.mtu);
+            // A default route may carry a smaller MTU than its link, as on cloud networks with jumbo frames.
+            let mtu = link.into_iter().chain(facts.mtu.filter(|mtu| *mtu > 0)).min();
+            found.mtu = found.mtu.into_iter().chain(mtu).min();
+            through.push(index);
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for v6 in [false, true] {
+        for index in &through {
+            let of_link = global.iter().filter(|address| address.index == *index);
+            let usable = of_link.filter(|address| {
+                // A temporary IPv6 address (RFC 8981; it shares its flag with "secondary") is gone tomorrow.
+                address.net.addr().is_ipv6() == v6 && !(v6 && address.flags.contains(AddressFlags::Secondary))
+            });
+            let fresh = usable.map(|address| address.net.addr()).filter(|ip| seen.insert(*ip));
+            found.default_route_addresses.extend(fresh);
+        }
+    }
+    found
+}
+
+fn is_global(address: &Address) -> bool {
+    let ip: IpAddr = address.net.addr();
+    let unusable = AddressFlags::Tentative | AddressFlags::Deprecated | AddressFlags::Dadfailed;
+    matches!(address.scope, AddressScope::Universe | AddressScope::Site)
+        && !ip.is_loopback()
+        && !is_link_local(ip)
+        && !address.flags.intersects(unusable)
+}
+
+fn interfaces(message: &RouteMessage) -> impl Iterator<Item = u32> {
+    message.attributes.iter().flat_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => vec![*index],
+        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+        _ => Vec::new(),
+    })
+}
+
+fn forwarding() -> (bool, bool) {
+    let on = |path: &str| std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0");
+    (on("/proc/sys/net/ipv4/ip_forward"), on("/proc/sys/net/ipv6/conf/all/forwarding"))
+}
+
+/// Why IPv6 does not work on this host, if it is switched off.
+pub(crate) fn ipv6_disabled() -> Option<&'static str> {
+    let all = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
+    match std::fs::read_to_string(all) {
+        Ok(text) if text.trim() != "0" => {
+            Some("IPv6 is disabled (net.ipv6.conf.all.disable_ipv6 is not 0): set it to 0")
+        }
+        Ok(_) => None,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Some("the kernel runs without IPv6 (ipv6.disable=1 or no such module): boot it with IPv6")
+        }
+        Err(_) => None,
+    }
+}

@@ -1,0 +1,218 @@
+//! What `nft -j list table` says of the guard's table. Pure.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::guard::{CHAINS, Guard, MARK, Slot};
+use crate::local::InterfaceName;
+
+/// One listing of the table.
+pub(super) struct Listing {
+    /// The fingerprint in the rules' comments.
+    pub(super) fingerprint: Option<String>,
+    /// A digest of all that only a change of the ruleset changes: no handles, no counts.
+    pub(super) digest: [u8; 32],
+    /// The slots that are taken; `None` when the table holds anything that no guard makes.
+    pub(super) slots: Option<Vec<Slot>>,
+    /// The guard that this table is, if it is exactly one.
+    pub(super) guard: Option<Guard>,
+    /// Packets that the egress chain dropped.
+    pub(super) egress_drops: u64,
+    /// Packets that the ingress chain dropped.
+    pub(super) ingress_drops: u64,
+}
+
+impl Listing {
+    /// Reads what `nft -j` printed.
+    pub(super) fn read(json: Value) -> Self {
+        let mut objects = Vec::new();
+        let (mut egress_drops, mut ingress_drops) = (0, 0);
+        let listed = json.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        for (kind, content) in listed.iter().filter_map(Value::as_object).flatten() {
+            let Some(mut content) = content.as_object().cloned() else { continue };
+            content.remove("handle");
+            if kind == "metainfo" {
+                continue;
+            }
+            if kind == "counter" {
+                let packets = content.remove("packets").and_then(|count| count.as_u64()).unwrap_or(0);
+                content.remove("bytes");
+                match content.get("name").and_then(Value::as_str) {
+                    Some("egress") => egress_drops = packets,
+                    Some("ingress") => ingress_drops = packets,
+                    _ => {}
+                }
+            }
+            objects.push((kind.clone(), content));
+        }
+        let fingerprint = (objects.iter())
+            .find_map(|(_, content)| content.get("comment")?.as_str()?.strip_prefix(MARK))
+            .map(str::to_owned);
+        let text = objects.iter().map(|(kind, content)| format!("{kind} {}\n", json!(content)));
+        let digest = Sha256::digest(text.collect::<String>()).into();
+        let slots = slots(&objects);
+        let guard = match slots.as_deref() {
+            Some([slot]) => guard(&objects, *slot),
+            _ => None,
+        };
+        Self { fingerprint, digest, slots, guard, egress_drops, ingress_drops }
+    }
+}
+
+type Object = (String, Map<String, Value>);
+
+fn of_kind<'a>(objects: &'a [Object], kind: &'a str) -> impl Iterator<Item = &'a Map<String, Value>> {
+    objects.iter().filter(move |(found, _)| found == kind).map(|(_, content)| content)
+}
+
+/// The slots whose chains stand, if the table holds those, our counters and nothing else.
+fn slots(objects: &[Object]) -> Option<Vec<Slot>> {
+    let known = ["table", "counter", "chain", "rule"];
+    let counters: BTreeSet<&str> = of_kind(objects, "counter").map(|counter| text(counter, "name")).collect();
+    if !objects.iter().all(|(kind, _)| known.contains(&kind.as_str()))
+        || !counters.iter().all(|name| CHAINS.iter().any(|(known, ..)| known == name))
+    {
+        return None;
+    }
+    let mut chains: BTreeSet<_> = of_kind(objects, "chain").map(chain_place).collect::<Option<_>>()?;
+    let mut taken = Vec::new();
+    for slot in Slot::ALL {
+        let own = CHAINS.map(|(name, hook, priority)| (slot.chain(name), hook.to_owned(), priority));
+        match own.iter().filter(|place| chains.remove(place)).count() {
+            0 => {}
+            2 => taken.push(slot),
+            _ => return None,
+        }
+    }
+    chains.is_empty().then_some(taken)
+}
+
+fn text<'a>(content: &'a Map<String, Value>, key: &str) -> &'a str {
+    content.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// A chain's name, hook and priority, if the rest of it is as ours.
+fn chain_place(chain: &Map<String, Value>) -> Option<(String, String, i64)> {
+    let right = text(chain, "type") == "filter" && text(chain, "policy") == "accept";
+    let priority = chain.get("prio")?.as_i64()?;
+    right.then(|| (text(chain, "name").to_owned(), text(chain, "hook").to_owned(), priority))
+}
+
+/// The guard that makes exactly these rules.
+fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
+    let of_chain = |name: &str, interface: &str, address: &str| {
+        let chain = slot.chain(name);
+        let mut rules = of_kind(objects, "rule").filter(|rule| text(rule, "chain") == chain);
+        let mut guard = Guard { mesh: BTreeSet::new(), local: BTreeSet::new(), interfaces: BTreeSet::new() };
+        guard.interfaces = interface_names(rules.next()?.get("expr")?, interface)?;
+        let mut last = 0;
+        for rule in rules {
+            let (test, verdict) = rule.get("expr")?.as_array()?.split_first()?;
+            let accepts = *verdict == [json!({"accept": null})];
+            if !accepts && *verdict != [json!({"counter": name}), json!({"drop": null})] {
+                return None;
+            }
+            let test = test.get("match").filter(|test| test.get("op").is_some_and(|op| op == "=="))?;
+            let on = |family: &str| json!({"payload": {"protocol": family, "field": address}});
+            let v6 = *test.get("left")? == on("ip6");
+            if !v6 && *test.get("left")? != on("ip") {
+                return None;
+            }
+            // Own prefixes come before those of the mesh, each family once.
+            let place = 1 + usize::from(!accepts) * 2 + usize::from(v6);
+            if place <= last {
+                return None;
+            }
+            last = place;
+            let nets = if accepts { &mut guard.local } else { &mut guard.mesh };
+            for element in members(test.get("right")?) {
+                nets.extend(element_nets(element)?);
+            }
+        }
+        Some(guard)
+    };
+    let egress = of_chain("egress", "oifname", "daddr")?;
+    (of_chain("ingress", "iifname", "saddr")? == egress).then_some(egress)
+}
+
+/// The members of an anonymous set; one of a single member is listed without the set.
+fn members(right: &Value) -> &[Value] {
+    right.get("set").and_then(Value::as_array).map_or(std::slice::from_ref(right), Vec::as_slice)
+}
+
+/// The interfaces of `oifname { ... } accept`, less `lo`.
+fn interface_names(expressions: &Value, key: &str) -> Option<BTreeSet<InterfaceName>> {
+    let [test, verdict] = expressions.as_array()?.as_slice() else { return None };
+    let test = test.get("match")?;
+    if *verdict != json!({"accept": null})
+        || test.get("op")? != "=="
+        || test.get("left")? != &json!({"meta": {"key": key}})
+    {
+        return None;
+    }
+    let names = members(test.get("right")?).iter().map(Value::as_str);
+    names.filter(|name| *name != Some("lo")).map(|name| name?.parse().ok()).collect()
+}
+
+fn element_nets(element: &Value) -> Option<Vec<IpNet>> {
+    if let Some(address) = element.as_str() {
+        return Some(vec![IpNet::from(address.parse::<IpAddr>().ok()?)]);
+    }
+    if let Some(prefix) = element.get("prefix") {
+        let address = prefix.get("addr")?.as_str()?.parse::<IpAddr>().ok()?;
+        let length = u8::try_from(prefix.get("len")?.as_u64()?).ok()?;
+        return Some(vec![IpNet::new(address, length).ok()?]);
+    }
+    // Neighbouring prefixes may be listed as one range.
+    let [first, last] = element.get("range")?.as_array()?.as_slice() else { return None };
+    match (first.as_str()?.parse().ok()?, last.as_str()?.parse().ok()?) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => {
+            Some(Ipv4Subnets::new(first, last, 0).map(IpNet::V4).collect())
+        }
+        (IpAddr::V6(first), IpAddr::V6(last)) => {
+            Some(Ipv6Subnets::new(first, last, 0).map(IpNet::V6).collect())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_that_is_no_guard_is_none() {
+        for text in ["{}", "[]", r#"{"nftables": 3}"#, r#"{"nftables": [{"table": {"name": "sennit"}}]}"#] {
+            let listing = Listing::read(serde_json::from_str(text).unwrap());
+            assert_eq!((listing.guard, listing.fingerprint), (None, None), "{text}");
+        }
+    }
+
+    #[test]
+    fn counts_and_handles_do_not_count_as_a_change() {
+        let with = |packets: u64, handle: u64| {
+            Listing::read(json!({"nftables": [
+                {"counter": {"name": "egress", "packets": packets, "bytes": packets * 10, "handle": handle}},
+            ]}))
+        };
+        assert_eq!(with(0, 1).digest, with(7, 2).digest);
+        assert_eq!(with(7, 2).egress_drops, 7);
+    }
+
+    #[test]
+    fn elements_are_read_in_all_their_forms() {
+        let nets =
+            |value: Value| element_nets(&value).map(|nets| nets.iter().map(IpNet::to_string).collect());
+        assert_eq!(nets(json!("10.0.0.1")), Some(vec!["10.0.0.1/32".to_owned()]));
+        assert_eq!(nets(json!({"prefix": {"addr": "fd00::", "len": 8}})), Some(vec!["fd00::/8".to_owned()]));
+        assert_eq!(
+            nets(json!({"range": ["10.0.1.0", "10.0.2.255"]})),
+            Some(vec!["10.0.1.0/24".to_owned(), "10.0.2.0/24".to_owned()])
+        );
+        assert_eq!(nets(json!({"prefix": {"addr": "fd00::", "len": 300}})), None::<Vec<String>>);
+    }
+}

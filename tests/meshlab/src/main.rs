@@ -1,0 +1,7 @@
+//! The `meshlab` program.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}
