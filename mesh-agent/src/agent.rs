@@ -32,6 +32,8 @@ pub struct Desired {
     pub link: LinkConfig,
     /// What this node says of itself.
     pub publish: Advertisement,
+    /// Whether the registry holds just that already; else nobody can answer a handshake of ours yet.
+    pub announced: bool,
     /// DNS names that peers gave as endpoints.
     pub names: BTreeSet<String>,
     /// What the next start has to know.
@@ -140,13 +142,16 @@ impl Agent {
         let names = admission.peers.values().flat_map(names_of).collect();
         let mut unpublished = admission.unpublished;
         unpublished.remove(&self.config.node);
+        let publish = self.advertisement(local.underlay_mtu);
+        let announced = self.own_record().is_some_and(|own| own.annotations == publish.to_annotations());
         Desired {
             link: LinkConfig {
                 name: local.interface.clone(),
                 mtu: plan.mtu,
                 addresses: plan.addresses.clone(),
             },
-            publish: self.advertisement(local.underlay_mtu),
+            publish,
+            announced,
             plan,
             names,
             last_good: self.last_good.clone(),

@@ -93,7 +93,13 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
             None => return pass,
         }
         let Some(Some(device)) = pass.note(self.wireguard.observe().await) else { return pass };
-        let changes = plan.device.diff(&device, &public_key, &mut self.dialer, now);
+        // A handshake that the other end cannot know yet is lost, and WireGuard repeats it after five seconds only:
+        // a new device listens, is published, and dials in the next pass.
+        let mut wanted = plan.device.clone();
+        if !desired.announced && device.peers.is_empty() {
+            wanted.peers.clear();
+        }
+        let changes = wanted.diff(&device, &public_key, &mut self.dialer, now);
         let changed = !changes.is_empty();
         for change in changes {
             let result = self.wireguard.apply(&change, &self.key).await;

@@ -34,6 +34,9 @@ use crate::status::{GuardStatus, Health, RefusedStatus, Status, rfc3339};
 const PERIOD: Duration = Duration::from_secs(10);
 /// After a pass with errors the next comes this soon, then twice as late each time, up to [`PERIOD`].
 const RETRY: Duration = Duration::from_millis(500);
+/// How long a node that nobody can dial waits between being published and dialling: the others have to know its key by
+/// then, or WireGuard tries again after five seconds only.
+const HEAD_START: Duration = Duration::from_millis(500);
 /// Netlink events come in bursts, our own among them.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -132,6 +135,7 @@ struct Running {
     changes: usize,
     failures: u32,
     ready: bool,
+    announced_at: Option<Instant>,
 }
 
 /// Runs until SIGTERM or SIGINT. What carries traffic stays as it is.
@@ -173,6 +177,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         changes: 0,
         failures: 0,
         ready: false,
+        announced_at: None,
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -223,6 +228,7 @@ impl Running {
         }
         self.agent.resolved(self.resolver.resolution());
         self.desired = self.agent.desired();
+        self.head_start();
         errors.extend(self.desired.warnings.iter().cloned());
         self.resolver.want(&self.desired.names, Instant::now());
         errors.extend(self.resolver.failures());
@@ -267,6 +273,15 @@ impl Running {
         self.ready = ready;
     }
 
+    fn head_start(&mut self) {
+        if !self.desired.announced {
+            return;
+        }
+        let since = *self.announced_at.get_or_insert_with(Instant::now);
+        let hidden = self.desired.publish.endpoints.is_empty();
+        self.desired.announced = !hidden || since.elapsed() >= HEAD_START;
+    }
+
     fn tell_refusals(&mut self) {
         let all = self.desired.refused.iter();
         let all: Vec<RefusedStatus> =
@@ -286,6 +301,9 @@ impl Running {
         let mut wake = now + PERIOD;
         if self.failures > 0 {
             wake = wake.min(now + RETRY * 2u32.saturating_pow((self.failures - 1).min(8)));
+        }
+        if let Some(at) = self.announced_at.filter(|_| !self.desired.announced) {
+            wake = wake.min(at + HEAD_START);
         }
         if let Some(due) = self.reconciler.wake_at() {
             let left = due.duration_since(SystemTime::now()).unwrap_or_default();

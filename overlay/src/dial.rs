@@ -30,11 +30,14 @@ struct Attempt {
 #[derive(Debug, Clone, Default)]
 pub struct Dialer {
     attempts: BTreeMap<PublicKey, Attempt>,
+    /// Where each peer was when a handshake was last fresh.
+    learned: BTreeMap<PublicKey, SocketAddr>,
 }
 
 impl Dialer {
     /// The endpoint to write now, if any. A fresh handshake is never disturbed: whatever address it came from is
-    /// newer than anything published. Without one, the candidates are tried in turn.
+    /// newer than anything published. Without one, the candidates are tried in turn. A peer that is new to the
+    /// device, because the device was made anew, is dialled where it was last: behind a NAT it can be nowhere else.
     pub fn choose(
         &mut self,
         key: &PublicKey,
@@ -42,9 +45,18 @@ impl Dialer {
         observed: Option<&ObservedPeer>,
         now: SystemTime,
     ) -> Option<SocketAddr> {
-        if observed.is_some_and(|peer| is_fresh(peer.last_handshake, now)) {
+        if let Some(peer) = observed.filter(|peer| is_fresh(peer.last_handshake, now)) {
             self.attempts.remove(key);
+            if let Some(endpoint) = peer.endpoint {
+                self.learned.insert(*key, endpoint);
+            }
             return None;
+        }
+        if observed.is_none()
+            && let Some(endpoint) = self.learned.remove(key)
+        {
+            self.attempts.remove(key);
+            return Some(endpoint);
         }
         if candidates.is_empty() {
             self.attempts.remove(key);
@@ -75,6 +87,7 @@ impl Dialer {
     /// Forgets the peers for which `keep` is false.
     pub fn retain(&mut self, keep: impl Fn(&PublicKey) -> bool) {
         self.attempts.retain(|key, _| keep(key));
+        self.learned.retain(|key, _| keep(key));
     }
 }
 
@@ -127,6 +140,17 @@ mod tests {
         let mut dialer = Dialer::default();
         let second = holding(Some(address(2)), None);
         assert_eq!(dialer.choose(&key(), &[address(1), address(2)], Some(&second), at(0)), None);
+    }
+
+    #[test]
+    fn a_device_made_anew_dials_a_peer_behind_nat_where_it_was_last() {
+        let mut dialer = Dialer::default();
+        let behind_nat = holding(Some(address(99)), Some(0));
+        assert_eq!(dialer.choose(&key(), &[], Some(&behind_nat), at(10)), None);
+        assert_eq!(dialer.choose(&key(), &[], None, at(20)), Some(address(99)));
+        assert_eq!(dialer.choose(&key(), &[], Some(&holding(Some(address(99)), None)), at(21)), None);
+        dialer.retain(|_| false);
+        assert_eq!(dialer.choose(&key(), &[], None, at(30)), None, "a revoked peer is forgotten");
     }
 
     #[test]

@@ -31,6 +31,7 @@ fn record(name: &str, key_of: u8, cidr: &str) -> NodeRecord {
     }
 }
 
+/// Desired by a node whose publication stands in the registry.
 fn desired(peers: &[(&str, u8, &str)]) -> Desired {
     let text = "node: me\nsite: aws\nmesh: test\nregistry: {file: {dir: /r}}\n";
     let config = Config::parse("test", text, None).unwrap();
@@ -39,7 +40,7 @@ fn desired(peers: &[(&str, u8, &str)]) -> Desired {
     let mut nodes = vec![record("me", 1, "10.1.1.0/24")];
     nodes.extend(peers.iter().map(|(name, key, cidr)| record(name, *key, cidr)));
     agent.snapshot(Snapshot { nodes, problems: Vec::new() }).unwrap();
-    agent.desired()
+    Desired { announced: true, ..agent.desired() }
 }
 
 fn two() -> Desired {
@@ -79,6 +80,16 @@ async fn the_guard_and_the_blackholes_stand_before_any_link_comes_up() {
     let mesh =
         at(&|w| matches!(w, Write::Route(RouteChange::Set(r)) if matches!(r.kind, RouteKind::Mesh { .. })));
     assert!(guard < last_hole && last_hole < device && device < up && up < mesh, "{writes:?}");
+}
+
+#[tokio::test]
+async fn a_new_device_dials_nobody_before_others_can_know_its_key() {
+    let (host, mut reconciler) = host();
+    let unknown = Desired { announced: false, ..two() };
+    assert_eq!(reconciler.pass(&unknown, now()).await.device.unwrap().peers.len(), 0);
+    assert_eq!(host.with(|h| h.device.as_ref().unwrap().listen_port), 51820, "it listens all the same");
+    assert_eq!(reconciler.pass(&two(), now()).await.device.unwrap().peers.len(), 2);
+    assert_eq!(reconciler.pass(&unknown, now()).await.changes, 0, "a standing device keeps its peers");
 }
 
 #[tokio::test]

@@ -54,6 +54,8 @@ pub struct FileRegistry {
     dir: PathBuf,
     known: BTreeMap<PathBuf, Known>,
     watch: Option<Watch>,
+    /// Events were taken from the kernel that [`FileRegistry::changed`] has not answered for yet.
+    stirred: bool,
 }
 
 #[derive(Debug)]
@@ -80,7 +82,7 @@ impl AsFd for Events {
 impl FileRegistry {
     /// The registry in `dir`; nothing is read yet.
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), known: BTreeMap::new(), watch: None }
+        Self { dir: dir.to_owned(), known: BTreeMap::new(), watch: None, stirred: false }
     }
 
     /// Reads all files that changed since the last call and merges what is known. A file that became unreadable
@@ -184,15 +186,19 @@ impl FileRegistry {
             return;
         }
         let Some(watch) = &self.watch else { return };
-        if let Ok(mut ready) = watch.inotify.readable().await {
-            let _ = watch.inotify.get_ref().0.read_events();
-            ready.clear_ready();
+        if !self.stirred {
+            if let Ok(mut ready) = watch.inotify.readable().await {
+                let _ = watch.inotify.get_ref().0.read_events();
+                ready.clear_ready();
+            }
+            self.stirred = true;
         }
         while let Ok(Ok(mut ready)) = tokio::time::timeout(QUIET, watch.inotify.readable()).await {
             if watch.inotify.get_ref().0.read_events().is_err() {
                 ready.clear_ready();
             }
         }
+        self.stirred = false;
     }
 
     /// Which directories stand there now; a directory that went and came back is another one.

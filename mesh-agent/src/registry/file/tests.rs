@@ -119,3 +119,19 @@ async fn the_first_publication_is_noticed_though_its_folder_was_not_there() {
     FileRegistry::new(dir.path()).publish(&"a".parse().unwrap(), &claim()).unwrap();
     soon(&mut registry, |r| r.read().is_ok_and(|s| !s.nodes[0].annotations.is_empty())).await;
 }
+
+#[tokio::test]
+async fn a_change_is_not_forgotten_when_the_wait_for_it_is_cut_short() {
+    let (dir, mut registry) = registry();
+    fs::write(dir.path().join("a.yaml"), node("a")).unwrap();
+    soon(&mut registry, |r| r.read().is_ok()).await;
+    // Settle: whatever the first file stirred is over.
+    while tokio::time::timeout(QUIET * 4, registry.changed()).await.is_ok() {}
+    fs::write(dir.path().join("b.yaml"), node("b")).unwrap();
+    // Others that are waited for beside it end the wait again and again, each time within the quiet time.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    for _ in 0..3 {
+        let _ = tokio::time::timeout(QUIET / 3, registry.changed()).await;
+    }
+    tokio::time::timeout_at(deadline, registry.changed()).await.expect("the change was forgotten");
+}
