@@ -1,0 +1,206 @@
+//! The TUN device and what the kernel says about its link.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::check;
+use crate::name::InterfaceName;
+
+// RTMGRP_LINK, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE (linux/rtnetlink.h)
+const NETLINK_EVENTS: u32 = 0x1 | 0x40 | 0x400;
+
+/// Why there is no TUN device.
+#[derive(Debug, thiserror::Error)]
+pub enum TunError {
+    /// The kernel has no TUN support, or we may not use it.
+    #[error("cannot open /dev/net/tun: {0}; load the tun module and run with CAP_NET_ADMIN")]
+    Open(io::Error),
+    /// There is such a link, and it is of another kind or attached to another process.
+    #[error(
+        "a link named {name} exists and cannot be attached to: {source}; delete it or choose another name"
+    )]
+    Taken {
+        /// The link.
+        name: InterfaceName,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The kernel refuses.
+    #[error("cannot create the TUN device {name}: {source}")]
+    Create {
+        /// The link.
+        name: InterfaceName,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// A TUN device; each read is one IP packet, and each write.
+#[derive(Debug)]
+pub struct Tun {
+    file: File,
+    created: bool,
+}
+
+/// What the device has to know of its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its MTU in bytes.
+    pub mtu: usize,
+    /// Whether it is administratively up.
+    pub up: bool,
+}
+
+impl Tun {
+    /// Attaches to the link of this name, creating it if there is none.
+    pub fn open(name: &InterfaceName) -> Result<Self, TunError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open("/dev/net/tun")
+            .map_err(TunError::Open)?;
+        let existed = interface_index(name.as_str()).is_some();
+        let mut request = request(name.as_str());
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+        // SAFETY: the request is a valid ifreq that outlives the call.
+        match check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }) {
+            Ok(_) => Ok(Self { file, created: !existed }),
+            Err(source) if existed => Err(TunError::Taken { name: name.clone(), source }),
+            Err(source) => Err(TunError::Create { name: name.clone(), source }),
+        }
+    }
+
+    /// Whether the link did not exist before.
+    pub fn is_new(&self) -> bool {
+        self.created
+    }
+
+    /// Reads one packet; `WouldBlock` when there is none.
+    #[inline]
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(buffer)
+    }
+
+    /// Writes one packet.
+    #[inline]
+    pub fn write(&self, packet: &[u8]) -> io::Result<usize> {
+        (&self.file).write(packet)
+    }
+
+    /// For watching.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// The link's name now; links can be renamed.
+    fn name(&self) -> io::Result<String> {
+        let mut request = request("");
+        // SAFETY: the request is a valid ifreq that outlives the call.
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) })?;
+        // SAFETY: the kernel ends the name with a NUL within the array.
+        let name = unsafe { CStr::from_ptr(request.ifr_name.as_ptr()) };
+        Ok(name.to_string_lossy().into_owned())
+    }
+}
+
+/// Asks about and listens to links in this network namespace.
+#[derive(Debug)]
+pub struct LinkWatch {
+    query: OwnedFd,
+    events: File,
+}
+
+impl LinkWatch {
+    /// Begins to listen.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: takes no pointers; the returned descriptors are ours alone.
+        let (query, events) = unsafe {
+            let query = OwnedFd::from_raw_fd(check(libc::socket(
+                libc::AF_INET,
+                libc::SOCK_DGRAM | libc::SOCK_CLOEXEC,
+                0,
+            ))?);
+            let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+            let events =
+                OwnedFd::from_raw_fd(check(libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE))?);
+            (query, events)
+        };
+        // SAFETY: an all-zero sockaddr_nl is valid; it outlives the call, which is told its size.
+        unsafe {
+            let mut address: libc::sockaddr_nl = std::mem::zeroed();
+            address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+            address.nl_groups = NETLINK_EVENTS;
+            check(libc::bind(
+                events.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_nl>() as libc::socklen_t,
+            ))?;
+        }
+        Ok(Self { query, events: events.into() })
+    }
+
+    /// For watching: readable means that some link or route has changed.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    /// Forgets pending events; their content does not matter, since [`LinkWatch::link`] asks for the whole.
+    pub fn drain(&self) {
+        let mut scratch = [0u8; 4096];
+        loop {
+            match (&self.events).read(&mut scratch) {
+                Ok(0) => break,
+                Ok(_) => {}
+                // Events were lost; the next question makes up for it.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(_) => break,
+            }
+        }
+    }
+
+    /// The state of a TUN device's link; an error when it is gone or in another network namespace.
+    pub fn link(&self, tun: &Tun) -> io::Result<Link> {
+        let mut request = request(&tun.name()?);
+        // SAFETY: the request is a valid ifreq that outlives the calls, and each call fills the field read after.
+        unsafe {
+            check(libc::ioctl(self.query.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request))?;
+            let mtu = request.ifr_ifru.ifru_mtu.max(0) as usize;
+            check(libc::ioctl(self.query.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request))?;
+            let up = i32::from(request.ifr_ifru.ifru_flags) & libc::IFF_UP != 0;
+            Ok(Link { mtu, up })
+        }
+    }
+
+    /// Sets the link's MTU in bytes.
+    pub fn set_mtu(&self, tun: &Tun, mtu: u16) -> io::Result<()> {
+        let mut request = request(&tun.name()?);
+        request.ifr_ifru.ifru_mtu = mtu.into();
+        // SAFETY: the request is a valid ifreq that outlives the call.
+        check(unsafe { libc::ioctl(self.query.as_raw_fd(), libc::SIOCSIFMTU as _, &raw mut request) })?;
+        Ok(())
+    }
+}
+
+/// The index of an interface in this network namespace.
+pub fn interface_index(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: the name is a NUL-terminated string.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (index != 0).then_some(index)
+}
+
+fn request(name: &str) -> libc::ifreq {
+    // SAFETY: an all-zero ifreq is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero: the name must be terminated.
+    let room = request.ifr_name.len() - 1;
+    for (target, byte) in request.ifr_name[..room].iter_mut().zip(name.bytes()) {
+        *target = byte as libc::c_char;
+    }
+    request
+}

@@ -1,0 +1,9 @@
+//! The cross-platform configuration protocol of WireGuard (<https://www.wireguard.com/xplatform/>).
+
+mod parse;
+mod render;
+mod server;
+
+pub use parse::{MAX_LINE, MAX_REQUEST, Operation, Reader, RequestError, ScopeOf, parse_set};
+pub use render::{SocketSnapshot, render_errno, render_get};
+pub use server::{ListenError, Server, SocketControl, SocketFile};
