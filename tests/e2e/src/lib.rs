@@ -55,7 +55,8 @@ pub fn passes(test: &str, scenario: &str) {
     if !can_run(test) {
         return;
     }
-    let options = Options { bin_dir: Some(programs()), ..Options::default() };
+    let dump_dir = Some(programs().join("reports").join(test));
+    let options = Options { bin_dir: Some(programs()), dump_dir, ..Options::default() };
     match meshlab::run_text(scenario, options) {
         Ok(report) => {
             println!("{}", report.to_text());
