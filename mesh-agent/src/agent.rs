@@ -3,8 +3,9 @@
 //! Inputs replace what was known of their kind; [`Agent::desired`] is a pure function of all of it. Until the
 //! registry was read in full once, the last good peers stand in for it and nothing is pruned.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use mesh_keyring::{NodeName, PublicKey, SiteName};
@@ -13,13 +14,18 @@ use mesh_overlay::endpoint::is_dialable;
 use mesh_overlay::link::{LinkConfig, ObservedUnderlay};
 use mesh_overlay::plan::path::Resolution;
 use mesh_overlay::{
-    Admission, Advertisement, Endpoint, Grants, LocalNode, Memory, MeshPlan, NodeRecord, Peer, admit, prefix,
+    Admission, Advertisement, Endpoint, Grants, LocalNode, MeshPlan, NodeRecord, Peer, admit, prefix,
 };
 
 use crate::config::Config;
 use crate::registry::{Problem, Snapshot};
 use crate::state::LastGood;
 
+/// How long the others' last claims stand in for publications that are gone together with our own: a directory that was
+/// emptied fills again one agent after the other.
+pub const HOLD: Duration = Duration::from_secs(60);
+/// The most names of one peer that are resolved.
+const NAMES_MOST: usize = 2;
 /// The MTU assumed where neither the configuration nor the kernel tells one: Ethernet's, in bytes.
 const MTU_ASSUMED: u16 = 1500;
 
@@ -34,6 +40,12 @@ pub struct Desired {
     pub publish: Advertisement,
     /// Whether the registry holds just that already; else nobody can answer a handshake of ours yet.
     pub announced: bool,
+    /// Whether the registry was read in full since the start.
+    pub synced: bool,
+    /// Whether what is not in the plan may be taken away.
+    pub prune: bool,
+    /// Why nothing may be done at all: it would cut this host off.
+    pub harmful: Option<String>,
     /// DNS names that peers gave as endpoints.
     pub names: BTreeSet<String>,
     /// What the next start has to know.
@@ -54,6 +66,7 @@ pub struct Agent {
     epoch: u64,
     last_good: LastGood,
     snapshot: Option<Snapshot>,
+    hold_until: Option<Instant>,
     underlay: ObservedUnderlay,
     resolved: Resolution,
 }
@@ -67,34 +80,63 @@ impl Agent {
             epoch,
             last_good,
             snapshot: None,
+            hold_until: None,
             underlay: ObservedUnderlay::default(),
             resolved: Resolution::new(),
         }
     }
 
-    /// The registry was read. A snapshot that lacks this node or its publication, although they were there before,
-    /// is an unmounted or half-copied directory rather than the operator's will: it is not taken.
+    /// The registry was read. A snapshot without this node, which was there before, is an unmounted directory rather
+    /// than the operator's will: it is not taken. One without this node's publication was emptied: what the operator
+    /// says counts, and for a while the others' last claims stand in for theirs.
     ///
     /// # Errors
     /// The sentence for the status.
-    pub fn snapshot(&mut self, snapshot: Snapshot) -> Result<(), String> {
+    pub fn snapshot(&mut self, snapshot: Snapshot, now: Instant) -> Result<(), String> {
         let node = &self.config.node;
         let own = snapshot.nodes.iter().find(|n| n.name == *node);
-        let published = own.is_some_and(|n| n.annotations.contains_key(PUBLIC_KEY));
         if own.is_none() && self.last_good.registered {
             return Err(format!(
                 "the registry has no Node manifest of {node} any more, so it counts as incomplete: nothing is pruned; \
                  to take this node out of the mesh, stop its agent and run `mesh-agent cleanup`"
             ));
         }
-        if !published && self.last_good.published {
-            return Err(format!(
-                "the publication of {node} is gone from the registry, so it counts as incomplete: nothing is pruned \
-                 until it stands there again"
-            ));
+        let published = own.is_some_and(|n| n.annotations.contains_key(PUBLIC_KEY));
+        if self.last_good.published && !published {
+            self.hold_until = Some(now + HOLD);
         }
         self.snapshot = Some(snapshot);
         Ok(())
+    }
+
+    /// Until when claims that are gone are held.
+    pub fn holds_until(&self, now: Instant) -> Option<Instant> {
+        self.hold_until.filter(|until| now < *until)
+    }
+
+    /// The nodes to judge: the snapshot's, where it cannot be the whole truth filled up with what is remembered.
+    fn records(&self, snapshot: &Snapshot, now: Instant) -> Vec<NodeRecord> {
+        let memory = &self.last_good.peers.0;
+        let holding = self.holds_until(now).is_some();
+        let mut records = snapshot.nodes.clone();
+        for record in records.iter_mut().filter(|r| !r.annotations.contains_key(PUBLIC_KEY)) {
+            let last =
+                memory.get(&record.name).filter(|_| holding || snapshot.unreadable.contains(&record.name));
+            if let Some(peer) = last {
+                record.annotations = peer.claim.to_annotations();
+            }
+        }
+        if snapshot.incomplete {
+            let known: BTreeSet<&NodeName> = snapshot.nodes.iter().map(|n| &n.name).collect();
+            let missing = memory.values().filter(|peer| !known.contains(&peer.name));
+            records.extend(missing.map(|peer| NodeRecord {
+                name: peer.name.clone(),
+                site_label: None,
+                pod_cidrs: peer.prefixes.iter().map(ToString::to_string).collect(),
+                annotations: peer.claim.to_annotations(),
+            }));
+        }
+        records
     }
 
     /// The kernel's view of the underlay.
@@ -113,18 +155,19 @@ impl Agent {
     }
 
     /// The desired state; remembers whom it admitted, so that later claims are judged against them.
-    pub fn desired(&mut self) -> Desired {
+    pub fn desired(&mut self, now: Instant) -> Desired {
         let mut warnings = Vec::new();
         let own_prefixes = self.own_prefixes(&mut warnings);
         let local = self.local(own_prefixes.clone(), &mut warnings);
-        let grants = &self.config.grants;
-        let (admission, problems) = match &self.snapshot {
+        let (admission, mut refused) = match &self.snapshot {
             Some(snapshot) => {
-                let admission = admit(&local, grants, &snapshot.nodes, &self.last_good.peers);
+                let records = self.records(snapshot, now);
+                let admission = admit(&local, &self.config.grants, &records, &self.last_good.peers);
                 (admission, snapshot.problems.clone())
             }
-            None => (remembered(&self.last_good.peers), Vec::new()),
+            None => (Admission::remembered(&self.last_good.peers), Vec::new()),
         };
+        let incomplete = self.snapshot.as_ref().is_some_and(|s| s.incomplete);
         if self.snapshot.is_some() {
             let own = self.own_record();
             self.last_good = LastGood {
@@ -134,8 +177,19 @@ impl Agent {
                 peers: admission.memory(),
             };
         }
-        let plan = MeshPlan::compute(&local, grants, &admission.peers, &self.resolved);
-        let mut refused = problems;
+        if incomplete {
+            warnings.push(
+                "the registry holds a file that never could be read, so nodes may be missing: nothing is pruned".to_owned(),
+            );
+        }
+        if self.holds_until(now).is_some() {
+            warnings.push(format!(
+                "this node's publication was gone from the registry: for {} s the last claims of other nodes stay in force",
+                HOLD.as_secs()
+            ));
+        }
+        let grants = &self.config.grants;
+        let plan = MeshPlan::compute(&local, grants, &admission.peers, &admission.reserved, &self.resolved);
         for (node, whys) in &admission.refused {
             refused.extend(whys.iter().map(|w| Problem { node: Some(node.clone()), text: w.to_string() }));
         }
@@ -152,6 +206,9 @@ impl Agent {
             },
             publish,
             announced,
+            synced: self.is_synced(),
+            prune: self.is_synced() && !incomplete,
+            harmful: harmful(&local, grants),
             plan,
             names,
             last_good: self.last_good.clone(),
@@ -201,6 +258,7 @@ impl Agent {
             public_key: self.public_key,
             prefixes,
             underlay_addresses: self.underlay_addresses(),
+            underlay_interfaces: self.underlay.default_route_interfaces.clone(),
             underlay_mtu: mtu,
             interface: self.config.wireguard.interface.clone(),
             listen_port: self.config.wireguard.listen_port,
@@ -238,6 +296,17 @@ impl Agent {
     }
 }
 
+/// A grant around our own underlay would black-hole the gateway, the API server and whoever is logged in.
+fn harmful(local: &LocalNode, grants: &Grants) -> Option<String> {
+    let all = grants.sites.iter().flat_map(|(site, nets)| nets.iter().map(move |net| (site, net)));
+    let around = |net: &IpNet| local.underlay_addresses.iter().find(|ip| net.contains(*ip));
+    let (site, net, ip) = all.filter_map(|(site, net)| Some((site, net, around(net)?))).next()?;
+    Some(format!(
+        "sites: {net} of {site} holds {ip}, an underlay address of this node: the mesh would cut this host off, so \
+         nothing is done; grant pod prefixes only"
+    ))
+}
+
 /// The prefixes that the operator's manifest gives this node, less those that it could not have been granted.
 pub fn own_prefixes(
     grants: &Grants,
@@ -273,16 +342,13 @@ fn has_v4(prefixes: &[IpNet]) -> bool {
     prefixes.iter().any(|p| p.addr().is_ipv4())
 }
 
-fn remembered(memory: &Memory) -> Admission {
-    Admission { peers: memory.0.clone(), refused: BTreeMap::new(), unpublished: BTreeSet::new() }
-}
-
 fn names_of(peer: &Peer) -> impl Iterator<Item = String> + '_ {
     let all = peer.claim.endpoints.iter().chain(&peer.claim.internal_endpoints);
     all.filter_map(|endpoint| match endpoint {
         Endpoint::Name(host, _) => Some(host.clone()),
         Endpoint::Address(_) => None,
     })
+    .take(NAMES_MOST)
 }
 
 #[cfg(test)]

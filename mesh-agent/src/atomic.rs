@@ -1,7 +1,7 @@
 //! Files that are either the old or the new one, never half of each.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use std::path::Path;
 /// # Errors
 /// What the system says.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
-    if fs::read(path).is_ok_and(|old| old == content) {
+    if holds(path, content) {
         return Ok(false);
     }
     let dir = path.parent().unwrap_or(Path::new("."));
@@ -25,6 +25,16 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
         let _ = fs::remove_file(&temporary);
     }
     written.map(|()| true)
+}
+
+/// Whether a regular file holds just this. Whatever else stands there, a pipe or a link to an endless device, is not
+/// read.
+fn holds(path: &Path, content: &[u8]) -> bool {
+    let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC;
+    let Ok(file) = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path) else { return false };
+    let equal_size = file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() == content.len() as u64);
+    let mut old = Vec::with_capacity(content.len());
+    equal_size && file.take(content.len() as u64).read_to_end(&mut old).is_ok() && old == content
 }
 
 fn write_synced(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {

@@ -7,6 +7,8 @@ use serde_json::Value;
 
 /// The largest manifest file that is read, in bytes.
 pub const FILE_MOST: u64 = 16 << 20;
+/// The largest publication of a node that is read, in bytes.
+pub const PUBLICATION_MOST: u64 = 64 << 10;
 
 /// The metadata of an object.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -79,13 +81,15 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, String> {
     if text.contains('\0') {
         return Err("a NUL byte: this is no YAML".to_owned());
     }
+    // No snippets: a message must not carry what somebody else put into the file.
+    let options = serde_saphyr::options! { with_snippet: false };
     let documents: Vec<Value> = if text.trim_start().starts_with('{') {
         serde_json::Deserializer::from_str(text)
             .into_iter::<Value>()
             .collect::<Result<_, _>>()
             .map_err(|e| e.to_string())?
     } else {
-        serde_saphyr::from_multiple(text).map_err(|e| e.to_string())?
+        serde_saphyr::from_multiple_with_options(text, options).map_err(|e| e.to_string())?
     };
     let mut parsed = Parsed::default();
     for document in documents {
@@ -99,7 +103,8 @@ fn take(document: Value, parsed: &mut Parsed) {
         return;
     }
     let kind = document.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let name = document.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let name = document.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    let name: String = name.chars().take(64).collect();
     let version = document.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
     match (version, kind.as_str()) {
         ("v1", "List" | "NodeList") => {

@@ -7,9 +7,12 @@ use mesh_overlay::backend::{
     BackendError, Ensured, NetBackend, NftBackend, ObservedGuard, ObservedNet, WireguardBackend,
 };
 use mesh_overlay::dial::Dialer;
-use mesh_overlay::{DeviceChange, ObservedDevice};
+use mesh_overlay::{DeviceChange, ObservedDevice, RouteChange};
 
 use crate::agent::Desired;
+
+/// After this many failed changes to the device in a row a pass gives up.
+const FAILURES_MOST: u32 = 3;
 
 /// The host, behind its three seams.
 pub struct Reconciler<W, N, F> {
@@ -64,12 +67,13 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         Self { wireguard, net, nft, key, dialer: Dialer::default() }
     }
 
-    /// Brings the host to what is desired. Without a standing guard nothing else is touched: a mesh that cannot be
-    /// guarded is not brought up.
+    /// Brings the host to what is desired. Without a standing guard nothing is brought up; peers that were revoked are
+    /// removed all the same. Without [`Desired::prune`] nothing is taken away.
     pub async fn pass(&mut self, desired: &Desired, now: SystemTime) -> Pass {
         let mut pass = Pass::default();
         let plan = &desired.plan;
         if !self.guard(desired, &mut pass).await {
+            self.revoke(desired, &mut pass).await;
             return pass;
         }
         let (interface, routing) = (&desired.link.name, &plan.routes.routing);
@@ -77,10 +81,11 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         pass.net = net;
         // Blackholes before there is anything that could carry a packet past them.
         let mut held = true;
-        for change in plan.routes.diff(&pass.net.routes, false) {
+        for change in routes(desired, &pass, false) {
             held &= pass.did(self.net.apply_route(interface, routing, &change).await);
         }
         if !held {
+            self.revoke(desired, &mut pass).await;
             return pass;
         }
         let public_key = self.key.public();
@@ -99,13 +104,16 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         if !desired.announced && device.peers.is_empty() {
             wanted.peers.clear();
         }
-        let changes = wanted.diff(&device, &public_key, &mut self.dialer, now);
+        let changes = wanted.diff(&device, &public_key, desired.prune, &mut self.dialer, now);
         let changed = !changes.is_empty();
+        let mut failures = 0;
         for change in changes {
             let result = self.wireguard.apply(&change, &self.key).await;
             let done = pass.did(result);
-            // Peers without our key could only fail, one by one.
-            if !done && change == DeviceChange::SetPrivateKey {
+            failures = if done { 0 } else { failures + 1 };
+            // Peers without our key could only fail, one by one; and a device that does not answer any more would take
+            // its time for each of them.
+            if !done && change == DeviceChange::SetPrivateKey || failures == FAILURES_MOST {
                 return pass;
             }
         }
@@ -119,7 +127,9 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         let Some(observed) = pass.note(self.nft.observe().await) else { return false };
         pass.guard = observed;
         let wanted = desired.plan.guard.fingerprint();
-        if pass.guard.fingerprint.as_ref() == Some(&wanted) {
+        let standing = pass.guard.fingerprint.as_ref();
+        // Before the first full read a guard that stands may protect more than this agent knows of.
+        if standing == Some(&wanted) || (standing.is_some() && !desired.synced) {
             return true;
         }
         let done = self.nft.apply(&desired.plan.guard).await;
@@ -128,6 +138,20 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
             pass.guard.fingerprint = Some(wanted);
         }
         stands
+    }
+
+    /// Removes the peers that are not wanted any more and nothing else: what a failing guard must not put off.
+    async fn revoke(&mut self, desired: &Desired, pass: &mut Pass) {
+        let Ok(Some(device)) = self.wireguard.observe().await else { return };
+        if !desired.prune {
+            return;
+        }
+        for key in device.peers.keys().filter(|key| !desired.plan.device.peers.contains_key(key)) {
+            let removed = self.wireguard.apply(&DeviceChange::RemovePeer(*key), &self.key).await;
+            if !pass.did(removed) {
+                return;
+            }
+        }
     }
 
     async fn links(&mut self, desired: &Desired, pass: &mut Pass) {
@@ -144,7 +168,7 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         if !up {
             return;
         }
-        for change in desired.plan.routes.diff(&pass.net.routes, true) {
+        for change in routes(desired, pass, true) {
             pass.did(self.net.apply_route(interface, routing, &change).await);
         }
     }
@@ -161,6 +185,12 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
     pub fn wake_at(&self) -> Option<SystemTime> {
         self.dialer.wake_at()
     }
+}
+
+fn routes(desired: &Desired, pass: &Pass, up: bool) -> Vec<RouteChange> {
+    let mut changes = desired.plan.routes.diff(&pass.net.routes, up);
+    changes.retain(|change| desired.prune || !matches!(change, RouteChange::Remove(_)));
+    changes
 }
 
 #[cfg(test)]

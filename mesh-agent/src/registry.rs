@@ -3,6 +3,8 @@
 pub mod file;
 pub mod merge;
 
+use std::collections::BTreeSet;
+
 use mesh_keyring::NodeName;
 use mesh_overlay::NodeRecord;
 
@@ -13,6 +15,10 @@ pub struct Snapshot {
     pub nodes: Vec<NodeRecord>,
     /// What could not be read, each with the object and the remedy. Nothing of it counts.
     pub problems: Vec<Problem>,
+    /// A file of the operator could not be read, and what it held before is not known: nodes may be missing.
+    pub incomplete: bool,
+    /// Nodes whose publication could not be read, and what it held before is not known.
+    pub unreadable: BTreeSet<NodeName>,
 }
 
 /// Something in the registry that was refused.

@@ -41,6 +41,10 @@ impl Resolver {
         for name in names {
             self.entries.entry(name.clone()).or_default();
         }
+        self.ask_due(now);
+    }
+
+    fn ask_due(&mut self, now: Instant) {
         for (name, entry) in &mut self.entries {
             if self.tasks.len() < AT_ONCE && !entry.asking && entry.due.is_none_or(|due| due <= now) {
                 entry.asking = true;
@@ -53,13 +57,17 @@ impl Resolver {
         }
     }
 
-    /// Waits for an answer; for ever while nothing is asked.
-    pub async fn answered(&mut self, now: impl Fn() -> Instant) {
+    /// Waits until an answer differs from what was known, and asks for what is due meanwhile; for ever while nothing is
+    /// asked.
+    pub async fn changed(&mut self, now: impl Fn() -> Instant) {
         loop {
             match self.tasks.join_next().await {
                 Some(Ok((name, answer))) => {
-                    self.take(&name, answer, now());
-                    return;
+                    let changed = self.take(&name, answer, now());
+                    self.ask_due(now());
+                    if changed {
+                        return;
+                    }
                 }
                 Some(Err(_)) => {}
                 None => std::future::pending::<()>().await,
@@ -67,15 +75,21 @@ impl Resolver {
         }
     }
 
-    fn take(&mut self, name: &str, answer: Result<Vec<IpAddr>, String>, now: Instant) {
-        let Some(entry) = self.entries.get_mut(name) else { return };
+    fn take(&mut self, name: &str, answer: Result<Vec<IpAddr>, String>, now: Instant) -> bool {
+        let Some(entry) = self.entries.get_mut(name) else { return false };
         entry.asking = false;
         match answer {
-            Ok(addresses) => *entry = Entry { addresses, due: Some(now + REFRESH), ..Entry::default() },
+            Ok(addresses) => {
+                let changed = entry.addresses != addresses || entry.failure.is_some();
+                *entry = Entry { addresses, due: Some(now + REFRESH), ..Entry::default() };
+                changed
+            }
             // What it resolved to before is better than nothing.
             Err(why) => {
+                let changed = entry.failure.as_ref() != Some(&why);
                 entry.failure = Some(why);
                 entry.due = Some(now + RETRY);
+                changed
             }
         }
     }
@@ -92,8 +106,11 @@ impl Resolver {
         failed.map(|(name, why)| format!("endpoint {name} does not resolve: {why}")).collect()
     }
 
-    /// When the next name is due.
+    /// When the next name is due; while questions are under way their answers come first.
     pub fn wake_at(&self) -> Option<Instant> {
+        if !self.tasks.is_empty() {
+            return None;
+        }
         self.entries.values().filter(|e| !e.asking).filter_map(|e| e.due).min()
     }
 }
@@ -127,8 +144,11 @@ mod tests {
         resolver
             .entries
             .insert("a.example".to_owned(), Entry { due: Some(now + REFRESH), ..Entry::default() });
-        resolver.take("a.example", Ok(vec!["192.0.2.1".parse().unwrap()]), now);
-        resolver.take("a.example", Err("gone".to_owned()), now);
+        let found = || Ok(vec!["192.0.2.1".parse().unwrap()]);
+        assert!(resolver.take("a.example", found(), now));
+        assert!(!resolver.take("a.example", found(), now), "an equal answer is no news");
+        assert!(resolver.take("a.example", Err("gone".to_owned()), now));
+        assert!(!resolver.take("a.example", Err("gone".to_owned()), now));
         assert_eq!(resolver.resolution()["a.example"].len(), 1);
         assert!(resolver.failures()[0].contains("a.example"));
         assert_eq!(resolver.wake_at(), Some(now + RETRY));
@@ -142,7 +162,7 @@ mod tests {
         tokio::task::LocalSet::new().block_on(&runtime, async {
             let mut resolver = Resolver::default();
             resolver.want(&names(&["localhost"]), Instant::now());
-            resolver.answered(Instant::now).await;
+            resolver.changed(Instant::now).await;
             assert!(resolver.resolution()["localhost"].iter().all(IpAddr::is_loopback));
         });
     }

@@ -3,6 +3,7 @@
 
 mod server;
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -39,10 +40,13 @@ const RETRY: Duration = Duration::from_millis(500);
 const HEAD_START: Duration = Duration::from_millis(500);
 /// Netlink events come in bursts, our own among them.
 const SETTLE: Duration = Duration::from_millis(100);
+/// Passes that events or timers ask for come no faster than this; the registry's changes do.
+const BREATH: Duration = Duration::from_secs(1);
 
 /// The node's key file.
 pub fn key_file(config: &Config) -> KeyFile {
-    KeyFile::new(&config.state_dir, "private.key")
+    // In a directory of its own: the store closes it to others, which the state directory may be shared with.
+    KeyFile::new(&config.state_dir.join("keys"), "private.key")
 }
 
 /// Where `mesh-wg` logs.
@@ -55,17 +59,18 @@ pub fn lock_path(config: &Config) -> PathBuf {
     config.run_dir.join("agent.lock")
 }
 
-/// The WireGuard backend that is configured, or that this host has.
+/// The WireGuard backend that is configured, or that this host has. `own` is the key by which it knows a device as ours.
 ///
 /// # Errors
 /// When the one configured is not to be had.
-pub fn wireguard(config: &Config) -> anyhow::Result<Wireguard> {
+pub fn wireguard(config: &Config, own: Option<PublicKey>) -> anyhow::Result<Wireguard> {
     let wireguard = &config.wireguard;
     let userspace = UserspaceConfig {
         interface: wireguard.interface.clone(),
         binary: wireguard.userspace_binary.clone(),
         run_dir: config.run_dir.clone(),
         uapi_dir: PathBuf::from(UserspaceConfig::UAPI_DIR),
+        own,
     };
     Ok(Wireguard::choose(wireguard.backend, userspace)?)
 }
@@ -109,10 +114,12 @@ struct Errors {
 impl Errors {
     fn replace(&mut self, mut all: Vec<String>) {
         all.dedup();
-        for fresh in all.iter().filter(|e| !self.now.contains(e)) {
+        let (before, after): (BTreeSet<&String>, BTreeSet<&String>) =
+            (self.now.iter().collect(), all.iter().collect());
+        for fresh in after.difference(&before) {
             tracing::error!("{fresh}");
         }
-        for gone in self.now.iter().filter(|e| !all.contains(e)) {
+        for gone in before.difference(&after) {
             tracing::info!("no longer: {gone}");
         }
         self.now = all;
@@ -135,6 +142,7 @@ struct Running {
     changes: usize,
     failures: u32,
     ready: bool,
+    notified: bool,
     announced_at: Option<Instant>,
 }
 
@@ -158,8 +166,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut drift = Watch::new()?;
     let mut agent = Agent::new(config.clone(), public_key, epoch, remembered);
     agent.underlay(net.observe(&config.wireguard.interface, &config.routing).await?.underlay);
-    let desired = agent.desired();
-    let reconciler = Reconciler::new(wireguard(&config)?, net, Nft::new(), stored.key);
+    let desired = agent.desired(std::time::Instant::now());
+    let reconciler = Reconciler::new(wireguard(&config, Some(public_key))?, net, Nft::new(), stored.key);
     let server = server::Server::bind(&config.socket())?;
     let mut running = Running {
         registry: FileRegistry::new(&config.registry.file.dir),
@@ -177,26 +185,33 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         changes: 0,
         failures: 0,
         ready: false,
+        notified: false,
         announced_at: None,
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
-        running.turn().await;
-        let wake = running.wake_at();
+        // A turn that hangs on a wedged device must not keep the agent from ending.
+        tokio::select! {
+            () = running.turn() => {}
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+        let ended = Instant::now();
+        let mut wake = running.wake_at();
         let again = loop {
             tokio::select! {
                 _ = terminate.recv() => break false,
                 _ = interrupt.recv() => break false,
                 () = running.registry.changed() => break true,
-                () = running.resolver.answered(Instant::now) => break true,
+                () = running.resolver.changed(Instant::now) => wake = wake.min(ended + BREATH),
                 seen = drift.changed() => {
                     if let Err(e) = seen {
-                        tracing::warn!("{e}; drift is noticed by the periodic pass alone");
+                        tracing::warn!("{e}; watching anew");
                         drift = Watch::new()?;
                     }
-                    tokio::time::sleep(SETTLE).await;
-                    break true
+                    let settled = Instant::now() + SETTLE;
+                    wake = wake.min(settled.max(ended + BREATH));
                 }
                 () = tokio::time::sleep_until(wake) => break true,
                 asked = server.asked() => {
@@ -220,21 +235,27 @@ impl Running {
         let mut errors = Vec::new();
         match self.registry.read() {
             Ok(snapshot) => {
-                if let Err(why) = self.agent.snapshot(snapshot) {
+                if let Err(why) = self.agent.snapshot(snapshot, std::time::Instant::now()) {
                     errors.push(why);
                 }
             }
             Err(e) => errors.push(e.to_string()),
         }
         self.agent.resolved(self.resolver.resolution());
-        self.desired = self.agent.desired();
+        self.desired = self.agent.desired(std::time::Instant::now());
         self.head_start();
         errors.extend(self.desired.warnings.iter().cloned());
         self.resolver.want(&self.desired.names, Instant::now());
         errors.extend(self.resolver.failures());
 
         let now = SystemTime::now();
-        let pass = self.reconciler.pass(&self.desired, now).await;
+        let pass = match &self.desired.harmful {
+            Some(why) => {
+                errors.push(why.clone());
+                Pass::default()
+            }
+            None => self.reconciler.pass(&self.desired, now).await,
+        };
         if pass.changes > 0 {
             tracing::info!(changes = pass.changes, peers = self.desired.plan.peers.len(), "applied");
         }
@@ -265,9 +286,12 @@ impl Running {
         let unfinished = failed || !published;
         self.failures = if unfinished { self.failures.saturating_add(1) } else { 0 };
         self.errors.replace(errors);
+        // For the service manager guard and device are enough: with the registry away a restart would mend nothing.
+        if !failed && self.pass.device.is_some() && !std::mem::replace(&mut self.notified, true) {
+            notify("READY=1");
+        }
         let ready = !unfinished && self.agent.is_synced();
         if ready && !self.ready {
-            notify("READY=1");
             tracing::info!(peers = self.desired.plan.peers.len(), "ready");
         }
         self.ready = ready;
@@ -286,7 +310,8 @@ impl Running {
         let all = self.desired.refused.iter();
         let all: Vec<RefusedStatus> =
             all.map(|p| RefusedStatus { node: p.node.clone(), reason: p.text.clone() }).collect();
-        for fresh in all.iter().filter(|r| !self.refused.contains(r)) {
+        let told: BTreeSet<&RefusedStatus> = self.refused.iter().collect();
+        for fresh in all.iter().filter(|r| !told.contains(r)) {
             tracing::warn!(
                 node = fresh.node.as_ref().map(tracing::field::display),
                 "refused: {}",
@@ -305,12 +330,16 @@ impl Running {
         if let Some(at) = self.announced_at.filter(|_| !self.desired.announced) {
             wake = wake.min(at + HEAD_START);
         }
-        if let Some(due) = self.reconciler.wake_at() {
+        // While passes fail before they come to dialling, its timers stand still.
+        if let Some(due) = self.reconciler.wake_at().filter(|_| self.failures == 0) {
             let left = due.duration_since(SystemTime::now()).unwrap_or_default();
-            wake = wake.min(now + left.max(SETTLE));
+            wake = wake.min(now + left.max(BREATH));
         }
         if let Some(due) = self.resolver.wake_at() {
-            wake = wake.min(due.max(now + SETTLE));
+            wake = wake.min(due.max(now + BREATH));
+        }
+        if let Some(until) = self.agent.holds_until(now.into_std()) {
+            wake = wake.min(Instant::from_std(until));
         }
         wake
     }

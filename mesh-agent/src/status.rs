@@ -59,7 +59,7 @@ pub struct PeerStatus {
 }
 
 /// Something that was refused.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RefusedStatus {
     /// The node that it concerns, where that is known.
     pub node: Option<NodeName>,

@@ -114,12 +114,24 @@ pub struct Admission {
     pub refused: BTreeMap<NodeName, Vec<Refusal>>,
     /// Nodes that publish no key (yet).
     pub unpublished: BTreeSet<NodeName>,
+    /// Every prefix that the operator gave to some other node and that somebody may hold, whether that node is a peer
+    /// or not: nothing goes there in clear.
+    pub reserved: BTreeSet<IpNet>,
+    /// What was remembered of nodes that are still known but no peers now.
+    former: BTreeMap<NodeName, Peer>,
 }
 
 impl Admission {
-    /// What the next admission has to remember: peers of now, replacing what was remembered of them.
+    /// Everybody who is remembered, for as long as nobody can be judged.
+    pub fn remembered(memory: &Memory) -> Self {
+        Self { peers: memory.0.clone(), ..Self::default() }
+    }
+
+    /// What the next admission has to remember: the peers of now, and what is still known of the others. A node that
+    /// was silent for a while does not lose its key to somebody who claims it meanwhile.
     pub fn memory(&self) -> Memory {
-        Memory(self.peers.clone())
+        let former = self.former.iter().map(|(name, peer)| (name.clone(), peer.clone()));
+        Memory(former.chain(self.peers.clone()).collect())
     }
 
     fn refuse(&mut self, node: &NodeName, why: Refusal) {
@@ -146,7 +158,8 @@ pub fn admit(local: &LocalNode, grants: &Grants, records: &[NodeRecord], memory:
             None => {}
         }
     }
-    settle_keys(local, memory, &mut claims, &mut admission);
+    let known: BTreeSet<&NodeName> = records.keys().copied().collect();
+    settle_keys(local, memory, &known, &mut claims, &mut admission);
     let prefixes = settle_prefixes(local, grants, &records, &claims, memory, &mut admission);
     for (name, claim) in claims {
         let peer = Peer {
@@ -157,6 +170,11 @@ pub fn admit(local: &LocalNode, grants: &Grants, records: &[NodeRecord], memory:
         };
         admission.peers.insert(name.clone(), peer);
     }
+    let known = memory.0.iter().filter(|(name, _)| records.contains_key(name));
+    admission.former = known
+        .filter(|(name, _)| !admission.peers.contains_key(*name))
+        .map(|(name, peer)| (name.clone(), peer.clone()))
+        .collect();
     drop_impossible_endpoints(local, grants, &mut admission);
     admission
 }
@@ -171,7 +189,9 @@ fn judge_claim(
         Ok(None) => return None,
         Ok(Some(claim)) => match (last, &record.site_label) {
             (_, Some(label)) if *label != claim.site => {
-                Refusal::Site { claimed: claim.site, label: label.clone() }
+                out.refuse(&record.name, Refusal::Site { claimed: claim.site, label: label.clone() });
+                // An earlier claim counts only where it agrees with the operator.
+                return last.filter(|last| last.site == *label).cloned();
             }
             (Some(last), _) if claim.epoch < last.epoch => {
                 Refusal::RolledBack { seen: last.epoch, claimed: claim.epoch }
@@ -190,16 +210,18 @@ fn judge_claim(
 fn settle_keys(
     local: &LocalNode,
     memory: &Memory,
+    known: &BTreeSet<&NodeName>,
     claims: &mut BTreeMap<&NodeName, Advertisement>,
     out: &mut Admission,
 ) {
     // Who falls back to an earlier key may meet somebody there. Each node falls back or drops out once, so it ends.
-    while settle_keys_once(local, memory, claims, out) {}
+    while settle_keys_once(local, memory, known, claims, out) {}
 }
 
 fn settle_keys_once(
     local: &LocalNode,
     memory: &Memory,
+    known: &BTreeSet<&NodeName>,
     claims: &mut BTreeMap<&NodeName, Advertisement>,
     out: &mut Admission,
 ) -> bool {
@@ -210,8 +232,14 @@ fn settle_keys_once(
     }
     for (key, nodes) in holders {
         let held_before = |name: &&NodeName| memory.0.get(*name).is_some_and(|p| p.claim.public_key == key);
+        // Also one that is silent now, as long as the operator knows it, and that has not moved on to another key.
+        let silent = memory.0.iter().find(|(name, peer)| {
+            peer.claim.public_key == key && known.contains(*name) && !claims.contains_key(*name)
+        });
         let owner = if key == local.public_key {
             Some(&local.name)
+        } else if let Some((name, _)) = silent {
+            Some(name)
         } else if nodes.len() == 1 {
             continue;
         } else {
@@ -256,6 +284,7 @@ fn settle_prefixes(
             match judge_prefix(local, grants, site, text, &own) {
                 Ok(net) => {
                     granted.entry(name.clone()).or_default().insert(net);
+                    out.reserved.insert(net);
                 }
                 Err(why) => out.refuse(name, why),
             }

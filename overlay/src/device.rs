@@ -86,13 +86,14 @@ pub enum DeviceChange {
 
 impl DeviceConfig {
     /// The changes from `observed` to this configuration, removals first, so that an AllowedIP is free before
-    /// another peer takes it. `public_key` is the node's own.
+    /// another peer takes it. `public_key` is the node's own. Without `prune` no peer is removed.
     ///
     /// An endpoint is written only where the dialer says so: one learned from a fresh handshake is left alone.
     pub fn diff(
         &self,
         observed: &ObservedDevice,
         public_key: &PublicKey,
+        prune: bool,
         dialer: &mut Dialer,
         now: SystemTime,
     ) -> Vec<DeviceChange> {
@@ -103,12 +104,12 @@ impl DeviceConfig {
         if observed.listen_port != self.listen_port {
             changes.push(DeviceChange::SetListenPort(self.listen_port));
         }
-        let surplus = observed.peers.keys().filter(|key| !self.peers.contains_key(key));
+        let surplus = observed.peers.keys().filter(|key| prune && !self.peers.contains_key(key));
         changes.extend(surplus.map(|key| DeviceChange::RemovePeer(*key)));
         dialer.retain(|key| self.peers.contains_key(key));
         for (key, wanted) in &self.peers {
             let found = observed.peers.get(key);
-            let endpoint = dialer.choose(key, &wanted.candidates, found, now);
+            let endpoint = dialer.choose(key, &wanted.candidates, wanted.keepalive.is_some(), found, now);
             let allowed = found.is_none_or(|f| f.allowed_ips != wanted.allowed_ips);
             let keepalive = found.map_or(wanted.keepalive.is_some(), |f| f.keepalive != wanted.keepalive);
             if found.is_none() || endpoint.is_some() || allowed || keepalive {

@@ -13,10 +13,18 @@ pub const HANDSHAKE_LIFETIME: Duration = Duration::from_secs(180);
 /// How long one candidate is tried: three handshake attempts of five seconds (Rekey-Timeout) each.
 pub const TRY_FOR: Duration = Duration::from_secs(15);
 
-/// Whether the peer's last handshake still carries traffic. One that lies in the future, after the clock was set
-/// back, counts as fresh: it is left alone rather than disturbed.
+/// Whether the peer's last handshake still carries traffic. A clock that was set back a little leaves it fresh; one
+/// that lies further in the future than its lifetime tells nothing any more.
 pub fn is_fresh(last_handshake: Option<SystemTime>, now: SystemTime) -> bool {
-    last_handshake.is_some_and(|at| now.duration_since(at).unwrap_or_default() < HANDSHAKE_LIFETIME)
+    last_handshake.is_some_and(|at| {
+        let apart = now.duration_since(at).unwrap_or_else(|future| future.duration());
+        apart < HANDSHAKE_LIFETIME
+    })
+}
+
+/// Whether there ever was a handshake: then its endpoint was the right one once.
+fn was_up(peer: &ObservedPeer) -> bool {
+    peer.last_handshake.is_some()
 }
 
 #[derive(Debug, Clone)]
@@ -36,12 +44,14 @@ pub struct Dialer {
 
 impl Dialer {
     /// The endpoint to write now, if any. A fresh handshake is never disturbed: whatever address it came from is
-    /// newer than anything published. Without one, the candidates are tried in turn. A peer that is new to the
-    /// device, because the device was made anew, is dialled where it was last: behind a NAT it can be nowhere else.
+    /// newer than anything published. Without one, and where `persistent` keepalives ask for an answer, the candidates
+    /// are tried in turn, among them where the peer was last: behind a NAT it can be nowhere else. A tunnel that is
+    /// merely idle is left alone.
     pub fn choose(
         &mut self,
         key: &PublicKey,
         candidates: &[SocketAddr],
+        persistent: bool,
         observed: Option<&ObservedPeer>,
         now: SystemTime,
     ) -> Option<SocketAddr> {
@@ -52,30 +62,27 @@ impl Dialer {
             }
             return None;
         }
-        if observed.is_none()
-            && let Some(endpoint) = self.learned.remove(key)
-        {
-            self.attempts.remove(key);
-            return Some(endpoint);
-        }
-        if candidates.is_empty() {
+        let current = observed.and_then(|peer| peer.endpoint);
+        let learned = self.learned.get(key).copied().or(current.filter(|_| observed.is_some_and(was_up)));
+        let mut all: Vec<SocketAddr> = learned.into_iter().collect();
+        all.extend(candidates.iter().filter(|to| Some(**to) != learned));
+        if all.is_empty() || (current.is_some() && !persistent) {
             self.attempts.remove(key);
             return None;
         }
-        let current = observed.and_then(|peer| peer.endpoint);
         let attempt = self.attempts.entry(*key).or_insert_with(|| Attempt {
-            candidates: candidates.to_vec(),
             // After a restart of the agent: go on where the device stands.
-            index: current.and_then(|c| candidates.iter().position(|&x| x == c)).unwrap_or(0),
+            index: current.and_then(|c| all.iter().position(|&x| x == c)).unwrap_or(0),
+            candidates: all.clone(),
             since: now,
         });
-        if attempt.candidates != candidates {
-            *attempt = Attempt { candidates: candidates.to_vec(), index: 0, since: now };
+        if attempt.candidates != all {
+            *attempt = Attempt { index: 0, candidates: all.clone(), since: now };
         } else if now.duration_since(attempt.since).unwrap_or(TRY_FOR) >= TRY_FOR {
-            attempt.index = (attempt.index + 1) % candidates.len();
+            attempt.index = (attempt.index + 1) % all.len();
             attempt.since = now;
         }
-        let wanted = candidates[attempt.index];
+        let wanted = all[attempt.index];
         (current != Some(wanted)).then_some(wanted)
     }
 
@@ -112,51 +119,87 @@ mod tests {
         ObservedPeer { endpoint, last_handshake: handshake.map(at), ..ObservedPeer::default() }
     }
 
+    fn choose(
+        dialer: &mut Dialer,
+        to: &[SocketAddr],
+        observed: Option<&ObservedPeer>,
+        seconds: u64,
+    ) -> Option<SocketAddr> {
+        dialer.choose(&key(), to, true, observed, at(seconds))
+    }
+
     #[test]
     fn an_endpoint_learned_from_a_fresh_handshake_is_never_overwritten() {
         let mut dialer = Dialer::default();
         let roamed = holding(Some(address(99)), Some(0));
-        assert_eq!(dialer.choose(&key(), &[address(1)], Some(&roamed), at(179)), None);
-        assert_eq!(dialer.choose(&key(), &[address(1)], Some(&roamed), at(180)), Some(address(1)));
+        assert_eq!(choose(&mut dialer, &[address(1)], Some(&roamed), 179), None);
+        assert_eq!(
+            choose(&mut dialer, &[address(1)], Some(&roamed), 180),
+            None,
+            "it is tried once more first"
+        );
+        assert_eq!(choose(&mut dialer, &[address(1)], Some(&roamed), 196), Some(address(1)));
+        let published = holding(Some(address(1)), Some(0));
+        assert_eq!(
+            choose(&mut dialer, &[address(1)], Some(&published), 212),
+            Some(address(99)),
+            "and then in turn"
+        );
     }
 
     #[test]
     fn candidates_are_tried_in_turn_until_one_answers() {
         let mut dialer = Dialer::default();
         let two = [address(1), address(2)];
-        assert_eq!(dialer.choose(&key(), &two, None, at(0)), Some(address(1)));
+        assert_eq!(choose(&mut dialer, &two, None, 0), Some(address(1)));
         let dialled = holding(Some(address(1)), None);
-        assert_eq!(dialer.choose(&key(), &two, Some(&dialled), at(14)), None);
+        assert_eq!(choose(&mut dialer, &two, Some(&dialled), 14), None);
         assert_eq!(dialer.wake_at(), Some(at(15)));
-        assert_eq!(dialer.choose(&key(), &two, Some(&dialled), at(15)), Some(address(2)));
+        assert_eq!(choose(&mut dialer, &two, Some(&dialled), 15), Some(address(2)));
         let second = holding(Some(address(2)), None);
-        assert_eq!(dialer.choose(&key(), &two, Some(&second), at(31)), Some(address(1)));
-        assert_eq!(dialer.choose(&key(), &two, Some(&holding(Some(address(1)), Some(32))), at(33)), None);
+        assert_eq!(choose(&mut dialer, &two, Some(&second), 31), Some(address(1)));
+        assert_eq!(choose(&mut dialer, &two, Some(&holding(Some(address(1)), Some(32))), 33), None);
         assert_eq!(dialer.wake_at(), None);
+    }
+
+    #[test]
+    fn a_tunnel_that_is_merely_idle_is_left_alone() {
+        let mut dialer = Dialer::default();
+        let idle = holding(Some(address(99)), Some(0));
+        for seconds in [200, 300, 4000] {
+            assert_eq!(
+                dialer.choose(&key(), &[address(1), address(2)], false, Some(&idle), at(seconds)),
+                None
+            );
+        }
+        assert_eq!(dialer.wake_at(), None);
+        assert_eq!(dialer.choose(&key(), &[address(1)], false, None, at(0)), Some(address(1)));
     }
 
     #[test]
     fn a_restarted_agent_goes_on_with_the_endpoint_in_use() {
         let mut dialer = Dialer::default();
         let second = holding(Some(address(2)), None);
-        assert_eq!(dialer.choose(&key(), &[address(1), address(2)], Some(&second), at(0)), None);
+        assert_eq!(choose(&mut dialer, &[address(1), address(2)], Some(&second), 0), None);
     }
 
     #[test]
     fn a_device_made_anew_dials_a_peer_behind_nat_where_it_was_last() {
         let mut dialer = Dialer::default();
         let behind_nat = holding(Some(address(99)), Some(0));
-        assert_eq!(dialer.choose(&key(), &[], Some(&behind_nat), at(10)), None);
-        assert_eq!(dialer.choose(&key(), &[], None, at(20)), Some(address(99)));
-        assert_eq!(dialer.choose(&key(), &[], Some(&holding(Some(address(99)), None)), at(21)), None);
+        assert_eq!(choose(&mut dialer, &[], Some(&behind_nat), 10), None);
+        assert_eq!(choose(&mut dialer, &[], None, 20), Some(address(99)));
+        assert_eq!(choose(&mut dialer, &[], Some(&holding(Some(address(99)), None)), 21), None);
         dialer.retain(|_| false);
-        assert_eq!(dialer.choose(&key(), &[], None, at(30)), None, "a revoked peer is forgotten");
+        assert_eq!(choose(&mut dialer, &[], None, 30), None, "a revoked peer is forgotten");
     }
 
     #[test]
-    fn a_clock_that_went_back_disturbs_nothing() {
+    fn a_clock_that_went_back_a_little_disturbs_nothing_and_one_that_went_far_does_not_hold_for_ever() {
         let mut dialer = Dialer::default();
-        let future = holding(Some(address(99)), Some(5000));
-        assert_eq!(dialer.choose(&key(), &[address(1)], Some(&future), at(0)), None);
+        let future = |seconds| holding(Some(address(1)), Some(seconds));
+        assert_eq!(choose(&mut dialer, &[address(1), address(2)], Some(&future(60)), 0), None);
+        assert_eq!(choose(&mut dialer, &[address(1), address(2)], Some(&future(5000)), 1), None);
+        assert_eq!(choose(&mut dialer, &[address(1), address(2)], Some(&future(5000)), 17), Some(address(2)));
     }
 }

@@ -98,7 +98,7 @@ impl FakeHost {
 
     /// Its WireGuard.
     pub fn wireguard(&self, interface: InterfaceName) -> FakeWireguard {
-        FakeWireguard { host: self.clone(), interface }
+        FakeWireguard { host: self.clone(), interface, silent: false }
     }
 
     /// Its links and routes.
@@ -165,6 +165,8 @@ impl Host {
 pub struct FakeWireguard {
     host: FakeHost,
     interface: InterfaceName,
+    /// A wedged device was told of once; the next time it is replaced.
+    silent: bool,
 }
 
 impl WireguardBackend for FakeWireguard {
@@ -177,6 +179,11 @@ impl WireguardBackend for FakeWireguard {
             if let Some(what) = host.foreign() {
                 return Err(BackendError::ForeignInterface { name: self.interface.to_string(), what });
             }
+            if host.wedged && !std::mem::replace(&mut self.silent, true) {
+                let action = format!("asking the device {}", self.interface);
+                return Err(BackendError::failed(action, "it does not answer; it will be replaced"));
+            }
+            self.silent = false;
             if host.wedged {
                 host.drop_device();
             }
@@ -187,7 +194,7 @@ impl WireguardBackend for FakeWireguard {
                 return Err(error.clone());
             }
             host.device = Some(ObservedDevice::default());
-            host.net.link = Some(link("tun"));
+            host.net.link = Some(ObservedLink { alias: Some(ALIAS.to_owned()), ..link("tun") });
             host.writes.push(Write::CreateDevice);
             Ok(Ensured::Created)
         })

@@ -53,8 +53,13 @@ pub struct Guard {
     pub mesh: BTreeSet<IpNet>,
     /// Those of them that live on this node.
     pub local: BTreeSet<IpNet>,
+    /// Addresses inside of the mesh's prefixes that are none of its own: what the operator protects.
+    pub outside: BTreeSet<IpNet>,
     /// The interfaces that encrypt.
     pub interfaces: BTreeSet<InterfaceName>,
+    /// The interfaces of the underlay. Not even this node's own prefixes pass here: a packet to a pod that is gone would
+    /// follow the default route.
+    pub underlay: BTreeSet<InterfaceName>,
 }
 
 impl Guard {
@@ -92,28 +97,44 @@ add chain inet {TABLE} {chain} {{ type filter hook {hook} priority {priority}; p
         render_removal() + &self.render(Slot::A)
     }
 
+    /// Verdicts in the order of their chain: what encrypts, what is none of ours, what must not pass although it is
+    /// local, what is local, what is of the mesh. An empty set makes no rule. `listing` reads exactly this.
     fn rules(&self, mark: &str, slot: Slot) -> String {
-        let interfaces = self.interfaces.iter().map(InterfaceName::as_str).chain(["lo"]);
-        let interfaces: Vec<String> = interfaces.map(|name| format!("\"{name}\"")).collect();
-        let interfaces = interfaces.join(", ");
+        let interfaces = names(self.interfaces.iter().map(InterfaceName::as_str).chain(["lo"]));
+        let underlay = names(self.underlay.iter().map(InterfaceName::as_str).filter(|name| *name != "lo"));
         let mut text = String::new();
         for (name, interface, address) in [("egress", "oifname", "daddr"), ("ingress", "iifname", "saddr")] {
             let add = format!("add rule inet {TABLE} {}", slot.chain(name));
             let _ = writeln!(text, "{add} {interface} {{ {interfaces} }} accept comment \"{MARK}{mark}\"");
             let drop = format!("counter name {name} drop");
-            for (nets, verdict) in [(&self.local, "accept"), (&self.mesh, drop.as_str())] {
+            let on_underlay = format!("{interface} {{ {underlay} }} ");
+            let nothing = BTreeSet::new();
+            let kept = if underlay.is_empty() { &nothing } else { &self.local };
+            for (nets, through, verdict) in [
+                (&self.outside, "", "accept"),
+                (kept, on_underlay.as_str(), drop.as_str()),
+                (&self.local, "", "accept"),
+                (&self.mesh, "", drop.as_str()),
+            ] {
+                // nft lists neighbours as one, and refuses a prefix inside of another.
+                let nets = IpNet::aggregate(&nets.iter().copied().collect());
                 for (family, v6) in [("ip", false), ("ip6", true)] {
                     let of_family = nets.iter().filter(|net| matches!(net, IpNet::V6(_)) == v6);
                     let members: Vec<String> = of_family.map(IpNet::to_string).collect();
                     if !members.is_empty() {
                         let members = members.join(", ");
-                        let _ = writeln!(text, "{add} {family} {address} {{ {members} }} {verdict}");
+                        let _ = writeln!(text, "{add} {through}{family} {address} {{ {members} }} {verdict}");
                     }
                 }
             }
         }
         text
     }
+}
+
+/// Interface names as the members of an nft set.
+fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    names.map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
 }
 
 /// The nft commands that take the guard out of a slot.
@@ -139,6 +160,8 @@ mod tests {
             mesh: mesh.iter().map(|n| n.parse().unwrap()).collect(),
             local: BTreeSet::from(["10.1.1.0/24".parse().unwrap()]),
             interfaces: BTreeSet::from(["sennit0".parse().unwrap()]),
+            outside: BTreeSet::new(),
+            underlay: BTreeSet::new(),
         }
     }
 
@@ -159,9 +182,36 @@ mod tests {
 
     #[test]
     fn a_guard_of_nothing_has_no_empty_set() {
-        let nothing = Guard { mesh: BTreeSet::new(), local: BTreeSet::new(), interfaces: BTreeSet::new() };
+        let nothing = Guard {
+            mesh: BTreeSet::new(),
+            local: BTreeSet::new(),
+            outside: BTreeSet::new(),
+            interfaces: BTreeSet::new(),
+            underlay: BTreeSet::new(),
+        };
         let text = nothing.render(Slot::A);
         assert!(text.contains("{ \"lo\" }") && !text.contains("{  }"), "{text}");
+    }
+
+    #[test]
+    fn local_prefixes_stop_at_the_underlay_and_what_is_outside_passes_before() {
+        let mut guard = guard(&["10.0.0.0/8"]);
+        guard.underlay = BTreeSet::from(["eth0".parse().unwrap()]);
+        guard.outside = BTreeSet::from(["10.9.0.1/32".parse().unwrap()]);
+        let text = guard.render(Slot::A);
+        let egress = [
+            "oifname { \"sennit0\", \"lo\" } accept",
+            "egress_a ip daddr { 10.9.0.1/32 } accept",
+            "egress_a oifname { \"eth0\" } ip daddr { 10.1.1.0/24 } counter name egress drop",
+            "egress_a ip daddr { 10.1.1.0/24 } accept",
+            "egress_a ip daddr { 10.0.0.0/8 } counter name egress drop",
+        ];
+        let places: Vec<_> = egress.iter().map(|rule| text.find(rule).expect(rule)).collect();
+        assert!(places.is_sorted(), "{text}");
+        let ingress = "ingress_a iifname { \"eth0\" } ip saddr { 10.1.1.0/24 } counter name ingress drop";
+        assert!(text.contains(ingress), "{text}");
+        guard.local.clear();
+        assert!(!guard.render(Slot::A).contains("eth0"));
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub struct ObservedUnderlay {
     pub addresses: BTreeSet<IpAddr>,
     /// The global addresses of the interfaces that a default route leaves through, IPv4 first.
     pub default_route_addresses: Vec<IpAddr>,
+    /// The names of those interfaces.
+    pub default_route_interfaces: BTreeSet<InterfaceName>,
     /// The smallest MTU of those interfaces, in bytes.
     pub mtu: Option<u32>,
     /// Whether the kernel forwards packets, for IPv4 and IPv6; pods cannot reach the mesh without it.

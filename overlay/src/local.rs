@@ -39,6 +39,8 @@ pub struct LocalNode {
     pub prefixes: Vec<IpNet>,
     /// The addresses of its underlay interfaces.
     pub underlay_addresses: BTreeSet<IpAddr>,
+    /// The interfaces that a default route leaves through.
+    pub underlay_interfaces: BTreeSet<InterfaceName>,
     /// The MTU of its underlay, in bytes.
     pub underlay_mtu: u16,
     /// Its WireGuard interface.

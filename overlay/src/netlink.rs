@@ -16,8 +16,11 @@ use crate::link::LinkChange;
 use crate::local::{InterfaceName, Routing};
 use crate::route::{RouteChange, RouteKind};
 
-pub(crate) use links::{Link, create_wireguard, delete as delete_link, find as find_link};
-pub(crate) use socket::{RouteSocket, errno};
+pub(crate) use links::{
+    Link, create_wireguard, delete as delete_link, find as find_link, find_now as find_link_now,
+    mark as mark_link,
+};
+pub(crate) use socket::{RouteSocket, errno, exchange_now};
 pub use watch::Watch;
 
 /// The kernel's links, addresses, routes and rules. It works on the network namespace of the thread that made it.

@@ -15,7 +15,7 @@ use crate::device::{DeviceConfig, DevicePeer};
 use crate::guard::Guard;
 use crate::local::{Grants, LocalNode};
 use crate::peer::Peer;
-use crate::prefix;
+use crate::prefix::PrefixIndex;
 use crate::route::{Route, RouteKind, RouteTable};
 use path::Resolution;
 
@@ -77,15 +77,25 @@ pub fn mesh_addresses(local: &LocalNode, grants: &Grants) -> BTreeSet<IpNet> {
 }
 
 impl MeshPlan {
-    /// Computes the plan. `peers` are admitted, so that no two hold the same key or overlapping prefixes.
+    /// Computes the plan. `peers` are admitted, so that no two hold the same key or overlapping prefixes. `reserved`
+    /// are prefixes of nodes that are no peers (yet): nothing goes to them, least of all in clear.
     pub fn compute(
         local: &LocalNode,
         grants: &Grants,
         peers: &BTreeMap<NodeName, Peer>,
+        reserved: &BTreeSet<IpNet>,
         resolved: &Resolution,
     ) -> Self {
-        let planned: BTreeMap<NodeName, PlannedPeer> =
-            peers.iter().map(|(name, peer)| (name.clone(), plan_peer(local, peer, resolved))).collect();
+        let mesh = mesh_prefixes(grants, peers, reserved);
+        let through = PrefixIndex::new(mesh.iter().chain(&local.prefixes).map(|net| (*net, ())));
+        let dialable = |to: &SocketAddr| {
+            let ourselves = local.underlay_addresses.contains(&to.ip()) && to.port() == local.listen_port;
+            through.holding(to.ip()).is_none() && !ourselves
+        };
+        let planned: BTreeMap<NodeName, PlannedPeer> = peers
+            .iter()
+            .map(|(name, peer)| (name.clone(), plan_peer(local, peer, resolved, &dialable)))
+            .collect();
         let device = DeviceConfig {
             listen_port: local.listen_port,
             peers: planned
@@ -104,47 +114,73 @@ impl MeshPlan {
             node: local.name.clone(),
             addresses: mesh_addresses(local, grants),
             mtu: mtu::device(local.underlay_mtu),
-            routes: routes(local, grants, &planned),
-            guard: guard(local, grants, &planned),
+            routes: routes(local, grants, &planned, &mesh),
+            guard: guard(local, grants, mesh),
             device,
             peers: planned,
         }
     }
 }
 
-fn plan_peer(local: &LocalNode, peer: &Peer, resolved: &Resolution) -> PlannedPeer {
+fn plan_peer(
+    local: &LocalNode,
+    peer: &Peer,
+    resolved: &Resolution,
+    dialable: &impl Fn(&SocketAddr) -> bool,
+) -> PlannedPeer {
+    let mut candidates = path::candidates(local, peer, resolved);
+    // A name may resolve to anything, also into the mesh itself.
+    candidates.retain(dialable);
     let own = IpNet::from(IpAddr::V6(peer.address));
     PlannedPeer {
         site: peer.claim.site.clone(),
         public_key: peer.claim.public_key,
         path: PathKind::Direct,
-        candidates: path::candidates(local, peer, resolved),
+        candidates,
         allowed_ips: peer.prefixes.iter().copied().chain([own]).collect(),
         mtu: mtu::route(local.underlay_mtu, peer.claim.mtu),
     }
 }
 
-/// All that may travel through the mesh only: the sites' grants, the mesh addresses, what peers hold.
-fn mesh_prefixes(grants: &Grants, planned: &BTreeMap<NodeName, PlannedPeer>) -> BTreeSet<IpNet> {
-    (grants.sites.values().flatten().copied())
+/// All that may travel through the mesh only: the sites' grants, the mesh addresses, what nodes hold.
+fn mesh_prefixes(
+    grants: &Grants,
+    peers: &BTreeMap<NodeName, Peer>,
+    reserved: &BTreeSet<IpNet>,
+) -> BTreeSet<IpNet> {
+    (grants.sites.values().flatten().chain(reserved).copied())
         .chain([IpNet::V6(grants.mesh_prefix())])
-        .chain(planned.values().flat_map(|p| p.allowed_ips.iter().copied()))
+        .chain(peers.values().flat_map(|p| p.prefixes.iter().copied()))
         .collect()
 }
 
-fn routes(local: &LocalNode, grants: &Grants, planned: &BTreeMap<NodeName, PlannedPeer>) -> RouteTable {
+/// Protected addresses inside of a grant: the operator's word that they are none of the mesh.
+fn outside<'a>(grants: &'a Grants, mesh: &'a BTreeSet<IpNet>) -> impl Iterator<Item = IpNet> + 'a {
+    let inside = |ip: &&IpAddr| mesh.iter().any(|net| net.contains(*ip));
+    grants.protected.iter().filter(inside).map(|ip| IpNet::from(*ip))
+}
+
+fn routes(
+    local: &LocalNode,
+    grants: &Grants,
+    planned: &BTreeMap<NodeName, PlannedPeer>,
+    mesh: &BTreeSet<IpNet>,
+) -> RouteTable {
     let mut routes = BTreeMap::new();
-    for net in mesh_prefixes(grants, planned) {
-        routes.insert((net, RouteKind::Blackhole.metric()), Route::new(net, RouteKind::Blackhole));
+    let mut add = |net: IpNet, kind: RouteKind| {
+        routes.insert((net, kind.metric()), Route::new(net, kind));
+    };
+    for &net in mesh {
+        add(net, RouteKind::Blackhole);
     }
-    // Our own prefixes lie inside of a grant that is black-holed; `throw` leaves them to the main table.
-    for &net in &local.prefixes {
-        routes.insert((net, RouteKind::Throw.metric()), Route::new(net, RouteKind::Throw));
+    // What lies inside of a black-holed grant and is not for the mesh to carry is left to the main table.
+    for net in local.prefixes.iter().copied().chain(outside(grants, mesh)) {
+        add(net, RouteKind::Throw);
     }
     for peer in planned.values() {
         for &net in &peer.allowed_ips {
-            let kind = RouteKind::Mesh { mtu: peer.mtu };
-            routes.insert((net, kind.metric()), Route::new(net, kind));
+            add(net, RouteKind::Blackhole);
+            add(net, RouteKind::Mesh { mtu: peer.mtu });
         }
     }
     RouteTable {
@@ -154,15 +190,14 @@ fn routes(local: &LocalNode, grants: &Grants, planned: &BTreeMap<NodeName, Plann
     }
 }
 
-fn guard(local: &LocalNode, grants: &Grants, planned: &BTreeMap<NodeName, PlannedPeer>) -> Guard {
-    let wide: Vec<IpNet> = IpNet::aggregate(&mesh_prefixes(grants, planned).into_iter().collect());
-    let own_addresses = mesh_addresses(local, grants);
-    let local_prefixes = local.prefixes.iter().copied().chain(own_addresses);
-    let inside = |net: &IpNet| wide.iter().any(|w| prefix::overlap(w, net));
+fn guard(local: &LocalNode, grants: &Grants, mesh: BTreeSet<IpNet>) -> Guard {
+    let local_prefixes = local.prefixes.iter().copied().chain(mesh_addresses(local, grants));
     Guard {
         interfaces: BTreeSet::from([local.interface.clone()]),
-        local: IpNet::aggregate(&local_prefixes.filter(inside).collect()).into_iter().collect(),
-        mesh: wide.into_iter().collect(),
+        underlay: local.underlay_interfaces.iter().filter(|i| **i != local.interface).cloned().collect(),
+        local: IpNet::aggregate(&local_prefixes.collect()).into_iter().collect(),
+        outside: outside(grants, &mesh).collect(),
+        mesh: IpNet::aggregate(&mesh.into_iter().collect()).into_iter().collect(),
     }
 }
 

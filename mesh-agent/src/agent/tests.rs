@@ -30,7 +30,13 @@ fn record(name: &str, key_of: Option<u8>, cidrs: &[&str]) -> NodeRecord {
 }
 
 fn snapshot(nodes: &[NodeRecord]) -> Snapshot {
-    Snapshot { nodes: nodes.to_vec(), problems: Vec::new() }
+    Snapshot { nodes: nodes.to_vec(), ..Snapshot::default() }
+}
+
+/// Some moment; the same one within a test.
+fn start() -> Instant {
+    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    *START
 }
 
 fn agent(config: Config, last_good: LastGood) -> Agent {
@@ -58,62 +64,100 @@ fn three() -> [NodeRecord; 3] {
 
 fn known() -> LastGood {
     let mut before = agent(config(""), LastGood::default());
-    before.snapshot(snapshot(&three())).unwrap();
-    before.desired().last_good
+    before.snapshot(snapshot(&three()), start()).unwrap();
+    before.desired(start()).last_good
 }
 
 #[test]
 fn before_the_first_full_read_the_last_good_peers_stand() {
     let mut agent = agent(config(""), known());
-    assert_eq!(peers(&agent.desired()), ["a", "b"]);
+    assert_eq!(peers(&agent.desired(start())), ["a", "b"]);
     assert!(!agent.is_synced());
-    agent.snapshot(snapshot(&three()[..2])).unwrap();
-    assert_eq!(peers(&agent.desired()), ["a"], "after it, whoever was deleted is pruned");
+    agent.snapshot(snapshot(&three()[..2]), start()).unwrap();
+    assert_eq!(peers(&agent.desired(start())), ["a"], "after it, whoever was deleted is pruned");
 }
 
 #[test]
 fn a_registry_that_lost_this_node_is_incomplete_and_prunes_nobody() {
     let mut agent = agent(config(""), known());
     for partial in [snapshot(&[]), snapshot(&three()[1..2])] {
-        let problem = agent.snapshot(partial).unwrap_err();
+        let problem = agent.snapshot(partial, start()).unwrap_err();
         assert!(problem.contains("counts as incomplete"), "{problem}");
-        assert_eq!(peers(&agent.desired()), ["a", "b"]);
+        assert_eq!(peers(&agent.desired(start())), ["a", "b"]);
     }
 }
 
 #[test]
-fn publications_that_vanish_together_with_our_own_prune_nobody() {
+fn publications_that_vanish_together_with_our_own_are_held_while_they_come_back_one_by_one() {
     let mut all = three();
     all[0].annotations = record("me", Some(1), &[]).annotations;
     let mut agent = agent(config(""), LastGood::default());
-    agent.snapshot(snapshot(&all)).unwrap();
-    assert_eq!(peers(&agent.desired()), ["a", "b"]);
+    agent.snapshot(snapshot(&all), start()).unwrap();
+    assert_eq!(peers(&agent.desired(start())), ["a", "b"]);
     let mut emptied = three();
     emptied.iter_mut().for_each(|node| node.annotations.clear());
-    assert!(agent.snapshot(snapshot(&emptied)).unwrap_err().contains("counts as incomplete"));
-    assert_eq!(peers(&agent.desired()), ["a", "b"]);
-    all[2].annotations.clear();
-    agent.snapshot(snapshot(&all)).unwrap();
-    assert_eq!(peers(&agent.desired()), ["a"], "one that withdraws by itself is gone");
+    agent.snapshot(snapshot(&emptied), start()).unwrap();
+    assert_eq!(peers(&agent.desired(start())), ["a", "b"]);
+    // Ours is back first, and one that the operator deletes meanwhile is gone at once.
+    emptied[0].annotations = all[0].annotations.clone();
+    let later = start() + HOLD / 2;
+    agent.snapshot(snapshot(&emptied), later).unwrap();
+    assert_eq!(peers(&agent.desired(later)), ["a", "b"]);
+    agent.snapshot(snapshot(&emptied[..2]), later).unwrap();
+    assert_eq!(peers(&agent.desired(later)), ["a"]);
+    assert_eq!(peers(&agent.desired(start() + HOLD)), [""; 0], "whoever did not come back by then withdrew");
+}
+
+#[test]
+fn a_publication_that_cannot_be_read_after_a_restart_counts_as_it_was_last() {
+    let mut agent = agent(config(""), known());
+    let mut broken = three();
+    broken[1].annotations.clear();
+    let unreadable = BTreeSet::from(["a".parse().unwrap()]);
+    agent.snapshot(Snapshot { unreadable, ..snapshot(&broken) }, start()).unwrap();
+    assert_eq!(peers(&agent.desired(start())), ["a", "b"]);
+}
+
+#[test]
+fn an_operators_file_that_never_could_be_read_prunes_nobody() {
+    let mut agent = agent(config(""), known());
+    agent.snapshot(Snapshot { incomplete: true, ..snapshot(&three()[..2]) }, start()).unwrap();
+    let desired = agent.desired(start());
+    assert_eq!(peers(&desired), ["a", "b"]);
+    assert!(!desired.prune && desired.synced);
+    assert!(desired.warnings.iter().any(|w| w.contains("nothing is pruned")));
+}
+
+#[test]
+fn without_a_full_read_nothing_is_pruned() {
+    assert!(!agent(config(""), LastGood::default()).desired(start()).prune);
+}
+
+#[test]
+fn a_grant_around_this_hosts_own_address_is_refused_as_a_whole() {
+    let text = "node: me\nsite: aws\nmesh: test\nregistry: {file: {dir: /r}}\nsites: [{name: aws, prefixes: [192.0.0.0/16]}]\n";
+    let mut agent = agent(Config::parse("test", text, None).unwrap(), LastGood::default());
+    let harmful = agent.desired(start()).harmful.unwrap();
+    assert!(harmful.contains("192.0.0.0/16") && harmful.contains("192.0.2.7"), "{harmful}");
 }
 
 #[test]
 fn a_node_that_was_never_registered_meets_its_peers_and_says_so() {
     let mut agent = agent(config(""), LastGood::default());
-    agent.snapshot(snapshot(&three()[1..])).unwrap();
-    let desired = agent.desired();
+    agent.snapshot(snapshot(&three()[1..]), start()).unwrap();
+    let desired = agent.desired(start());
     assert_eq!(peers(&desired), ["a", "b"]);
     assert!(desired.warnings.iter().any(|w| w.contains("no Node manifest of me")));
 }
 
 #[test]
 fn endpoints_and_mtu_are_derived_unless_configured() {
-    let derived = agent(config(""), LastGood::default()).desired().publish;
+    let derived = agent(config(""), LastGood::default()).desired(start()).publish;
     let texts: Vec<String> = derived.endpoints.iter().map(ToString::to_string).collect();
     assert_eq!(texts, ["192.0.2.7:51820", "[2001:db8::7]:51820"]);
     assert_eq!((derived.internal_endpoints, derived.mtu), (derived.endpoints, Some(1400)));
     let behind_nat = "underlay: {endpoints: [], internalEndpoints: ['192.168.1.2:51820'], mtu: 1450}\n";
-    let configured = agent(config(behind_nat), LastGood::default()).desired().publish;
+    let configured = agent(config(behind_nat), LastGood::default()).desired(start()).publish;
     assert!(configured.endpoints.is_empty());
     assert_eq!(configured.internal_endpoints[0].to_string(), "192.168.1.2:51820");
     assert_eq!(configured.mtu, Some(1450));
@@ -123,8 +167,8 @@ fn endpoints_and_mtu_are_derived_unless_configured() {
 fn prefixes_that_this_node_cannot_have_been_granted_are_not_used() {
     let mut agent = agent(config("protectedAddresses: [10.1.9.1]\n"), LastGood::default());
     let cidrs = ["10.1.1.0/24", "10.9.0.0/24", "0.0.0.0/0", "nonsense", "10.1.9.0/24"];
-    agent.snapshot(snapshot(&[record("me", None, &cidrs)])).unwrap();
-    let desired = agent.desired();
+    agent.snapshot(snapshot(&[record("me", None, &cidrs)]), start()).unwrap();
+    let desired = agent.desired(start());
     assert_eq!(desired.last_good.prefixes, ["10.1.1.0/24".parse::<IpNet>().unwrap()]);
     assert_eq!(desired.warnings.len(), 4, "{:?}", desired.warnings);
 }
@@ -132,11 +176,11 @@ fn prefixes_that_this_node_cannot_have_been_granted_are_not_used() {
 #[test]
 fn names_that_peers_give_are_asked_for_and_what_they_resolve_to_is_dialled() {
     let mut agent = agent(config(""), LastGood::default());
-    agent.snapshot(snapshot(&three())).unwrap();
-    let before = agent.desired();
+    agent.snapshot(snapshot(&three()), start()).unwrap();
+    let before = agent.desired(start());
     assert_eq!(before.names.iter().map(String::as_str).collect::<Vec<_>>(), ["gw2.example", "gw3.example"]);
     agent.resolved([("gw2.example".to_owned(), vec!["203.0.113.2".parse().unwrap()])].into());
-    let after = agent.desired();
+    let after = agent.desired(start());
     let dialled: Vec<usize> = after.plan.peers.values().map(|p| p.candidates.len()).collect();
     assert_eq!(dialled, [1, 0], "the name that does not resolve disturbs nobody else");
 }
@@ -145,5 +189,5 @@ fn names_that_peers_give_are_asked_for_and_what_they_resolve_to_is_dialled() {
 fn a_kernel_that_does_not_forward_is_named() {
     let mut agent = agent(config(""), known());
     agent.underlay(ObservedUnderlay::default());
-    assert!(agent.desired().warnings.iter().any(|w| w.contains("net.ipv4.ip_forward")));
+    assert!(agent.desired(start()).warnings.iter().any(|w| w.contains("net.ipv4.ip_forward")));
 }

@@ -28,7 +28,7 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
     // The publication first: the others stop sending before the device goes.
     let registry = FileRegistry::new(&config.registry.file.dir);
     tried("publication", registry.withdraw(&config.node).map_err(|e| e.to_string()));
-    let device = match run::wireguard(config) {
+    let device = match run::wireguard(config, None) {
         Ok(mut wireguard) => wireguard.remove().await.map_err(|e| e.to_string()),
         Err(e) => Err(e.to_string()),
     };
@@ -43,6 +43,7 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
     tried("state", remove(LastGoodFile::new(&config.state_dir).path()));
     if !keep_key {
         tried("key", remove(run::key_file(config).path()));
+        tried("key directory", remove_empty(&config.state_dir.join("keys")));
         tried("state directory", remove_empty(&config.state_dir));
     }
     tried("socket", remove(&config.socket()));

@@ -53,6 +53,7 @@ impl Settings {
         Ok(LocalNode {
             name: node.clone(),
             underlay_addresses: underlay_addresses.collect(),
+            underlay_interfaces: BTreeSet::new(),
             prefixes: own_prefixes(&self.grants, &claim.site, record, warnings),
             site: claim.site,
             public_key: claim.public_key,
@@ -80,7 +81,13 @@ pub(super) fn show(
     let mut warnings = Vec::new();
     let local = settings.local(record, &mut warnings)?;
     let admission = admit(&local, &settings.grants, &snapshot.nodes, &Memory::default());
-    let plan = MeshPlan::compute(&local, &settings.grants, &admission.peers, &Resolution::new());
+    let plan = MeshPlan::compute(
+        &local,
+        &settings.grants,
+        &admission.peers,
+        &admission.reserved,
+        &Resolution::new(),
+    );
 
     let mut refused: Vec<(Option<&NodeName>, String)> =
         snapshot.problems.iter().map(|p| (p.node.as_ref(), p.text.clone())).collect();

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use mesh_overlay::fake::{FakeHost, FakeNet, FakeNft, FakeWireguard, Write};
 use mesh_overlay::link::{LinkChange, ObservedUnderlay};
@@ -39,8 +40,9 @@ fn desired(peers: &[(&str, u8, &str)]) -> Desired {
     agent.underlay(ObservedUnderlay { forwarding: (true, true), ..ObservedUnderlay::default() });
     let mut nodes = vec![record("me", 1, "10.1.1.0/24")];
     nodes.extend(peers.iter().map(|(name, key, cidr)| record(name, *key, cidr)));
-    agent.snapshot(Snapshot { nodes, problems: Vec::new() }).unwrap();
-    Desired { announced: true, ..agent.desired() }
+    let now = Instant::now();
+    agent.snapshot(Snapshot { nodes, ..Snapshot::default() }, now).unwrap();
+    Desired { announced: true, ..agent.desired(now) }
 }
 
 fn two() -> Desired {
@@ -198,4 +200,37 @@ async fn a_guard_that_somebody_changed_is_put_back() {
     host.with(|h| h.guard_tampered = true);
     reconciler.pass(&two(), now()).await;
     assert!(matches!(host.take_writes().as_slice(), [Write::Guard(_)]));
+}
+
+#[tokio::test]
+async fn without_leave_to_prune_no_peer_route_or_guard_is_taken_away() {
+    let (host, mut reconciler) = host();
+    reconciler.pass(&two(), now()).await;
+    host.take_writes();
+    let unsynced = Desired { prune: false, synced: false, ..desired(&[]) };
+    let pass = reconciler.pass(&unsynced, now()).await;
+    assert_eq!((pass.errors, host.take_writes()), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn a_revoked_peer_is_removed_although_the_guard_cannot_be_written() {
+    let (host, mut reconciler) = host();
+    reconciler.pass(&two(), now()).await;
+    host.take_writes();
+    host.with(|h| h.nft_error = Some(BackendError::failed("nft", "no such program")));
+    reconciler.pass(&desired(&[("a", 2, "10.2.1.0/24")]), now()).await;
+    assert_eq!(host.take_writes(), [Write::Device(DeviceChange::RemovePeer(key(3).public()))]);
+}
+
+#[tokio::test]
+async fn a_device_that_fails_change_after_change_is_given_up_for_this_pass() {
+    let (host, mut reconciler) = host();
+    let many: Vec<(String, u8, String)> =
+        (2..40).map(|n| (format!("n{n}"), n, format!("10.2.{n}.0/24"))).collect();
+    let many: Vec<(&str, u8, &str)> =
+        many.iter().map(|(name, n, net)| (name.as_str(), *n, net.as_str())).collect();
+    reconciler.pass(&desired(&[]), now()).await;
+    host.with(|h| h.wireguard_error = Some(BackendError::failed("setting", "it does not answer")));
+    let pass = reconciler.pass(&desired(&many), now()).await;
+    assert!(pass.errors.len() <= 3, "{}", pass.errors.len());
 }

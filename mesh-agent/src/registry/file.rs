@@ -5,7 +5,7 @@
 //! DIR/published/NODE.yaml       what node NODE says of itself; written by its agent
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -19,7 +19,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::json;
 use tokio::io::unix::AsyncFd;
 
-use super::merge::{Source, merge};
+use super::merge::{self, Source};
 use super::{RegistryError, Snapshot};
 use crate::atomic;
 use crate::manifest::{self, Parsed};
@@ -28,6 +28,8 @@ use crate::manifest::{self, Parsed};
 pub const PUBLISHED: &str = "published";
 /// The most files that are read.
 const FILES_MOST: usize = 20_000;
+/// The most files of strangers that are named.
+const STRANGERS_MOST: usize = 16;
 /// How long a directory that cannot be watched is left before it is looked at again.
 const POLL: Duration = Duration::from_secs(2);
 /// Quiet time that ends a burst of changes.
@@ -46,6 +48,22 @@ struct Known {
     stamp: Stamp,
     good: Parsed,
     problem: Option<String>,
+    never_read: bool,
+}
+
+/// Whose word a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Author {
+    /// Links are followed: that is how mounted ConfigMaps look.
+    Operator,
+    /// Another node, which is not trusted: no links, and not much text.
+    Node,
+}
+
+impl Author {
+    fn most(self) -> u64 {
+        if self == Self::Operator { manifest::FILE_MOST } else { manifest::PUBLICATION_MOST }
+    }
 }
 
 /// The registry that is a directory.
@@ -86,52 +104,70 @@ impl FileRegistry {
     }
 
     /// Reads all files that changed since the last call and merges what is known. A file that became unreadable
-    /// counts with what it last held.
+    /// counts with what it last held. Of `published/`, exactly one file for each node of the operator is read.
     ///
     /// # Errors
     /// [`RegistryError::Away`] when the directory cannot be listed; what was read before is kept.
     pub fn read(&mut self) -> Result<Snapshot, RegistryError> {
-        let away = |source| RegistryError::Away { path: self.dir.display().to_string(), source };
-        let mut paths = list(&self.dir).map_err(away)?;
-        let published = self.dir.join(PUBLISHED);
-        match list(&published) {
-            Ok(more) => paths.extend(more),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => {
-                return Err(RegistryError::Away { path: published.display().to_string(), source });
-            }
-        }
+        let away = |dir: &Path, source| RegistryError::Away { path: dir.display().to_string(), source };
+        let mut paths = list(&self.dir).map_err(|e| away(&self.dir, e))?;
         let surplus = paths.len().saturating_sub(FILES_MOST);
         paths.truncate(FILES_MOST);
-        let mut now = BTreeMap::new();
+        let mut before = std::mem::take(&mut self.known);
         for path in paths {
-            if let Some(known) = look(&path, self.known.remove(&path)) {
-                now.insert(path, known);
+            if let Some(known) = look(&path, before.remove(&path), Author::Operator) {
+                self.known.insert(path, known);
             }
         }
-        self.known = now;
-        let mut snapshot = merge(&self.sources());
+        let sources: Vec<Source> = self.known.iter().map(|(path, known)| self.source(path, known)).collect();
+        let mut snapshot = merge::operator(&sources);
         if surplus > 0 {
             let text = format!("{}: {surplus} files beyond {FILES_MOST} are not read", self.dir.display());
             snapshot.problems.push(super::Problem { node: None, text });
+            snapshot.incomplete = true;
         }
+        for record in &mut snapshot.nodes {
+            let path = own_path(&self.dir, &record.name);
+            let Some(known) = look(&path, before.remove(&path), Author::Node) else { continue };
+            let source = self.source(&path, &known);
+            if source.unknown {
+                snapshot.unreadable.insert(record.name.clone());
+            }
+            merge::publication(record, &source, &mut snapshot.problems);
+            self.known.insert(path, known);
+        }
+        self.name_strangers(&mut snapshot);
+        snapshot.problems.sort();
         Ok(snapshot)
     }
 
-    fn sources(&self) -> Vec<Source> {
-        let source = |(path, known): (&PathBuf, &Known)| {
-            let inside = path.strip_prefix(&self.dir).unwrap_or(path);
-            let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned());
-            let mut problems = known.good.problems.clone();
-            problems.extend(known.problem.clone());
-            Source {
-                path: inside.display().to_string(),
-                published_by: stem.filter(|_| inside.starts_with(PUBLISHED)),
-                objects: known.good.objects.clone(),
-                problems,
-            }
-        };
-        self.known.iter().map(source).collect()
+    /// Files in `published/` that speak for nobody whom the operator knows: the first few are named, none is read.
+    fn name_strangers(&self, snapshot: &mut Snapshot) {
+        let Ok(entries) = fs::read_dir(self.dir.join(PUBLISHED)) else { return };
+        let names: BTreeSet<&str> = snapshot.nodes.iter().map(|n| n.name.as_str()).collect();
+        let files = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let strange = files.filter(|file| {
+            !file.starts_with('.') && !file.strip_suffix(".yaml").is_some_and(|stem| names.contains(stem))
+        });
+        let mut strange: Vec<String> = strange.take(STRANGERS_MOST * 64).collect();
+        strange.sort();
+        for file in strange.into_iter().take(STRANGERS_MOST) {
+            let node = file.strip_suffix(".yaml").and_then(|stem| stem.parse().ok());
+            let text =
+                format!("{PUBLISHED}/{file}: is not read: the operator has no Node manifest of that name");
+            snapshot.problems.push(super::Problem { node, text });
+        }
+    }
+
+    fn source(&self, path: &Path, known: &Known) -> Source {
+        let mut problems = known.good.problems.clone();
+        problems.extend(known.problem.clone());
+        Source {
+            path: path.strip_prefix(&self.dir).unwrap_or(path).display().to_string(),
+            objects: known.good.objects.clone(),
+            problems,
+            unknown: known.never_read,
+        }
     }
 
     /// Writes this node's publication, if it differs from what stands there; says whether it wrote.
@@ -139,7 +175,7 @@ impl FileRegistry {
     /// # Errors
     /// [`RegistryError::Publish`]; the old file is untouched.
     pub fn publish(&self, node: &NodeName, claim: &Advertisement) -> Result<bool, RegistryError> {
-        let path = self.own_path(node);
+        let path = own_path(&self.dir, node);
         let failed = |source| RegistryError::Publish { path: path.display().to_string(), source };
         let manifest = json!({
             "apiVersion": "v1",
@@ -160,17 +196,13 @@ impl FileRegistry {
     /// # Errors
     /// [`RegistryError::Publish`]. No publication is no error.
     pub fn withdraw(&self, node: &NodeName) -> Result<(), RegistryError> {
-        let path = self.own_path(node);
+        let path = own_path(&self.dir, node);
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(RegistryError::Publish { path: path.display().to_string(), source })
             }
             _ => Ok(()),
         }
-    }
-
-    fn own_path(&self, node: &NodeName) -> PathBuf {
-        self.dir.join(PUBLISHED).join(format!("{node}.yaml"))
     }
 
     /// Waits until something in the directory may have changed. Safe to drop and call again.
@@ -232,6 +264,10 @@ fn watch(dirs: &[PathBuf], inodes: Vec<u64>) -> io::Result<Watch> {
     Ok(Watch { inotify, inodes })
 }
 
+fn own_path(dir: &Path, node: &NodeName) -> PathBuf {
+    dir.join(PUBLISHED).join(format!("{node}.yaml"))
+}
+
 fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -247,15 +283,20 @@ fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Reads a file where it changed. `None`: it is gone.
-fn look(path: &Path, before: Option<Known>) -> Option<Known> {
+fn look(path: &Path, before: Option<Known>, author: Author) -> Option<Known> {
     let bad = |stamp: Stamp, before: Option<Known>, text: String| {
+        let never_read = before.as_ref().is_none_or(|known| known.never_read);
+        let after = if never_read { "" } else { "; what it held before stays in force" };
         let good = before.map(|known| known.good).unwrap_or_default();
-        Some(Known { stamp, good, problem: Some(format!("{text}; what it held before stays in force")) })
+        Some(Known { stamp, good, problem: Some(format!("{text}{after}")), never_read })
     };
     let unknown = Stamp { inode: 0, length: 0, modified: (0, 0) };
     // Non-blocking: a pipe in the directory must not hang the agent.
-    let flags = (nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC).bits();
-    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let mut flags = nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC;
+    if author == Author::Node {
+        flags |= nix::fcntl::OFlag::O_NOFOLLOW;
+    }
+    let opened = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
     let file = match opened {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
@@ -269,18 +310,18 @@ fn look(path: &Path, before: Option<Known>) -> Option<Known> {
     let stamp = Stamp { inode: meta.ino(), length: meta.len(), modified: (meta.mtime(), meta.mtime_nsec()) };
     match before {
         Some(known) if known.stamp == stamp => Some(known),
-        before => match read(file).and_then(|bytes| manifest::parse(&bytes)) {
-            Ok(good) => Some(Known { stamp, good, problem: None }),
+        before => match read(file, author.most()).and_then(|bytes| manifest::parse(&bytes)) {
+            Ok(good) => Some(Known { stamp, good, problem: None, never_read: false }),
             Err(text) => bad(stamp, before, text),
         },
     }
 }
 
-fn read(file: File) -> Result<Vec<u8>, String> {
+fn read(file: File, most: u64) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
-    file.take(manifest::FILE_MOST + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
-    if bytes.len() as u64 > manifest::FILE_MOST {
-        return Err(format!("larger than {} MiB", manifest::FILE_MOST >> 20));
+    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.len() as u64 > most {
+        return Err(format!("larger than {} KiB", most >> 10));
     }
     Ok(bytes)
 }

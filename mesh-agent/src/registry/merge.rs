@@ -10,60 +10,93 @@ use mesh_overlay::advertisement::{DOMAIN, SITE};
 use super::{Problem, Snapshot};
 use crate::manifest::{Node, NodeSpec, Object};
 
+/// The most sentences that one file gets.
+const PROBLEMS_MOST: usize = 16;
+
 /// One file of the registry, parsed.
 #[derive(Debug, Clone)]
 pub struct Source {
     /// Its path within the registry, for messages.
     pub path: String,
-    /// For a node's own publication: the name that the file has.
-    pub published_by: Option<String>,
     /// Its objects.
     pub objects: Vec<Object>,
     /// What is wrong with it.
     pub problems: Vec<String>,
+    /// It cannot be read, and never could: its objects are unknown rather than none.
+    pub unknown: bool,
 }
 
-/// Merges all files, which are ordered by path. A publication speaks for the node of its file name alone.
-pub fn merge(sources: &[Source]) -> Snapshot {
-    let mut nodes: BTreeMap<NodeName, NodeRecord> = BTreeMap::new();
-    let mut seen_in: BTreeMap<NodeName, &str> = BTreeMap::new();
+impl Source {
+    fn told(&self, node: Option<&NodeName>, out: &mut Vec<Problem>) {
+        for text in self.problems.iter().take(PROBLEMS_MOST) {
+            out.push(Problem { node: node.cloned(), text: format!("{}: {text}", self.path) });
+        }
+        if let Some(more) = self.problems.len().checked_sub(PROBLEMS_MOST + 1) {
+            let text = format!("{}: and {} more", self.path, more + 1);
+            out.push(Problem { node: node.cloned(), text });
+        }
+    }
+}
+
+/// The nodes that the operator's files name, which are ordered by path. Where two name the same one, the first counts.
+pub fn operator(sources: &[Source]) -> Snapshot {
+    let mut nodes: BTreeMap<NodeName, (NodeRecord, &str)> = BTreeMap::new();
     let mut problems = Vec::new();
     for source in sources {
-        let about = source.published_by.as_ref().and_then(|name| name.parse().ok());
-        let file = |text: &String| Problem { node: about.clone(), text: format!("{}: {text}", source.path) };
-        problems.extend(source.problems.iter().map(file));
-    }
-    for source in sources.iter().filter(|s| s.published_by.is_none()) {
+        source.told(None, &mut problems);
         for Object::Node(node) in &source.objects {
-            match operator_node(node) {
-                Ok(record) => {
-                    if let Some(first) = seen_in.get(&record.name) {
-                        let text = format!(
-                            "{}: Node {} is already in {first}, which counts",
-                            source.path, record.name
-                        );
-                        problems.push(Problem { node: Some(record.name), text });
-                    } else {
-                        seen_in.insert(record.name.clone(), &source.path);
-                        nodes.insert(record.name.clone(), record);
+            let told = match operator_node(node) {
+                Ok(record) => match nodes.get(&record.name) {
+                    Some((_, first)) => {
+                        let text = format!("Node {} is already in {first}, which counts", record.name);
+                        Some((Some(record.name), text))
                     }
-                }
-                Err(text) => problems.push(Problem { node: None, text: format!("{}: {text}", source.path) }),
+                    None => {
+                        nodes.insert(record.name.clone(), (record, &source.path));
+                        None
+                    }
+                },
+                Err(text) => Some((None, text)),
+            };
+            if let Some((node, text)) = told {
+                problems.push(Problem { node, text: format!("{}: {text}", source.path) });
             }
         }
     }
-    for source in sources {
-        let Some(stem) = &source.published_by else { continue };
-        for Object::Node(node) in &source.objects {
-            match publication(stem, node, &mut nodes) {
-                Ok(None) => {}
-                Ok(Some(text)) | Err(text) => problems
-                    .push(Problem { node: stem.parse().ok(), text: format!("{}: {text}", source.path) }),
+    Snapshot {
+        nodes: nodes.into_values().map(|(record, _)| record).collect(),
+        problems,
+        incomplete: sources.iter().any(|s| s.unknown),
+        ..Snapshot::default()
+    }
+}
+
+/// Puts what a node says of itself into its record.
+pub fn publication(record: &mut NodeRecord, source: &Source, problems: &mut Vec<Problem>) {
+    let name = record.name.clone();
+    source.told(Some(&name), problems);
+    let mut tell = |text: String| {
+        problems.push(Problem { node: Some(name.clone()), text: format!("{}: {text}", source.path) })
+    };
+    match source.objects.as_slice() {
+        [] => {}
+        [Object::Node(node)] if node.metadata.name == record.name.as_str() => {
+            record.annotations = ours(&node.metadata.annotations);
+            if node.spec != NodeSpec::default() {
+                tell(format!(
+                    "node {} claims spec.podCIDRs for itself: passed over, prefixes come from the operator's manifests",
+                    record.name
+                ));
             }
         }
+        [Object::Node(node)] => {
+            let shown: String = node.metadata.name.chars().take(64).collect();
+            tell(format!(
+                "speaks for node {shown:?}; a publication speaks for the node of its file name only"
+            ));
+        }
+        many => tell(format!("holds {} objects; a publication is one Node", many.len())),
     }
-    problems.sort();
-    Snapshot { nodes: nodes.into_values().collect(), problems }
 }
 
 fn operator_node(node: &Node) -> Result<NodeRecord, String> {
@@ -85,46 +118,25 @@ fn ours(annotations: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     ours.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// Puts a node's own annotations into its record. A sentence tells of a part that was passed over (`Ok`), or
-/// why nothing was taken (`Err`).
-fn publication(
-    stem: &str,
-    node: &Node,
-    nodes: &mut BTreeMap<NodeName, NodeRecord>,
-) -> Result<Option<String>, String> {
-    let name = &node.metadata.name;
-    if name != stem {
-        let shown: String = name.chars().take(64).collect();
-        return Err(format!(
-            "speaks for node {shown:?}; a publication speaks for the node of its file name only"
-        ));
-    }
-    let known = name.parse::<NodeName>().ok().and_then(|name| nodes.get_mut(&name));
-    let Some(record) = known else {
-        return Err(format!("node {name:?} publishes itself, but the operator has no Node manifest of it"));
-    };
-    record.annotations = ours(&node.metadata.annotations);
-    Ok((node.spec != NodeSpec::default()).then(|| {
-        format!("node {name} claims spec.podCIDRs for itself: passed over, prefixes come from the operator's manifests")
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::manifest;
 
-    fn source(path: &str, published_by: Option<&str>, text: &str) -> Source {
+    fn source(path: &str, text: &str) -> Source {
         let parsed = manifest::parse(text.as_bytes()).unwrap();
-        Source {
-            path: path.to_owned(),
-            published_by: published_by.map(str::to_owned),
-            objects: parsed.objects,
-            problems: parsed.problems,
-        }
+        Source { path: path.to_owned(), objects: parsed.objects, problems: parsed.problems, unknown: false }
     }
 
-    fn operator(name: &str, cidr: &str) -> String {
+    /// Node `a` of the operator, with this publication.
+    fn with(text: &str) -> (NodeRecord, Vec<Problem>) {
+        let mut snapshot = operator(&[source("nodes.yaml", &manifest_of("a", "10.1.0.0/24"))]);
+        let mut record = snapshot.nodes.remove(0);
+        publication(&mut record, &source("published/a.yaml", text), &mut snapshot.problems);
+        (record, snapshot.problems)
+    }
+
+    fn manifest_of(name: &str, cidr: &str) -> String {
         format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [{cidr}]}}\n")
     }
 
@@ -136,53 +148,41 @@ mod tests {
 
     #[test]
     fn a_publication_adds_the_nodes_own_annotations_to_what_the_operator_granted() {
-        let merged = merge(&[
-            source("nodes.yaml", None, &operator("a", "10.1.0.0/24")),
-            source("published/a.yaml", Some("a"), &own("a", "")),
-        ]);
-        assert_eq!(merged.problems, []);
-        assert_eq!(merged.nodes[0].pod_cidrs, ["10.1.0.0/24"]);
-        assert_eq!(merged.nodes[0].annotations["sennit.dev/site"], "aws");
+        let (record, problems) = with(&own("a", ""));
+        assert_eq!(problems, []);
+        assert_eq!(record.pod_cidrs, ["10.1.0.0/24"]);
+        assert_eq!(record.annotations["sennit.dev/site"], "aws");
     }
 
     #[test]
     fn a_publication_grants_itself_no_prefix() {
-        let merged = merge(&[
-            source("nodes.yaml", None, &operator("a", "10.1.0.0/24")),
-            source("published/a.yaml", Some("a"), &own("a", "spec: {podCIDRs: [0.0.0.0/0]}\n")),
-        ]);
-        assert_eq!(merged.nodes[0].pod_cidrs, ["10.1.0.0/24"]);
-        assert!(merged.problems[0].text.contains("passed over"));
+        let (record, problems) = with(&own("a", "spec: {podCIDRs: [0.0.0.0/0]}\n"));
+        assert_eq!(record.pod_cidrs, ["10.1.0.0/24"]);
+        assert!(problems[0].text.contains("passed over"));
     }
 
     #[test]
-    fn nobody_speaks_for_another_node() {
-        let merged = merge(&[
-            source(
-                "nodes.yaml",
-                None,
-                &(operator("a", "10.1.0.0/24") + "---\n" + &operator("b", "10.2.0.0/24")),
-            ),
-            source("published/b.yaml", Some("b"), &own("a", "")),
-        ]);
-        assert!(merged.nodes.iter().all(|n| n.annotations.is_empty()));
-        assert!(merged.problems[0].text.contains("file name only"));
-    }
-
-    #[test]
-    fn a_node_that_the_operator_does_not_know_is_no_node() {
-        let merged = merge(&[source("published/x.yaml", Some("x"), &own("x", ""))]);
-        assert!(merged.nodes.is_empty());
-        assert!(merged.problems[0].text.contains("the operator has no Node manifest"));
+    fn nobody_speaks_for_another_node_nor_for_several() {
+        for text in [own("b", ""), own(&"b".repeat(100_000), ""), own("a", "---\n") + &own("a", "")] {
+            let (record, problems) = with(&text);
+            assert!(record.annotations.is_empty());
+            assert!(problems.len() == 1 && problems[0].text.len() < 300, "{problems:?}");
+        }
     }
 
     #[test]
     fn a_node_named_twice_counts_once_and_is_named() {
-        let merged = merge(&[
-            source("a.yaml", None, &operator("a", "10.1.0.0/24")),
-            source("b.yaml", None, &operator("a", "10.2.0.0/24")),
+        let snapshot = operator(&[
+            source("a.yaml", &manifest_of("a", "10.1.0.0/24")),
+            source("b.yaml", &manifest_of("a", "10.2.0.0/24")),
         ]);
-        assert_eq!(merged.nodes[0].pod_cidrs, ["10.1.0.0/24"]);
-        assert!(merged.problems[0].text.contains("already in a.yaml"));
+        assert_eq!(snapshot.nodes[0].pod_cidrs, ["10.1.0.0/24"]);
+        assert!(snapshot.problems[0].text.contains("already in a.yaml"));
+    }
+
+    #[test]
+    fn a_file_full_of_mistakes_gets_a_few_sentences() {
+        let bad = "---\njust: text\n".repeat(1000);
+        assert_eq!(operator(&[source("bad.yaml", &bad)]).problems.len(), PROBLEMS_MOST + 1);
     }
 }

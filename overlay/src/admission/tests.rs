@@ -13,6 +13,7 @@ fn local() -> LocalNode {
         public_key: key(1),
         prefixes: vec!["10.1.1.0/24".parse().unwrap()],
         underlay_addresses: ["172.16.0.1".parse().unwrap()].into(),
+        underlay_interfaces: BTreeSet::new(),
         underlay_mtu: 1500,
         interface: "sennit0".parse().unwrap(),
         listen_port: 51820,
@@ -208,6 +209,29 @@ fn a_node_that_withdraws_its_claim_is_no_peer_any_more() {
     let admission = judge(&[silent], &memory);
     assert!(admission.peers.is_empty() && admission.refused.is_empty());
     assert_eq!(admission.unpublished.len(), 1);
+    // Its key stays its own: nobody takes it over while it is silent.
+    let mut silent = record("a", &claim(2), &[]);
+    silent.annotations.clear();
+    let taken = judge(&[silent, record("thief", &claim(2), &[])], &admission.memory());
+    assert!(taken.peers.is_empty() || why(&taken, "thief").contains("belongs"), "{taken:?}");
+}
+
+#[test]
+fn prefixes_of_nodes_without_a_key_or_in_dispute_are_reserved_all_the_same() {
+    let mut keyless = record("keyless", &claim(2), &["10.2.1.0/24"]);
+    keyless.annotations.clear();
+    let both = [keyless, record("a", &claim(3), &["10.2.2.0/24"]), record("b", &claim(4), &["10.2.2.0/25"])];
+    let admission = judge(&both, &Memory::default());
+    let reserved: Vec<String> = admission.reserved.iter().map(ToString::to_string).collect();
+    assert_eq!(reserved, ["10.2.1.0/24", "10.2.2.0/24", "10.2.2.0/25"]);
+}
+
+#[test]
+fn a_node_that_the_operator_moves_to_another_site_does_not_keep_the_old_one() {
+    let memory = remembered(&[record("a", &claim(2), &["10.2.1.0/24"])]);
+    let mut moved = record("a", &claim(2), &["10.2.1.0/24"]);
+    moved.site_label = Some("aws".parse().unwrap());
+    assert!(judge(&[moved], &memory).peers.is_empty());
 }
 
 fn any_record() -> impl Strategy<Value = NodeRecord> {

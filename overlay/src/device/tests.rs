@@ -49,7 +49,7 @@ fn apply(device: &mut ObservedDevice, change: &DeviceChange, own: PublicKey) {
 }
 
 fn settle(config: &DeviceConfig, device: &mut ObservedDevice) -> usize {
-    let changes = config.diff(device, &key(1), &mut Dialer::default(), now());
+    let changes = config.diff(device, &key(1), true, &mut Dialer::default(), now());
     changes.iter().for_each(|change| apply(device, change, key(1)));
     changes.len()
 }
@@ -67,8 +67,16 @@ fn adding_a_peer_touches_no_other() {
     let mut device = ObservedDevice::default();
     settle(&config(&[(2, wanted(&["10.2.0.0/24"]))]), &mut device);
     let both = config(&[(2, wanted(&["10.2.0.0/24"])), (3, wanted(&["10.3.0.0/24"]))]);
-    let changes = both.diff(&device, &key(1), &mut Dialer::default(), now());
+    let changes = both.diff(&device, &key(1), true, &mut Dialer::default(), now());
     assert!(matches!(changes.as_slice(), [DeviceChange::SetPeer { key: k, new: true, .. }] if *k == key(3)));
+}
+
+#[test]
+fn without_pruning_a_peer_that_is_not_wanted_stays() {
+    let mut device = ObservedDevice::default();
+    settle(&config(&[(2, wanted(&["10.2.0.0/24"]))]), &mut device);
+    let changes = config(&[]).diff(&device, &key(1), false, &mut Dialer::default(), now());
+    assert_eq!(changes, []);
 }
 
 #[test]
@@ -76,7 +84,7 @@ fn a_revoked_peer_is_removed_before_anybody_takes_its_prefix() {
     let mut device = ObservedDevice::default();
     settle(&config(&[(2, wanted(&["10.2.0.0/24"]))]), &mut device);
     let moved = config(&[(3, wanted(&["10.2.0.0/24"]))]);
-    let changes = moved.diff(&device, &key(1), &mut Dialer::default(), now());
+    let changes = moved.diff(&device, &key(1), true, &mut Dialer::default(), now());
     assert_eq!(changes[0], DeviceChange::RemovePeer(key(2)));
     settle(&moved, &mut device);
     assert_eq!(settle(&moved, &mut device), 0);

@@ -11,8 +11,9 @@ use rtnetlink::packet_route::address::{
 };
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
-use super::socket::{RouteSocket, errno};
+use super::socket::{RouteSocket, errno, exchange_now};
 use crate::link::{ALIAS, LinkChange, ObservedLink};
 
 /// A link without its addresses.
@@ -33,6 +34,18 @@ pub(crate) struct Address {
     pub(crate) net: IpNet,
     pub(crate) scope: AddressScope,
     pub(crate) flags: AddressFlags,
+}
+
+impl Link {
+    /// Whether it has our alias.
+    pub(crate) fn is_marked(&self) -> bool {
+        self.alias.as_deref() == Some(ALIAS)
+    }
+
+    /// Its kind, for an error's text.
+    pub(crate) fn kind_text(&self) -> &str {
+        self.kind.as_deref().unwrap_or("a hardware link")
+    }
 }
 
 fn link(message: LinkMessage) -> Link {
@@ -107,13 +120,31 @@ pub(crate) async fn find(socket: &mut RouteSocket, name: &str) -> io::Result<Opt
     })
 }
 
-/// Creates a link of the kind "wireguard".
+/// As [`find`], at once and without a runtime, on a socket of its own.
+pub(crate) fn find_now(name: &str) -> io::Result<Option<Link>> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    match exchange_now(NETLINK_ROUTE, RouteNetlinkMessage::GetLink(message)) {
+        Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(message) => Some(link(message)),
+            _ => None,
+        })),
+        Err(error) if error.raw_os_error() == Some(errno::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Creates a link of the kind "wireguard". The kernel takes no alias here.
 pub(crate) async fn create_wireguard(socket: &mut RouteSocket, name: &str) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    message.attributes.push(LinkAttribute::IfAlias(ALIAS.to_owned()));
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]));
     socket.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).await
+}
+
+/// Writes our alias on a link.
+pub(crate) async fn mark(socket: &mut RouteSocket, index: u32) -> io::Result<()> {
+    change(socket, index, &LinkChange::SetAlias).await
 }
 
 /// Deletes a link; one that is gone is no error.

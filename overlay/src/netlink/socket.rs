@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::sys::AsyncSocket as _;
+use rtnetlink::sys::{AsyncSocket as _, Socket, SocketAddr};
 use tokio::task::JoinHandle;
+use zeroize::Zeroizing;
 
 /// How long the kernel may take for one request.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -142,6 +144,45 @@ impl RouteSocket {
     /// One change, acknowledged.
     pub(crate) async fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.exchange(message, NLM_F_ACK | flags).await.map(|_| ())
+    }
+}
+
+/// One acknowledged request on a socket of its own; the kernel answers within the call. No runtime is needed.
+pub(crate) fn exchange_now<I>(protocol: isize, message: I) -> io::Result<Vec<I>>
+where
+    I: NetlinkSerializable + NetlinkDeserializable,
+    NetlinkPayload<I>: From<I>,
+{
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    request.finalize();
+    // It may hold the private key.
+    let mut bytes = Zeroizing::new(vec![0; request.buffer_len()]);
+    request.serialize(&mut bytes);
+    let socket = Socket::new(protocol)?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&bytes, 0)?;
+    let mut answers = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        let mut rest = datagram.as_slice();
+        while !rest.is_empty() {
+            let answer = NetlinkMessage::<I>::deserialize(rest)
+                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+            let length = (answer.header.length as usize).next_multiple_of(4);
+            rest = rest.get(length.max(4)..).unwrap_or_default();
+            match answer.payload {
+                NetlinkPayload::Error(error) => {
+                    return match error.code {
+                        None => Ok(answers),
+                        Some(code) => Err(io::Error::from_raw_os_error(code.get().abs())),
+                    };
+                }
+                NetlinkPayload::Done(_) => return Ok(answers),
+                NetlinkPayload::InnerMessage(item) => answers.push(item),
+                _ => {}
+            }
+        }
     }
 }
 

@@ -28,9 +28,11 @@ pub(crate) fn observed(
         }
         let Some(facts) = facts(message) else { continue };
         for index in interfaces(message).filter(|index| Some(*index) != mesh) {
-            let link = links.iter().find(|link| link.index == index).map(|link| link.mtu);
+            let link = links.iter().find(|link| link.index == index);
+            // A name of other characters cannot be named to the guard.
+            found.default_route_interfaces.extend(link.and_then(|link| link.name.parse().ok()));
             // A default route may carry a smaller MTU than its link, as on cloud networks with jumbo frames.
-            let mtu = link.into_iter().chain(facts.mtu.filter(|mtu| *mtu > 0)).min();
+            let mtu = link.map(|link| link.mtu).into_iter().chain(facts.mtu.filter(|mtu| *mtu > 0)).min();
             found.mtu = found.mtu.into_iter().chain(mtu).min();
             through.push(index);
         }

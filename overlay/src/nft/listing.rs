@@ -102,16 +102,32 @@ fn chain_place(chain: &Map<String, Value>) -> Option<(String, String, i64)> {
     right.then(|| (text(chain, "name").to_owned(), text(chain, "hook").to_owned(), priority))
 }
 
-/// The guard that makes exactly these rules.
+/// The guard that makes exactly these rules. Several may; which one of them it is does not matter.
 fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
     let of_chain = |name: &str, interface: &str, address: &str| {
         let chain = slot.chain(name);
         let mut rules = of_kind(objects, "rule").filter(|rule| text(rule, "chain") == chain);
-        let mut guard = Guard { mesh: BTreeSet::new(), local: BTreeSet::new(), interfaces: BTreeSet::new() };
-        guard.interfaces = interface_names(rules.next()?.get("expr")?, interface)?;
+        let [encrypting, verdict] = rules.next()?.get("expr")?.as_array()?.as_slice() else { return None };
+        if *verdict != json!({"accept": null}) {
+            return None;
+        }
+        let mut guard = Guard {
+            mesh: BTreeSet::new(),
+            local: BTreeSet::new(),
+            outside: BTreeSet::new(),
+            interfaces: interface_names(encrypting, interface)?,
+            underlay: BTreeSet::new(),
+        };
+        let mut kept = BTreeSet::new();
         let mut last = 0;
         for rule in rules {
             let (test, verdict) = rule.get("expr")?.as_array()?.split_first()?;
+            let (test, underlay, verdict) = match verdict {
+                [address, verdict @ ..] if address.get("match").is_some() => {
+                    (address, Some(interface_names(test, interface)?), verdict)
+                }
+                verdict => (test, None, verdict),
+            };
             let accepts = *verdict == [json!({"accept": null})];
             if !accepts && *verdict != [json!({"counter": name}), json!({"drop": null})] {
                 return None;
@@ -122,18 +138,33 @@ fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
             if !v6 && *test.get("left")? != on("ip") {
                 return None;
             }
-            // Own prefixes come before those of the mesh, each family once.
-            let place = 1 + usize::from(!accepts) * 2 + usize::from(v6);
-            if place <= last {
-                return None;
+            // The order of `Guard::rules`, each family once.
+            let places = match (accepts, &underlay) {
+                (true, None) => [Some(0), Some(2)],
+                (false, Some(_)) => [Some(1), None],
+                (false, None) => [Some(3), None],
+                (true, Some(_)) => return None,
+            };
+            let place = |step: usize| 1 + step * 2 + usize::from(v6);
+            let step = places.into_iter().flatten().find(|step| place(*step) > last)?;
+            last = place(step);
+            if let Some(underlay) = underlay {
+                if underlay.is_empty() || !(guard.underlay.is_empty() || guard.underlay == underlay) {
+                    return None;
+                }
+                guard.underlay = underlay;
             }
-            last = place;
-            let nets = if accepts { &mut guard.local } else { &mut guard.mesh };
+            let nets = match step {
+                0 => &mut guard.outside,
+                1 => &mut kept,
+                2 => &mut guard.local,
+                _ => &mut guard.mesh,
+            };
             for element in members(test.get("right")?) {
                 nets.extend(element_nets(element)?);
             }
         }
-        Some(guard)
+        (guard.underlay.is_empty() || guard.local == kept).then_some(guard)
     };
     let egress = of_chain("egress", "oifname", "daddr")?;
     (of_chain("ingress", "iifname", "saddr")? == egress).then_some(egress)
@@ -144,14 +175,10 @@ fn members(right: &Value) -> &[Value] {
     right.get("set").and_then(Value::as_array).map_or(std::slice::from_ref(right), Vec::as_slice)
 }
 
-/// The interfaces of `oifname { ... } accept`, less `lo`.
-fn interface_names(expressions: &Value, key: &str) -> Option<BTreeSet<InterfaceName>> {
-    let [test, verdict] = expressions.as_array()?.as_slice() else { return None };
+/// The interfaces of `oifname { ... }`, less `lo`.
+fn interface_names(test: &Value, key: &str) -> Option<BTreeSet<InterfaceName>> {
     let test = test.get("match")?;
-    if *verdict != json!({"accept": null})
-        || test.get("op")? != "=="
-        || test.get("left")? != &json!({"meta": {"key": key}})
-    {
+    if test.get("op")? != "==" || test.get("left")? != &json!({"meta": {"key": key}}) {
         return None;
     }
     let names = members(test.get("right")?).iter().map(Value::as_str);

@@ -11,7 +11,8 @@ use crate::peer::Peer;
 pub type Resolution = BTreeMap<String, Vec<IpAddr>>;
 
 /// The addresses to dial: inside a site its internal endpoints and then the others, between sites the others
-/// alone, since another site's private addresses may be somebody else's here.
+/// alone, since another site's private addresses may be somebody else's here. Addresses of a family that this node's
+/// underlay does not speak would only cost time.
 pub fn candidates(local: &LocalNode, peer: &Peer, resolved: &Resolution) -> Vec<SocketAddr> {
     let internal: &[Endpoint] =
         if peer.claim.site == local.site { &peer.claim.internal_endpoints } else { &[] };
@@ -24,11 +25,16 @@ pub fn candidates(local: &LocalNode, peer: &Peer, resolved: &Resolution) -> Vec<
                 ips.iter().filter(|ip| is_dialable(**ip)).map(|&ip| SocketAddr::new(ip, *port)).collect()
             }
         };
-        for address in addresses {
+        for address in addresses.into_iter().filter(|to| speaks(local, to)) {
             if !found.contains(&address) {
                 found.push(address);
             }
         }
     }
     found
+}
+
+fn speaks(local: &LocalNode, to: &SocketAddr) -> bool {
+    let own = &local.underlay_addresses;
+    own.is_empty() || own.iter().any(|ip| ip.is_ipv4() == to.is_ipv4())
 }

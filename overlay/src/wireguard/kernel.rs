@@ -20,17 +20,15 @@ use netlink_packet_wireguard::{
     WireguardAddressFamily, WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardCmd,
     WireguardMessage, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
 };
-use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
-};
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
+use rtnetlink::sys::protocols::NETLINK_GENERIC;
 use zeroize::Zeroizing;
 
 use crate::backend::{BackendError, Ensured, WireguardBackend};
 use crate::device::{DeviceChange, ObservedDevice, ObservedPeer};
-use crate::link::ALIAS;
 use crate::local::InterfaceName;
-use crate::netlink::{Link, RouteSocket, create_wireguard, delete_link, errno, find_link};
+use crate::netlink::{
+    Link, RouteSocket, create_wireguard, delete_link, errno, exchange_now, find_link, mark_link,
+};
 
 /// Whether this kernel has WireGuard: its netlink family is there. Asking for it makes the kernel load the module.
 pub fn available() -> bool {
@@ -40,17 +38,22 @@ pub fn available() -> bool {
 /// A device of the kernel.
 pub struct Kernel {
     interface: InterfaceName,
+    own: Option<PublicKey>,
     links: RouteSocket,
 }
 
 impl Kernel {
-    /// Needs a tokio runtime.
+    /// `own` is this node's public key: a device that has it is ours also without our alias. Needs a tokio runtime.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn new(interface: InterfaceName) -> Result<Self, BackendError> {
+    pub fn new(interface: InterfaceName, own: Option<PublicKey>) -> Result<Self, BackendError> {
         let links = RouteSocket::new().map_err(|e| BackendError::failed("opening a netlink socket", e))?;
-        Ok(Self { interface, links })
+        Ok(Self { interface, own, links })
+    }
+
+    pub(crate) fn interface(&self) -> &InterfaceName {
+        &self.interface
     }
 
     fn failed(&self, action: &str, reason: impl std::fmt::Display) -> BackendError {
@@ -61,19 +64,17 @@ impl Kernel {
         BackendError::ForeignInterface { name: self.interface.to_string(), what }
     }
 
-    /// The link if it is ours: of the kind "wireguard", and with our alias or with nothing in it.
+    /// The link if it is ours: of the kind "wireguard", and with our alias, with our key or with nothing in it.
     async fn own_link(&mut self) -> Result<Option<Link>, BackendError> {
         let found = find_link(&mut self.links, self.interface.as_str()).await;
         let Some(link) = found.map_err(|e| self.failed("looking for", e))? else { return Ok(None) };
         if link.kind.as_deref() != Some("wireguard") {
-            let kind = link.kind.as_deref().unwrap_or("a hardware link");
-            return Err(self.foreign(format!("its kind is {kind}")));
+            return Err(self.foreign(format!("its kind is {}", link.kind_text())));
         }
-        if link.alias.as_deref() != Some(ALIAS) {
-            let device = self.read()?;
-            if device.public_key.is_some() || !device.peers.is_empty() {
-                return Err(self.foreign("a WireGuard device that somebody else configured".to_owned()));
-            }
+        if !link.is_marked()
+            && let Err(what) = super::adoptable(&link, &self.read()?, self.own.as_ref())
+        {
+            return Err(self.foreign(what));
         }
         Ok(Some(link))
     }
@@ -115,13 +116,18 @@ impl WireguardBackend for Kernel {
     }
 
     async fn ensure(&mut self) -> Result<Ensured, BackendError> {
-        if self.own_link().await?.is_some() {
-            return Ok(Ensured::Adopted);
+        let mut link = self.own_link().await?;
+        let ensured = if link.is_some() { Ensured::Adopted } else { Ensured::Created };
+        if link.is_none() {
+            create_wireguard(&mut self.links, self.interface.as_str())
+                .await
+                .map_err(|e| self.failed("creating the WireGuard link", e))?;
+            link = self.own_link().await?;
         }
-        create_wireguard(&mut self.links, self.interface.as_str())
-            .await
-            .map_err(|e| self.failed("creating the WireGuard link", e))?;
-        Ok(Ensured::Created)
+        if let Some(link) = link.filter(|link| !link.is_marked()) {
+            mark_link(&mut self.links, link.index).await.map_err(|e| self.failed("marking as ours", e))?;
+        }
+        Ok(ensured)
     }
 
     async fn observe(&mut self) -> Result<Option<ObservedDevice>, BackendError> {
@@ -200,58 +206,19 @@ fn allowed_ip(net: &IpNet) -> WireguardAllowedIp {
 fn set(message: WireguardMessage) -> io::Result<()> {
     let mut message = GenlMessage::from_payload(message);
     message.set_resolved_family_id(family()?);
-    exchange(message).map(|_| ())
+    exchange_now(NETLINK_GENERIC, message).map(|_| ())
 }
 
 fn family() -> io::Result<u16> {
     let name = GenlCtrlAttrs::FamilyName("wireguard".to_owned());
-    let answers =
-        exchange(GenlMessage::from_payload(GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas: vec![name] }))?;
+    let request = GenlMessage::from_payload(GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas: vec![name] });
+    let answers = exchange_now(NETLINK_GENERIC, request)?;
     (answers.iter().flat_map(|answer| &answer.payload.nlas))
         .find_map(|attribute| match attribute {
             GenlCtrlAttrs::FamilyId(id) => Some(*id),
             _ => None,
         })
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the kernel names no WireGuard family"))
-}
-
-/// One acknowledged request on a socket of its own; the kernel answers within the call.
-fn exchange<I>(message: I) -> io::Result<Vec<I>>
-where
-    I: NetlinkSerializable + NetlinkDeserializable,
-    NetlinkPayload<I>: From<I>,
-{
-    let mut request = NetlinkMessage::from(message);
-    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
-    request.finalize();
-    // It may hold the private key.
-    let mut bytes = Zeroizing::new(vec![0; request.buffer_len()]);
-    request.serialize(&mut bytes);
-    let socket = Socket::new(NETLINK_GENERIC)?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&bytes, 0)?;
-    let mut answers = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        let mut rest = datagram.as_slice();
-        while !rest.is_empty() {
-            let answer = NetlinkMessage::<I>::deserialize(rest)
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-            let length = (answer.header.length as usize).next_multiple_of(4);
-            rest = rest.get(length.max(4)..).unwrap_or_default();
-            match answer.payload {
-                NetlinkPayload::Error(error) => {
-                    return match error.code {
-                        None => Ok(answers),
-                        Some(code) => Err(io::Error::from_raw_os_error(code.get().abs())),
-                    };
-                }
-                NetlinkPayload::Done(_) => return Ok(answers),
-                NetlinkPayload::InnerMessage(item) => answers.push(item),
-                _ => {}
-            }
-        }
-    }
 }
 
 #[cfg(test)]

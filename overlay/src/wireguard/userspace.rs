@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use mesh_keyring::PrivateKey;
+use mesh_keyring::{PrivateKey, PublicKey};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -19,12 +19,14 @@ use super::process;
 use super::uapi::{self, AnswerError};
 use crate::backend::{BackendError, Ensured, WireguardBackend};
 use crate::device::{DeviceChange, ObservedDevice};
-use crate::link::ALIAS;
 use crate::local::InterfaceName;
-use crate::netlink::{Link, RouteSocket, errno, find_link};
+use crate::netlink::{Link, RouteSocket, errno, find_link, mark_link};
 
-/// A device that does not answer for so long is wedged.
+/// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(2);
+/// A device that answers nothing for so long is wedged. More than one [`ANSWER`], so that it takes several questions: a
+/// host without processor time to spare must not lose its sessions.
+const WEDGED: Duration = Duration::from_secs(6);
 /// How long a new device may take to be ready.
 const START: Duration = Duration::from_secs(10);
 /// How long an ended device may take to be gone.
@@ -46,6 +48,8 @@ pub struct UserspaceConfig {
     pub run_dir: PathBuf,
     /// Where it puts its UAPI socket; see [`UserspaceConfig::UAPI_DIR`].
     pub uapi_dir: PathBuf,
+    /// This node's public key: a device that has it is ours also without our alias.
+    pub own: Option<PublicKey>,
 }
 
 impl UserspaceConfig {
@@ -58,13 +62,19 @@ pub struct Userspace {
     config: UserspaceConfig,
     program: String,
     links: RouteSocket,
+    /// Since when every question went without an answer.
+    silent_since: Option<Instant>,
 }
 
 /// What the UAPI socket says to a `get`.
 enum Reply {
     Device(Zeroizing<String>),
+    /// Nobody listens.
     Absent,
+    /// No answer in time.
     Silent,
+    /// It hung up: it died while it was asked, or it is out of order.
+    Broken,
 }
 
 impl Userspace {
@@ -75,7 +85,11 @@ impl Userspace {
     pub fn new(config: UserspaceConfig) -> Result<Self, BackendError> {
         let links = RouteSocket::new().map_err(|e| BackendError::failed("opening a netlink socket", e))?;
         let program = process::program_name(&config.binary);
-        Ok(Self { config, program, links })
+        Ok(Self { config, program, links, silent_since: None })
+    }
+
+    pub(crate) fn interface(&self) -> &InterfaceName {
+        &self.config.interface
     }
 
     fn name(&self) -> &str {
@@ -105,40 +119,83 @@ impl Userspace {
             .map_err(|e| BackendError::failed(format!("looking for {name}"), e))
     }
 
-    /// The link if it may be a device of ours: a TUN that nobody else marked.
-    async fn own_link(&mut self) -> Result<Option<Link>, BackendError> {
+    /// The link if it is a device of ours: a TUN with our alias, or what `reply` shows to be empty or with our key.
+    async fn own_link(&mut self, reply: &Reply) -> Result<Option<Link>, BackendError> {
         let Some(link) = self.link().await? else { return Ok(None) };
         if link.kind.as_deref() != Some("tun") {
-            let kind = link.kind.as_deref().unwrap_or("a hardware link");
-            return Err(self.foreign(format!("its kind is {kind}")));
+            return Err(self.foreign(format!("its kind is {}", link.kind_text())));
         }
-        match link.alias.as_deref() {
-            None | Some("" | ALIAS) => Ok(Some(link)),
-            Some(alias) => Err(self.foreign(format!("its alias is {alias:?}"))),
+        if link.is_marked() {
+            return Ok(Some(link));
+        }
+        let Reply::Device(answer) = reply else {
+            return Err(self.foreign("a TUN without our alias, and no device of it answers"));
+        };
+        let device = uapi::parse_device(answer).map_err(|e| self.failed("asking the device", e))?;
+        match super::adoptable(&link, &device, self.config.own.as_ref()) {
+            Ok(()) => Ok(Some(link)),
+            Err(what) => Err(self.foreign(what)),
         }
     }
 
-    async fn ask(&self) -> Result<Reply, BackendError> {
-        match talk(&self.socket_path(), uapi::GET).await {
-            Ok(answer) => Ok(Reply::Device(answer)),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                Ok(Reply::Absent)
-            }
-            // WouldBlock: nobody has accepted for so long that the socket's queue is full.
-            Err(e) if matches!(e.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {
-                Ok(Reply::Silent)
-            }
-            // It died while it was asked.
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-                ) =>
-            {
-                Ok(Reply::Absent)
-            }
-            Err(e) => Err(self.failed("asking the device", e)),
+    /// Writes our alias on the link, if it has none.
+    async fn mark(&mut self, link: &Link) -> Result<(), BackendError> {
+        if link.is_marked() {
+            return Ok(());
         }
+        mark_link(&mut self.links, link.index).await.map_err(|e| self.failed("marking as ours", e))
+    }
+
+    /// Asks, and keeps account of the silence.
+    async fn ask(&mut self) -> Result<Reply, BackendError> {
+        let begun = Instant::now();
+        let reply = match talk(&self.socket_path(), uapi::GET).await {
+            Ok(answer) => Reply::Device(answer),
+            Err(e) => match e.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Reply::Absent,
+                // WouldBlock: nobody has accepted for so long that the socket's queue is full.
+                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Reply::Silent,
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                    Reply::Broken
+                }
+                _ => return Err(self.failed("asking the device", e)),
+            },
+        };
+        self.silent_since = match reply {
+            Reply::Silent | Reply::Broken => self.silent_since.or(Some(begun)),
+            Reply::Device(_) | Reply::Absent => None,
+        };
+        Ok(reply)
+    }
+
+    /// A device that hung up may be dying just now; then it is absent in a moment.
+    async fn settled(&mut self, reply: Reply) -> Reply {
+        if !matches!(reply, Reply::Broken) {
+            return reply;
+        }
+        let deadline = Instant::now() + DYING;
+        while self.owner().is_some() {
+            if Instant::now() >= deadline {
+                return Reply::Broken;
+            }
+            sleep(POLL).await;
+        }
+        self.silent_since = None;
+        Reply::Absent
+    }
+
+    /// An error as long as a silent device may still come to itself.
+    fn wedged(&self) -> Result<(), BackendError> {
+        let silent = self.silent_since.map_or(Duration::ZERO, |since| since.elapsed());
+        if silent >= WEDGED {
+            return Ok(());
+        }
+        let reason = format!(
+            "it has not answered for {:.1} s; after {} s it will be replaced",
+            silent.as_secs_f64(),
+            WEDGED.as_secs()
+        );
+        Err(self.failed("asking the device", reason))
     }
 
     /// Waits until the link is gone.
@@ -280,10 +337,22 @@ impl WireguardBackend for Userspace {
 
     async fn ensure(&mut self) -> Result<Ensured, BackendError> {
         let reply = self.ask().await?;
-        let link = self.own_link().await?;
+        let reply = self.settled(reply).await;
+        let link = match self.own_link(&reply).await {
+            // A TUN vanishes with its process, and that may be dying just now.
+            Err(BackendError::ForeignInterface { .. })
+                if matches!(reply, Reply::Absent) && self.vanished(DYING).await? =>
+            {
+                None
+            }
+            link => link?,
+        };
         let owner = self.owner();
         match (reply, link, owner) {
-            (Reply::Device(_), Some(_), _) => return Ok(Ensured::Adopted),
+            (Reply::Device(_), Some(link), _) => {
+                self.mark(&link).await?;
+                return Ok(Ensured::Adopted);
+            }
             (Reply::Device(_), None, None) => {
                 let socket = self.socket_path();
                 let reason = format!(
@@ -293,34 +362,43 @@ impl WireguardBackend for Userspace {
                 );
                 return Err(self.failed("adopting", reason));
             }
-            (Reply::Silent, _, None) => {
+            (Reply::Silent | Reply::Broken, _, None) => {
                 return Err(
                     self.foreign(format!("its device does not answer, and no {} holds it", self.program))
                 );
             }
-            // A TUN vanishes with its process, so somebody else holds it, unless the process is dying just now.
+            // Somebody else holds it, unless its process is dying just now.
             (Reply::Absent, Some(_), None) => {
                 if !self.vanished(DYING).await? {
                     return Err(self.foreign(format!("a TUN that no {} holds", self.program)));
                 }
             }
-            (_, _, Some(pid)) => {
+            (reply, _, Some(pid)) => {
+                if matches!(reply, Reply::Silent | Reply::Broken) {
+                    self.wedged()?;
+                }
                 tracing::warn!(interface = self.name(), %pid, "replacing a WireGuard device that does not work");
                 self.end(pid, Signal::SIGKILL).await?;
             }
             (Reply::Absent, None, None) => {}
         }
+        self.silent_since = None;
         self.create().await?;
+        // Before anything else is written to it: from here on it is known as ours whatever happens to us.
+        let link = self.link().await?.ok_or_else(|| self.failed("marking as ours", "it is gone again"))?;
+        self.mark(&link).await?;
         Ok(Ensured::Created)
     }
 
     async fn observe(&mut self) -> Result<Option<ObservedDevice>, BackendError> {
-        match self.ask().await? {
+        let reply = self.ask().await?;
+        match &reply {
             Reply::Absent => Ok(None),
+            Reply::Broken => Err(self.failed("asking the device", "it hung up")),
             Reply::Silent => Err(self.failed("asking the device", "it does not answer within 2 s")),
-            Reply::Device(answer) => match self.own_link().await {
+            Reply::Device(answer) => match self.own_link(&reply).await {
                 Ok(Some(_)) => {
-                    uapi::parse_device(&answer).map(Some).map_err(|e| self.failed("asking the device", e))
+                    uapi::parse_device(answer).map(Some).map_err(|e| self.failed("asking the device", e))
                 }
                 Ok(None) | Err(BackendError::ForeignInterface { .. }) => Ok(None),
                 Err(error) => Err(error),
@@ -332,6 +410,7 @@ impl WireguardBackend for Userspace {
         let answer = talk(&self.socket_path(), &uapi::render(change, key))
             .await
             .map_err(|e| self.failed(&super::action(change), e))?;
+        self.silent_since = None;
         match (uapi::parse_result(&answer), change) {
             (Ok(()), _) => Ok(()),
             (Err(AnswerError::Errno(errno::EADDRINUSE)), DeviceChange::SetListenPort(port)) => {
@@ -342,7 +421,8 @@ impl WireguardBackend for Userspace {
     }
 
     async fn remove(&mut self) -> Result<(), BackendError> {
-        match self.own_link().await {
+        let reply = self.ask().await?;
+        match self.own_link(&reply).await {
             Ok(Some(_)) => match self.owner() {
                 Some(pid) => {
                     // A stopped process would not see it.

@@ -157,14 +157,24 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
 
 /// A real WireGuard backend of an interface.
 pub(crate) fn real(kind: Kind, interface: &str) -> Wireguard {
+    real_with_key(kind, interface, None)
+}
+
+/// One that knows its node's key.
+pub(crate) fn real_with_key(kind: Kind, interface: &str, own: Option<PublicKey>) -> Wireguard {
     let choice = if kind == Kind::Kernel { Choice::Kernel } else { Choice::Userspace };
-    let config = UserspaceConfig {
+    let config = UserspaceConfig { own, ..config(kind, interface, UserspaceConfig::UAPI_DIR) };
+    Wireguard::choose(choice, config).unwrap()
+}
+
+pub(crate) fn config(kind: Kind, interface: &str, uapi_dir: &str) -> UserspaceConfig {
+    UserspaceConfig {
         interface: interface.parse().unwrap(),
         binary: kind.program().map(|name| find(name).unwrap()).unwrap_or_default(),
         run_dir: "/run/sennit".into(),
-        uapi_dir: UserspaceConfig::UAPI_DIR.into(),
-    };
-    Wireguard::choose(choice, config).unwrap()
+        uapi_dir: uapi_dir.into(),
+        own: None,
+    }
 }
 
 impl Lab {
@@ -258,7 +268,9 @@ impl Lab {
         let guard = Guard {
             mesh: nets(&["10.2.0.0/24", "10.3.0.0/24", "fd00:2::/64", "fd00:3::/64"]),
             local: nets(&["10.1.0.0/24", "fd00:1::/64"]),
+            outside: nets(&["10.2.0.9/32"]),
             interfaces: BTreeSet::from([name()]),
+            underlay: BTreeSet::from(["up0".parse().unwrap()]),
         };
         (device, link, table, guard)
     }
@@ -274,7 +286,7 @@ impl Lab {
         count += usize::from(self.wireguard.ensure().await.unwrap() == Ensured::Created);
         let found = self.device().await;
         let own = self.key.public();
-        for change in device.diff(&found, &own, &mut Dialer::default(), SystemTime::now()) {
+        for change in device.diff(&found, &own, true, &mut Dialer::default(), SystemTime::now()) {
             self.change(change).await.unwrap();
             count += 1;
         }
@@ -322,6 +334,14 @@ impl Lab {
         match &self.fake {
             Some(host) => host.with(|host| host.wedged = true),
             None => kill(self.device_process(), Signal::SIGSTOP).unwrap(),
+        }
+    }
+
+    /// It goes on where it stood.
+    pub(crate) fn resume_device(&self) {
+        match &self.fake {
+            Some(host) => host.with(|host| host.wedged = false),
+            None => kill(self.device_process(), Signal::SIGCONT).unwrap(),
         }
     }
 

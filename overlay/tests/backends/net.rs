@@ -15,7 +15,13 @@ use crate::lab::{Lab, eventually, name, net, nets};
 use crate::namespace::sh;
 
 fn guard(mesh: &[&str]) -> Guard {
-    Guard { mesh: nets(mesh), local: nets(&["10.1.0.0/24"]), interfaces: BTreeSet::from([name()]) }
+    Guard {
+        mesh: nets(mesh),
+        local: nets(&["10.1.0.0/24"]),
+        outside: BTreeSet::new(),
+        interfaces: BTreeSet::from([name()]),
+        underlay: BTreeSet::new(),
+    }
 }
 
 pub(crate) async fn a_guard_is_replaced_by_the_next(mut lab: Lab) {
@@ -45,7 +51,8 @@ pub(crate) async fn a_guard_is_replaced_by_the_next(mut lab: Lab) {
 }
 
 pub(crate) async fn a_changed_guard_is_noticed(mut lab: Lab) {
-    let wanted = guard(&["10.2.0.0/24", "fd00::/8"]);
+    let mut wanted = guard(&["10.2.0.0/24", "fd00::/8"]);
+    wanted.underlay = BTreeSet::from(["up0".parse().unwrap()]);
     let tampers = [
         "for slot in a b; do nft insert rule inet sennit egress_$slot ip daddr 10.2.0.0/24 accept || true; done",
         "for slot in a b; do nft flush chain inet sennit egress_$slot || true; done",
@@ -229,6 +236,138 @@ pub(crate) async fn no_packet_slips_out_while_the_guard_is_replaced(mut lab: Lab
     assert_eq!(after.ingress_drops, 0);
 }
 
+pub(crate) async fn a_guard_of_every_shape_is_known_again(mut lab: Lab) {
+    let all = |texts: &[&[&str]]| texts.iter().map(|texts| nets(texts)).collect::<Vec<_>>();
+    let outsides = all(&[&[], &["10.2.0.9/32"], &["10.2.0.8/32", "10.2.0.9/32", "fd00:2::9/128"]]);
+    let locals = all(&[&[], &["10.1.0.0/24"], &["fd00:1::/64"], &["10.1.0.0/24", "fd00:1::/64"]]);
+    let mut marks = BTreeSet::new();
+    for outside in &outsides {
+        for local in &locals {
+            for underlay in [&[][..], &["up0"], &["up0", "up1"]] {
+                let wanted = Guard {
+                    outside: outside.clone(),
+                    local: local.clone(),
+                    underlay: underlay.iter().map(|name| name.parse().unwrap()).collect(),
+                    ..guard(&["10.2.0.0/24", "fd00:2::/64"])
+                };
+                lab.nft.apply(&wanted).await.unwrap();
+                lab.restart();
+                assert_eq!(lab.nft.observe().await.fingerprint, Some(wanted.fingerprint()), "{wanted:?}");
+                marks.insert(wanted.fingerprint());
+            }
+        }
+    }
+    // Those without anything local are the same on every underlay.
+    assert_eq!(marks.len(), 3 * (3 * 3 + 1));
+    // Half of what is local is let out, under the same mark.
+    let wanted = Guard { underlay: BTreeSet::from(["up0".parse().unwrap()]), ..guard(&["10.2.0.0/24"]) };
+    let text = wanted.render(Slot::A);
+    for of_underlay in ["oifname { \"up0\" } ip daddr", "iifname { \"up0\" } ip saddr"] {
+        assert!(text.contains(&format!("{of_underlay} {{ 10.1.0.0/24 }}")), "{text}");
+    }
+    let halved = text.replace("addr { 10.1.0.0/24 } counter", "addr { 10.1.0.0/25 } counter");
+    for (text, mark) in [(&text, Some(wanted.fingerprint())), (&halved, None)] {
+        std::fs::write("/run/guard.nft", text).unwrap();
+        sh("nft delete table inet sennit && nft -f /run/guard.nft");
+        lab.restart();
+        assert_eq!(lab.nft.observe().await.fingerprint, mark, "{text}");
+    }
+    lab.nft.apply(&wanted).await.unwrap();
+    // A second rule of a kind is none of ours.
+    let rule = "egress_$slot oifname up0 ip daddr 10.1.0.0/25 counter name egress drop";
+    sh(&format!("for slot in a b; do nft add rule inet sennit {rule} || true; done"));
+    lab.restart();
+    assert_eq!(lab.nft.observe().await.fingerprint, None);
+}
+
+/// `up0` leads to the host `lan`, which has the default route's gateway and the address `theirs`.
+fn lan(theirs: &str) {
+    sh(&format!(
+        "ip netns add lan && ip link set far0 netns lan && ip -n lan link set far0 up && \
+         ip -n lan addr add {theirs}/32 dev far0 && \
+         ip -n lan route add 192.0.2.1 dev far0 src {theirs} && \
+         ip -n lan neigh add 192.0.2.1 lladdr $(ip -br link show up0 | awk '{{print $3}}') dev far0 && \
+         for at in all default up0; do echo 0 > /proc/sys/net/ipv4/conf/$at/rp_filter; done"
+    ));
+}
+
+/// Whether what `lan` sends to this host from that address comes in. What is expected not to is given until another
+/// packet after it has come.
+fn comes_in(from: &str) -> bool {
+    let socket = UdpSocket::bind("192.0.2.1:4000").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    for (source, text) in [(from, "it"), ("192.0.2.254", "end")] {
+        sh(&format!(
+            "ip -n lan addr replace {source}/32 dev far0 && \
+             ip -n lan route replace 192.0.2.1 dev far0 src {source} && \
+             ip netns exec lan bash -c 'echo -n {text} > /dev/udp/192.0.2.1/4000'"
+        ));
+    }
+    let mut buffer = [0; 16];
+    let (length, _) = socket.recv_from(&mut buffer).unwrap();
+    &buffer[..length] == b"it"
+}
+
+pub(crate) async fn a_packet_to_a_pod_that_is_gone_does_not_leave_in_clear(mut lab: Lab) {
+    way_out();
+    // What comes out of this is what a tunnel has decrypted.
+    sh("ip netns add mesh && \
+        ip link add sennit0 address 02:00:00:00:00:01 type veth peer name peer0 netns mesh && \
+        echo 1 > /proc/sys/net/ipv6/conf/sennit0/disable_ipv6 && ip link set sennit0 up && \
+        ip -n mesh link set peer0 up && ip -n mesh addr add 10.2.0.5/32 dev peer0 && \
+        ip -n mesh route add default dev peer0 && \
+        ip -n mesh neigh add 10.1.0.9 lladdr 02:00:00:00:00:01 dev peer0 nud permanent && \
+        for at in all default sennit0; do echo 0 > /proc/sys/net/ipv4/conf/$at/rp_filter; done && \
+        echo 1 > /proc/sys/net/ipv4/ip_forward");
+    let arrive = || sh("ip netns exec mesh bash -c 'echo it > /dev/udp/10.1.0.9/9'");
+    let mut wanted = guard(&["10.2.0.0/24"]);
+    lab.nft.apply(&wanted).await.unwrap();
+    arrive();
+    eventually("the default route would take it", async || sent() == 1).await;
+    wanted.underlay = BTreeSet::from(["up0".parse().unwrap()]);
+    lab.nft.apply(&wanted).await.unwrap();
+    arrive();
+    eventually("the guard holds it", async || lab.nft.observe().await.egress_drops == 1).await;
+    assert_eq!(sent(), 1);
+    lab.restart();
+    assert_eq!(lab.nft.observe().await.fingerprint, Some(wanted.fingerprint()));
+}
+
+pub(crate) async fn nobody_on_the_underlay_speaks_as_one_of_our_pods(mut lab: Lab) {
+    way_out();
+    lan("192.0.2.254");
+    let mut wanted = guard(&["10.2.0.0/24"]);
+    lab.nft.apply(&wanted).await.unwrap();
+    assert!(comes_in("10.1.0.9"), "the way in works");
+    assert!(!comes_in("10.2.0.9"));
+    wanted.underlay = BTreeSet::from(["up0".parse().unwrap()]);
+    lab.nft.apply(&wanted).await.unwrap();
+    assert!(!comes_in("10.1.0.9"));
+    assert_eq!(lab.nft.observe().await.ingress_drops, 2);
+}
+
+pub(crate) async fn a_protected_address_inside_of_the_mesh_passes_in_clear(mut lab: Lab) {
+    way_out();
+    lan("192.0.2.254");
+    let mut wanted = guard(&["10.2.0.0/24", "10.1.0.0/24"]);
+    wanted.underlay = BTreeSet::from(["up0".parse().unwrap()]);
+    let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+    let left = |to: &str| {
+        let before = sent();
+        let _ = socket.send_to(b"out", (to, 9));
+        sent() - before
+    };
+    lab.nft.apply(&wanted).await.unwrap();
+    assert_eq!((left("10.2.0.9"), left("10.1.0.9")), (0, 0));
+    assert!(!comes_in("10.2.0.9"));
+    wanted.outside = nets(&["10.2.0.9/32", "10.1.0.9/32"]);
+    lab.nft.apply(&wanted).await.unwrap();
+    assert_eq!((left("10.2.0.9"), left("10.1.0.9")), (1, 1));
+    assert!(comes_in("10.2.0.9"));
+    assert_eq!((left("10.2.0.8"), left("10.1.0.8")), (0, 0));
+    assert!(!comes_in("10.2.0.8"));
+}
+
 pub(crate) async fn a_missing_nft_names_its_package(_lab: Lab) {
     use mesh_overlay::backend::{BackendError, NftBackend as _};
     let mut nft = mesh_overlay::nft::Nft::with_program("/no/such/nft".into());
@@ -242,8 +381,10 @@ pub(crate) async fn the_underlay_is_what_the_default_routes_leave_through(mut la
         ip addr add 192.0.2.1/24 dev up0 && ip addr add 198.51.100.1/24 dev up1 && \
         ip addr add 169.254.1.1/16 dev up0 && ip addr add 2001:db8::1/64 dev up0 nodad && \
         ip addr add 2001:db8::2/64 dev up0 nodad preferred_lft 0 && \
-        ip route add default dev up0 && ip -6 route add default dev up0");
+        ip route add default dev up0 && ip -6 route add default dev up0 && \
+        ip route add default dev sennit0 metric 99");
     let found = lab.observe_net().await.underlay;
+    assert_eq!(found.default_route_interfaces, BTreeSet::from(["up0".parse().unwrap()]));
     let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
     let all = [ip("192.0.2.1"), ip("198.51.100.1"), ip("2001:db8::1")];
     assert_eq!(found.addresses, BTreeSet::from(all));
@@ -252,6 +393,11 @@ pub(crate) async fn the_underlay_is_what_the_default_routes_leave_through(mut la
     sh("ip route replace default dev up0 mtu 1420; echo 1 > /proc/sys/net/ipv4/ip_forward");
     let found = lab.observe_net().await.underlay;
     assert_eq!((found.mtu, found.forwarding.0), (Some(1420), true));
+    // The name of the last one is none that the guard could be told.
+    sh("ip link set up1 up && ip route add default metric 7 nexthop dev up0 nexthop dev up1 && \
+        ip link add 9up type bridge && ip link set 9up up && ip route add default dev 9up metric 8");
+    let found = lab.observe_net().await.underlay.default_route_interfaces;
+    assert_eq!(found, ["up0", "up1"].into_iter().map(|name| name.parse().unwrap()).collect());
 }
 
 pub(crate) async fn a_host_without_ipv6_is_told_so(mut lab: Lab) {
@@ -275,6 +421,9 @@ pub(crate) async fn a_watch_tells_of_changes_and_survives_too_many(_lab: Lab) {
         "ip link set up0 up",
         "ip route add blackhole 10.9.0.0/24",
         "ip -6 rule add table 77",
+        "nft add table inet sennit",
+        "nft add chain inet sennit extra",
+        "nft flush ruleset",
     ] {
         sh(change);
         let told = tokio::time::timeout(Duration::from_secs(5), watch.changed()).await;
@@ -285,6 +434,10 @@ pub(crate) async fn a_watch_tells_of_changes_and_survives_too_many(_lab: Lab) {
         })
         .await;
     }
+    // Somebody else's rules are no concern of ours.
+    sh("nft add table inet other && nft add chain inet other extra");
+    let quiet = tokio::time::timeout(Duration::from_millis(300), watch.changed()).await;
+    assert!(quiet.is_err(), "told of another's table");
     // More than its buffer holds.
     sh("for i in $(seq 1 4000); do echo route add blackhole 10.$((i / 250 + 10)).$((i % 250)).0/24; done \
         | ip -batch -");

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use mesh_overlay::backend::{BackendError, Ensured};
+use mesh_overlay::backend::{BackendError, Ensured, WireguardBackend as _};
 use mesh_overlay::dial::Dialer;
+use mesh_overlay::wireguard::{Kernel, Userspace, Wireguard};
 use mesh_overlay::{DeviceChange, DeviceConfig, DevicePeer};
 
-use crate::lab::{Kind, Lab, eventually, key, net, nets};
+use crate::lab::{AnyWireguard, Kind, Lab, config, eventually, key, name, net, nets, real, real_with_key};
 use crate::namespace::sh;
 
 pub(crate) async fn a_second_pass_writes_nothing(mut lab: Lab) {
@@ -74,14 +75,14 @@ pub(crate) async fn a_roamed_endpoint_is_left_alone(mut lab: Lab) {
         DevicePeer { candidates: vec![published], allowed_ips: nets(&["10.2.0.0/24"]), keepalive: None };
     let mut config = DeviceConfig { listen_port: 51820, peers: [(key(2).public(), peer)].into() };
     let own = lab.key.public();
-    for change in config.diff(&lab.device().await, &own, &mut Dialer::default(), SystemTime::now()) {
+    for change in config.diff(&lab.device().await, &own, true, &mut Dialer::default(), SystemTime::now()) {
         lab.change(change).await.unwrap();
     }
     assert_eq!(lab.peer(&key(2).public()).await.endpoint, Some(published));
     let roamed = lab.handshake(51821).await;
     assert_eq!(lab.peer(&key(2).public()).await.endpoint, Some(roamed));
     config.peers.get_mut(&key(2).public()).unwrap().allowed_ips.insert(net("10.5.0.0/24"));
-    let changes = config.diff(&lab.device().await, &own, &mut Dialer::default(), SystemTime::now());
+    let changes = config.diff(&lab.device().await, &own, true, &mut Dialer::default(), SystemTime::now());
     assert_eq!(changes.len(), 1, "{changes:?}");
     for change in changes {
         lab.change(change).await.unwrap();
@@ -120,9 +121,110 @@ pub(crate) async fn a_wedged_device_is_replaced(mut lab: Lab) {
         matches!(lab.wireguard.observe().await, Err(BackendError::Failed { .. }))
     })
     .await;
-    assert_eq!(lab.wireguard.ensure().await, Ok(Ensured::Created));
+    let begun = Instant::now();
+    let told = lab.wireguard.ensure().await.unwrap_err().to_string();
+    assert!(told.contains("it will be replaced"), "{told}");
+    eventually("a replacement", async || lab.wireguard.ensure().await == Ok(Ensured::Created)).await;
+    // Of the six seconds the observation before may have taken the first two.
+    assert!(lab.fake.is_some() || begun.elapsed() > Duration::from_millis(3_500), "{:?}", begun.elapsed());
     assert!(lab.pass().await > 0);
     assert_eq!(lab.pass().await, 0);
+}
+
+pub(crate) async fn a_device_that_stalls_a_moment_is_kept(mut lab: Lab) {
+    if lab.kind.program().is_none() {
+        // Only a process has moments.
+        return;
+    }
+    lab.pass().await;
+    let process = lab.device_process();
+    let begun = Instant::now();
+    // Longer than the patience in all, but with an answer in between.
+    for _ in 0..2 {
+        lab.wedge_device();
+        eventually("no answer", async || lab.wireguard.observe().await.is_err()).await;
+        assert!(lab.wireguard.ensure().await.is_err());
+        lab.resume_device();
+        assert_eq!(lab.wireguard.ensure().await, Ok(Ensured::Adopted));
+    }
+    assert!(begun.elapsed() > Duration::from_secs(6), "{:?}", begun.elapsed());
+    assert_eq!(lab.device_process(), process);
+    assert_eq!(lab.pass().await, 0);
+}
+
+pub(crate) async fn a_living_device_that_hangs_up_is_kept_a_while(mut lab: Lab) {
+    if lab.kind.program().is_none() {
+        return;
+    }
+    lab.pass().await;
+    let process = lab.device_process();
+    // Its own socket it would miss, and end.
+    std::fs::create_dir("/run/other").unwrap();
+    let listener = tokio::net::UnixListener::bind("/run/other/sennit0.sock").unwrap();
+    let hang_up = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(stream);
+        }
+    });
+    let mut asked_there = Userspace::new(config(lab.kind, "sennit0", "/run/other")).unwrap();
+    let told = asked_there.ensure().await.unwrap_err().to_string();
+    assert!(told.contains("it will be replaced"), "{told}");
+    assert!(asked_there.observe().await.is_err());
+    assert_eq!(lab.device_process(), process);
+    assert_eq!(lab.pass().await, 0);
+    // In the end it is, and the new one is another.
+    let end = async || !matches!(asked_there.ensure().await, Err(BackendError::Failed { .. }));
+    eventually("its end", end).await;
+    hang_up.abort();
+    assert_eq!(lab.wireguard.ensure().await, Ok(Ensured::Adopted));
+    assert_ne!(lab.device_process(), process);
+}
+
+pub(crate) async fn a_device_without_our_mark_is_ours_by_its_key_alone(mut lab: Lab) {
+    if lab.fake.is_some() {
+        return;
+    }
+    let marked = || sh("ip link show sennit0").contains("alias sennit");
+    let unmark = || drop(sh("ip link set sennit0 alias ''"));
+    assert_eq!(lab.wireguard.ensure().await, Ok(Ensured::Created));
+    assert!(marked(), "marked from the start");
+    // Nobody misses an empty one.
+    unmark();
+    assert_eq!(lab.wireguard.ensure().await, Ok(Ensured::Adopted));
+    assert!(marked());
+    lab.change(DeviceChange::SetPrivateKey).await.unwrap();
+    unmark();
+    let kind = lab.kind;
+    for own in [None, Some(key(9).public())] {
+        let mut other = AnyWireguard::Real(real_with_key(kind, "sennit0", own));
+        assert!(matches!(other.ensure().await, Err(BackendError::ForeignInterface { .. })), "{own:?}");
+        assert_eq!(other.observe().await, Ok(None));
+        other.remove().await.unwrap();
+        assert!(!marked(), "{own:?}");
+    }
+    let mut ours = AnyWireguard::Real(real_with_key(kind, "sennit0", Some(lab.key.public())));
+    assert_eq!(ours.ensure().await, Ok(Ensured::Adopted));
+    assert!(marked());
+    // By its mark anybody of us may remove it.
+    lab.wireguard.remove().await.unwrap();
+    assert_eq!(lab.observe_net().await.link, None);
+}
+
+pub(crate) async fn what_remains_of_the_other_kind_is_no_success(lab: Lab) {
+    let kernel = Kernel::new(name(), None).unwrap();
+    for (kind, made, mut backend) in [
+        ("tun", "ip tuntap add dev sennit0 mode tun", Wireguard::Kernel(kernel)),
+        ("bridge", "ip link add sennit0 type bridge", real(lab.kind, "sennit0")),
+    ] {
+        sh(made);
+        // Somebody else's is none of our business.
+        backend.remove().await.unwrap();
+        sh("ip link set sennit0 alias sennit");
+        let told = backend.remove().await.unwrap_err().to_string();
+        assert!(told.contains(kind) && told.contains("sennit0"), "{told}");
+        sh("ip link del sennit0");
+        backend.remove().await.unwrap();
+    }
 }
 
 pub(crate) async fn a_dead_device_is_made_again(mut lab: Lab) {
@@ -226,12 +328,12 @@ pub(crate) async fn a_thousand_peers_are_set_in_time(mut lab: Lab) {
     let config = DeviceConfig { listen_port: 51820, peers: peers.collect() };
     let own = lab.key.public();
     let begun = Instant::now();
-    for change in config.diff(&lab.device().await, &own, &mut Dialer::default(), SystemTime::now()) {
+    for change in config.diff(&lab.device().await, &own, true, &mut Dialer::default(), SystemTime::now()) {
         lab.change(change).await.unwrap();
     }
     let found = lab.device().await;
     let taken = begun.elapsed();
     eprintln!("1,000 peers on {:?}: {taken:?}", lab.kind);
     assert!(taken < Duration::from_secs(20), "{taken:?}");
-    assert_eq!(config.diff(&found, &own, &mut Dialer::default(), SystemTime::now()), []);
+    assert_eq!(config.diff(&found, &own, true, &mut Dialer::default(), SystemTime::now()), []);
 }

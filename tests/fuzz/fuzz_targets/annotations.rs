@@ -39,6 +39,7 @@ fuzz_target!(|bytes: &[u8]| {
         public_key: "mfPXkW7SGHJuSxrZQOYUOtXjRBpMQ7GnWzgPa9b0sxY=".parse().expect("a key"),
         prefixes: vec!["10.1.0.0/24".parse().expect("a prefix")],
         underlay_addresses: BTreeSet::from(["192.0.2.1".parse().expect("an address")]),
+        underlay_interfaces: BTreeSet::new(),
         underlay_mtu: 1500,
         interface: "sennit0".parse().expect("an interface"),
         listen_port: 51820,

@@ -135,3 +135,65 @@ async fn a_change_is_not_forgotten_when_the_wait_for_it_is_cut_short() {
     }
     tokio::time::timeout_at(deadline, registry.changed()).await.expect("the change was forgotten");
 }
+
+#[test]
+fn only_the_file_of_its_name_speaks_for_a_node() {
+    let (dir, mut registry) = registry();
+    fs::write(dir.path().join("nodes.yaml"), node("a")).unwrap();
+    registry.publish(&"a".parse().unwrap(), &claim()).unwrap();
+    let own = fs::read_to_string(dir.path().join("published/a.yaml")).unwrap();
+    for other in ["a.yml", "a.json", "0.yaml", "A.yaml"] {
+        fs::write(dir.path().join("published").join(other), own.replace("aws", "evil")).unwrap();
+    }
+    let snapshot = registry.read().unwrap();
+    assert_eq!(snapshot.nodes[0].annotations["sennit.dev/site"], "aws");
+    assert_eq!(snapshot.problems.len(), 4, "{:?}", snapshot.problems);
+}
+
+#[test]
+fn a_flood_of_strangers_hides_nobody_and_is_named_briefly() {
+    let (dir, mut registry) = registry();
+    fs::write(dir.path().join("nodes.yaml"), node("z")).unwrap();
+    registry.publish(&"z".parse().unwrap(), &claim()).unwrap();
+    for n in 0..500 {
+        fs::write(dir.path().join(format!("published/0{n}.yaml")), "{{{").unwrap();
+    }
+    let snapshot = registry.read().unwrap();
+    assert!(snapshot.nodes[0].annotations.contains_key("sennit.dev/public-key"));
+    assert_eq!(snapshot.problems.len(), STRANGERS_MOST);
+}
+
+#[test]
+fn a_publication_that_is_a_pipe_a_link_or_too_large_is_neither_followed_nor_waited_for() {
+    let (dir, mut registry) = registry();
+    fs::write(dir.path().join("nodes.yaml"), node("a")).unwrap();
+    fs::create_dir(dir.path().join(PUBLISHED)).unwrap();
+    let path = dir.path().join("published/a.yaml");
+    let name = "a".parse().unwrap();
+    for n in 0..3 {
+        match n {
+            0 => nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+            1 => std::os::unix::fs::symlink("/dev/zero", &path).unwrap(),
+            _ => File::create(&path).unwrap().set_len(manifest::PUBLICATION_MOST + 1).unwrap(),
+        }
+        let snapshot = registry.read().unwrap();
+        assert!(snapshot.unreadable.contains(&name), "{:?}", snapshot.problems);
+        // Our own agent replaces what was planted in its place.
+        assert!(registry.publish(&name, &claim()).unwrap());
+        assert_eq!(registry.read().unwrap().problems, []);
+        fs::remove_file(&path).unwrap();
+        registry.read().unwrap();
+    }
+}
+
+#[test]
+fn a_file_of_the_operator_that_never_could_be_read_makes_the_snapshot_incomplete() {
+    let (dir, mut registry) = registry();
+    fs::write(dir.path().join("a.yaml"), node("a")).unwrap();
+    fs::write(dir.path().join("b.yaml"), "kind: [").unwrap();
+    assert!(registry.read().unwrap().incomplete);
+    fs::write(dir.path().join("b.yaml"), node("b")).unwrap();
+    assert!(!registry.read().unwrap().incomplete);
+    fs::write(dir.path().join("b.yaml"), "kind: [").unwrap();
+    assert!(!registry.read().unwrap().incomplete, "what it held is known");
+}
