@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SCENARIO ?= deploy/examples/four-clouds.yaml
 BIN := target/release
 
-.PHONY: help setup build demo test unit check bench fuzz clean
+.PHONY: help setup build demo test unit check deny bench fuzz clean
 help:            ## list the targets
 	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
@@ -14,7 +14,7 @@ build: setup     ## build the release programs
 	cargo build --release --locked --bins
 
 demo: build      ## four sites, twelve nodes, one encrypted mesh, and a picture of it
-	@SENNIT_BIN_DIR=$(CURDIR)/$(BIN) $(BIN)/meshlab run $(SCENARIO) $(DEMO_ARGS)
+	@SENNIT_BIN_DIR=$(CURDIR)/$(BIN) $(BIN)/meshlab run --picture $(SCENARIO) $(DEMO_ARGS)
 
 test: setup      ## all tests
 	@tests/setup/test.sh
@@ -22,11 +22,14 @@ test: setup      ## all tests
 unit:            ## the tests that need neither root nor packages
 	cargo test --locked --lib --bins -p mesh-keyring -p mesh-overlay -p mesh-policy -p mesh-agent -p mesh-wg
 
-check:           ## formatting, lints, documentation, dependencies
+check:           ## formatting, lints, documentation
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
-	@if command -v cargo-deny >/dev/null; then cargo deny check --disable-fetch licenses bans sources; else echo "SKIPPED cargo deny: not installed (cargo install cargo-deny)"; fi
+
+deny:            ## licences, sources and bans of the dependency tree (installs cargo-deny where it is missing)
+	@command -v cargo-deny >/dev/null || cargo install cargo-deny --locked
+	cargo deny check --disable-fetch licenses bans sources
 
 bench: build     ## throughput against wireguard-go, and the plan of 1,000 nodes
 	@tests/bench/throughput.sh && tests/bench/plan.sh

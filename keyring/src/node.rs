@@ -107,7 +107,13 @@ name_type!(
     "A node's name: a DNS subdomain (RFC 1123), as Kubernetes demands of Node objects."
 );
 name_type!(SiteName, "site", 63, false, "A site's name: a DNS label (RFC 1123).");
-name_type!(MeshName, "mesh", 63, false, "A mesh's name: a DNS label (RFC 1123). It seeds the mesh's addresses.");
+name_type!(
+    MeshName,
+    "mesh",
+    63,
+    false,
+    "A mesh's name: a DNS label (RFC 1123). It seeds the mesh's addresses."
+);
 
 #[cfg(test)]
 mod tests {

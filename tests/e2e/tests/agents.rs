@@ -6,7 +6,8 @@ use mesh::Mesh;
 
 fn example(name: &str) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/examples").join(name);
-    e2e::passes(name, &std::fs::read_to_string(path).unwrap());
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    e2e::passes(name, &text);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The plan of a large mesh, from the command line.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -3,15 +3,18 @@
 mod hold;
 mod terminal;
 
+use std::cell::Cell;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use meshlab::{Options, Report, RunError, Scenario};
+use meshlab::report::count;
+use meshlab::{Options, Outcome, Report, RunError, Scenario};
 
 /// Runs mesh scenarios in a lab of network namespaces.
 ///
@@ -119,13 +122,8 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Down { lab } => hold::down(lab.as_deref()),
         Command::Check { scenario } => {
             let (scenario, layout) = Scenario::load(&scenario)?;
-            let (nodes, pods) = (layout.nodes().count(), layout.pods().count());
-            print(&format!(
-                "{}: {} sites, {nodes} nodes, {pods} pods, {} steps: fine\n",
-                scenario.name,
-                layout.sites.len(),
-                scenario.steps.len()
-            ))?;
+            let steps = count(scenario.steps.len(), "step");
+            print(&format!("{}: {}, {steps}: fine\n", scenario.name, layout.summary()))?;
             Ok(0)
         }
         Command::Schema => {
@@ -140,38 +138,50 @@ fn run(args: RunArgs) -> anyhow::Result<u8> {
     let _ = netlab::enter_userns();
     let interrupt = interrupt()?;
     let mut options = Options {
-        dump_dir: args.dump_dir,
+        dump_dir: args.dump_dir.clone(),
         interrupt: Arc::clone(&interrupt),
         observer: terminal::observer(),
         ..Options::default()
     };
+    let (args, told) = (Rc::new(args), Rc::new(Cell::new(false)));
     if args.keep {
-        options.hold = Some(Box::new(move |stage| {
+        let (args, told) = (Rc::clone(&args), Rc::clone(&told));
+        options.hold = Some(Box::new(move |stage, report| {
+            // A report that cannot be written now is tried again, and complained about, at the end.
+            told.set(tell(&args, report).is_ok());
             if let Err(error) = hold::until_released(stage, &interrupt) {
                 eprintln!("meshlab: {error:#}");
             }
         }));
     }
     let report = meshlab::run_file(&args.scenario, options)?;
+    if !told.get() {
+        tell(&args, &report)?;
+    }
+    if report.verdict == Outcome::Interrupted {
+        eprintln!("meshlab: interrupted; the lab is torn down");
+    } else if args.keep {
+        eprintln!("meshlab: the lab is torn down");
+    }
+    Ok(report.exit_code())
+}
+
+/// Writes and prints the report as the arguments ask for.
+fn tell(args: &RunArgs, report: &Report) -> anyhow::Result<()> {
     if let Some(file) = &args.junit {
         write(file, &report.to_junit())?;
     }
     if let Some(file) = &args.report {
         let json = file.extension().is_some_and(|end| end == "json");
-        write(file, &if json { report.to_json() } else { text(&report, true) })?;
+        write(file, &if json { report.to_json() } else { text(report, true) })?;
     }
     match args.output {
-        Format::Json => print(&report.to_json())?,
-        // On a terminal the steps stand there already.
+        Format::Json => print(&report.to_json()),
         Format::Text if terminal::shows_all() => {
-            print(&with_picture(report.verdict_text(), &report, args.picture))?
+            print(&with_picture(report.verdict_text(), report, args.picture))
         }
-        Format::Text => print(&text(&report, args.picture))?,
+        Format::Text => print(&text(report, args.picture)),
     }
-    if report.verdict == meshlab::Outcome::Interrupted {
-        eprintln!("meshlab: interrupted; the lab is torn down");
-    }
-    Ok(report.exit_code())
 }
 
 fn text(report: &Report, picture: bool) -> String {

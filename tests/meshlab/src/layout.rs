@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::report::count;
 use crate::scenario::value::NodeList;
 use crate::scenario::{Family, Nat, Site, Underlay};
 
@@ -144,6 +145,16 @@ impl Layout {
             problems.sort_by_key(|(index, _)| *index);
             Err(problems)
         }
+    }
+
+    /// How much there is: `2 sites, 3 nodes, 1 pod`.
+    pub fn summary(&self) -> String {
+        [
+            count(self.sites.len(), "site"),
+            count(self.nodes().count(), "node"),
+            count(self.pods().count(), "pod"),
+        ]
+        .join(", ")
     }
 
     /// All nodes, site by site.

@@ -88,19 +88,42 @@ pub fn agent_config(
     paths: &AgentPaths<'_>,
 ) -> String {
     let mut config = base_config(&scenario.name, layout, node, paths);
-    let Mesh { config: everyone, per_site, per_node } = &scenario.mesh;
-    let patches = [Some(everyone), per_site.get(&node.site), per_node.get(&node.name)];
-    for patch in patches.into_iter().flatten() {
-        merge(&mut config, &Value::Object(patch.clone()));
-    }
+    apply_fragments(&mut config, &scenario.mesh, node);
     format!("{config:#}\n")
 }
 
+fn apply_fragments(config: &mut Value, mesh: &Mesh, node: &NodeLayout) {
+    let Mesh { config: everyone, per_site, per_node } = mesh;
+    let patches = [Some(everyone), per_site.get(&node.site), per_node.get(&node.name)];
+    for patch in patches.into_iter().flatten() {
+        merge(config, &Value::Object(patch.clone()));
+    }
+}
+
+/// The endpoints that a node's agent is told to publish for other sites; none: it finds them itself.
+pub(crate) fn outside_endpoints(
+    scenario: &Scenario,
+    layout: &Layout,
+    node: &NodeLayout,
+) -> Option<Vec<String>> {
+    let mut config = json!({"underlay": {"endpoints": default_endpoints(layout, node)}});
+    apply_fragments(&mut config, &scenario.mesh, node);
+    let list = config["underlay"]["endpoints"].as_array()?;
+    Some(list.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+fn lan_endpoints(node: &NodeLayout) -> Vec<String> {
+    node.lan.iter().map(|address| std::net::SocketAddr::new(*address, LISTEN_PORT).to_string()).collect()
+}
+
+/// Nobody outside can dial a node behind a NAT.
+fn default_endpoints(layout: &Layout, node: &NodeLayout) -> Vec<String> {
+    let behind_nat = layout.site(&node.site).is_some_and(|site| site.nat != Nat::None);
+    if behind_nat { Vec::new() } else { lan_endpoints(node) }
+}
+
 fn base_config(mesh: &str, layout: &Layout, node: &NodeLayout, paths: &AgentPaths<'_>) -> Value {
-    let lan: Vec<String> =
-        node.lan.iter().map(|address| std::net::SocketAddr::new(*address, LISTEN_PORT).to_string()).collect();
     let site = layout.site(&node.site);
-    let outside = if site.is_some_and(|site| site.nat != Nat::None) { Vec::new() } else { lan.clone() };
     let grants: Vec<Value> = layout
         .sites
         .iter()
@@ -116,7 +139,11 @@ fn base_config(mesh: &str, layout: &Layout, node: &NodeLayout, paths: &AgentPath
         "runDir": paths.run,
         "registry": {"file": {"dir": paths.registry}},
         "wireguard": {"listenPort": LISTEN_PORT, "backend": "userspace"},
-        "underlay": {"endpoints": outside, "internalEndpoints": lan, "mtu": site.map(|site| site.mtu)},
+        "underlay": {
+            "endpoints": default_endpoints(layout, node),
+            "internalEndpoints": lan_endpoints(node),
+            "mtu": site.map(|site| site.mtu),
+        },
         "sites": grants,
     });
     if let Some(binary) = paths.userspace_binary {
@@ -207,6 +234,7 @@ mesh:
         let (_, layout) = Scenario::parse(SCENARIO, "demo").unwrap();
         let text = nodes_manifest(&layout);
         assert_eq!(text.matches("\"kind\": \"Node\"").count(), 3);
+        assert_eq!(text.matches("\"sennit.dev/site\": \"aws\"").count(), 2);
         assert!(text.contains("10.2.0.0/24") && text.contains("fd00:2::/64"), "{text}");
     }
 }

@@ -1,44 +1,76 @@
-//! Looks for pod addresses outside tunnels in recorded frames.
+//! Looks for pod addresses and the marker outside tunnels in recorded frames.
 
 use std::io::{BufReader, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 /// Larger records than any link's frame mean a broken file.
 const LARGEST_RECORD: u32 = 1 << 18;
 
-/// How many frames of a classic pcap file have an outermost IP source or destination in these prefixes.
+/// What a recording holds that should not be there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Found {
+    /// Frames with an outermost IP source or destination in the prefixes.
+    pub(crate) inner_addresses: u64,
+    /// The first of them.
+    pub(crate) first_inner: Option<String>,
+    /// The first frame that holds the marker.
+    pub(crate) first_marked: Option<String>,
+}
+
+/// Looks through a classic pcap file for addresses of the prefixes in the outermost IP header, and for the marker.
 ///
 /// # Errors
 /// A sentence when the file cannot be read or is no pcap file. A record cut off at the end is passed over.
-pub(crate) fn count_addresses(file: &Path, prefixes: &[IpNet]) -> Result<u64, String> {
+pub(crate) fn search(file: &Path, prefixes: &[IpNet], marker: &[u8]) -> Result<Found, String> {
     let opened = std::fs::File::open(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    let mut hits = 0;
-    each_frame(BufReader::new(opened), |frame| {
+    let mut found = Found::default();
+    let mut number = 0;
+    each_frame(BufReader::new(opened), |time, frame| {
+        number += 1;
+        let describe = || format!("frame {number} at {}: {}", clock(time), describe(frame));
         let inside = |address: &IpAddr| prefixes.iter().any(|prefix| prefix.contains(address));
-        if addresses(frame).is_some_and(|(from, to)| inside(&from) || inside(&to)) {
-            hits += 1;
+        if packet(frame).is_some_and(|packet| inside(&packet.from) || inside(&packet.to)) {
+            found.inner_addresses += 1;
+            found.first_inner.get_or_insert_with(describe);
+        }
+        if found.first_marked.is_none() && frame.windows(marker.len()).any(|window| window == marker) {
+            found.first_marked = Some(describe());
         }
     })?;
-    Ok(hits)
+    Ok(found)
 }
 
-fn each_frame(mut input: impl Read, mut see: impl FnMut(&[u8])) -> Result<(), String> {
+/// The time of day of a time since 1970, in UTC.
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs() % 86_400;
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{hour:02}:{minute:02}:{second:02}.{:03} UTC", time.subsec_millis())
+}
+
+fn each_frame(mut input: impl Read, mut see: impl FnMut(Duration, &[u8])) -> Result<(), String> {
     let mut header = [0u8; 24];
     input.read_exact(&mut header).map_err(|error| format!("no pcap header: {error}"))?;
     // Micro- or nanosecond timestamps, in either byte order.
-    let big = match header[..4] {
-        [0xd4, 0xc3, 0xb2, 0xa1] | [0x4d, 0x3c, 0xb2, 0xa1] => false,
-        [0xa1, 0xb2, 0xc3, 0xd4] | [0xa1, 0xb2, 0x3c, 0x4d] => true,
+    let (big, tick) = match header[..4] {
+        [0xd4, 0xc3, 0xb2, 0xa1] => (false, 1000),
+        [0x4d, 0x3c, 0xb2, 0xa1] => (false, 1),
+        [0xa1, 0xb2, 0xc3, 0xd4] => (true, 1000),
+        [0xa1, 0xb2, 0x3c, 0x4d] => (true, 1),
         _ => return Err("not a pcap file".to_owned()),
     };
     let mut record = [0u8; 16];
     let mut frame = Vec::new();
     while input.read_exact(&mut record).is_ok() {
-        let length = [record[8], record[9], record[10], record[11]];
-        let length = if big { u32::from_be_bytes(length) } else { u32::from_le_bytes(length) };
+        let field = |at: usize| {
+            let bytes = [record[at], record[at + 1], record[at + 2], record[at + 3]];
+            if big { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
+        };
+        let time = Duration::from_secs(field(0).into()) + Duration::from_nanos(u64::from(field(4)) * tick);
+        let length = field(8);
         if length > LARGEST_RECORD {
             return Err(format!("a record of {length} bytes: the file is broken"));
         }
@@ -46,13 +78,24 @@ fn each_frame(mut input: impl Read, mut see: impl FnMut(&[u8])) -> Result<(), St
         if input.read_exact(&mut frame).is_err() {
             break;
         }
-        see(&frame);
+        see(time, &frame);
     }
     Ok(())
 }
 
-/// Source and destination of an Ethernet frame's outermost IP header.
-fn addresses(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
+/// The outermost IP packet of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Packet<'a> {
+    from: IpAddr,
+    to: IpAddr,
+    /// The number that IANA gave to what is inside; in IPv6 that of the first extension header, if any.
+    protocol: u8,
+    /// What follows the header.
+    segment: &'a [u8],
+}
+
+/// Reads an Ethernet frame as far as the outermost IP header; none where there is none.
+fn packet(frame: &[u8]) -> Option<Packet<'_>> {
     let mut at = 12;
     // One or two VLAN tags may stand before the protocol.
     while matches!(frame.get(at..at + 2)?, [0x81, 0x00] | [0x88, 0xa8]) {
@@ -61,18 +104,41 @@ fn addresses(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
     let packet = frame.get(at + 2..)?;
     match frame.get(at..at + 2)? {
         [0x08, 0x00] => {
-            let v4 = |at: usize| {
-                Some(IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?)))
-            };
-            Some((v4(12)?, v4(16)?))
+            let v4 = |at: usize| Some(IpAddr::from(*packet.get(at..)?.first_chunk::<4>()?));
+            let (from, to) = (v4(12)?, v4(16)?);
+            let later_fragment = packet[6] & 0x1f != 0 || packet[7] != 0;
+            let header = usize::from(packet.first()? & 0x0f) * 4;
+            let segment = if later_fragment { None } else { packet.get(header..) };
+            Some(Packet { from, to, protocol: packet[9], segment: segment.unwrap_or_default() })
         }
         [0x86, 0xdd] => {
-            let v6 = |at: usize| {
-                Some(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?)))
-            };
-            Some((v6(8)?, v6(24)?))
+            let v6 = |at: usize| Some(IpAddr::from(*packet.get(at..)?.first_chunk::<16>()?));
+            let (from, to) = (v6(8)?, v6(24)?);
+            let segment = packet.get(40..).unwrap_or_default();
+            Some(Packet { from, to, protocol: packet[6], segment })
         }
         _ => None,
+    }
+}
+
+/// `udp 10.1.0.2:4000 -> 10.2.0.2:7777`
+fn describe(frame: &[u8]) -> String {
+    let Some(Packet { from, to, protocol, segment }) = packet(frame) else {
+        return "no IP packet".to_owned();
+    };
+    let name = match protocol {
+        1 => "icmp".to_owned(),
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        58 => "icmpv6".to_owned(),
+        other => format!("IP protocol {other}"),
+    };
+    match (protocol, segment) {
+        (6 | 17, [a, b, c, d, ..]) => {
+            let (source, destination) = (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]));
+            format!("{name} {} -> {}", SocketAddr::new(from, source), SocketAddr::new(to, destination))
+        }
+        _ => format!("{name} {from} -> {to}"),
     }
 }
 
@@ -104,11 +170,15 @@ mod tests {
         file
     }
 
-    fn count(file: &[u8]) -> Result<u64, String> {
+    fn found(file: &[u8]) -> Result<Found, String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.pcap");
         std::fs::write(&path, file).unwrap();
-        count_addresses(&path, &["10.1.0.0/16".parse().unwrap()])
+        search(&path, &["10.1.0.0/16".parse().unwrap()], b"mark")
+    }
+
+    fn count(file: &[u8]) -> Result<u64, String> {
+        found(file).map(|found| found.inner_addresses)
     }
 
     #[test]
@@ -122,6 +192,24 @@ mod tests {
             vec![1, 2, 3],
         ]);
         assert_eq!(count(&file), Ok(2));
+    }
+
+    #[test]
+    fn the_first_offending_frame_is_named_with_time_addresses_and_protocol() {
+        let mut probe = v4_frame([10, 1, 0, 2], [198, 51, 100, 7], false);
+        (probe[14], probe[23]) = (0x45, 17);
+        probe.extend([0x10, 0, 0x1e, 0x61]);
+        probe.extend(b"mark");
+        let mut file = pcap(&[v4_frame([1, 1, 1, 1], [2, 2, 2, 2], false), probe]);
+        // 01:02:03.5 of some day, in the second record.
+        let second = 24 + 16 + 34;
+        file[second..second + 8]
+            .copy_from_slice(&[(86_400u32 * 9 + 3723).to_le_bytes(), 500_000_000u32.to_le_bytes()].concat());
+        let found = found(&file).unwrap();
+        let sentence = "frame 2 at 01:02:03.500 UTC: udp 10.1.0.2:4096 -> 198.51.100.7:7777";
+        assert_eq!(found.first_inner.as_deref(), Some(sentence));
+        assert_eq!(found.first_marked.as_deref(), Some(sentence));
+        assert_eq!(describe(&[0; 14]), "no IP packet");
     }
 
     #[test]

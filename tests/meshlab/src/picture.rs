@@ -97,6 +97,12 @@ pub struct LinkView {
     pub marker_hits: u64,
     /// Frames with a pod address outside any tunnel.
     pub inner_addresses: u64,
+    /// The first frame with the marker: time, protocol, addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_marked: Option<String>,
+    /// The first frame with a pod address outside any tunnel, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_inner: Option<String>,
 }
 
 /// A stream and what it lost.
@@ -152,7 +158,7 @@ impl Picture {
             "on the underlay", "packets", "WireGuard", "marker hits", "pod addresses"
         );
         for link in &self.links {
-            let LinkView { name, packets, wireguard, marker_hits, inner_addresses } = link;
+            let LinkView { name, packets, wireguard, marker_hits, inner_addresses, .. } = link;
             let _ = writeln!(
                 text,
                 "{name:<width$}  {packets:>9}  {wireguard:>9}  {marker_hits:>11}  {inner_addresses:>13}"
@@ -184,7 +190,7 @@ impl Picture {
                 "{} packets seen on {}, {} of them WireGuard, {} with the marker in clear, \
                  {} with a pod address in clear",
                 sum(|l| l.packets),
-                crate::stage::count(self.links.len(), "underlay link"),
+                crate::report::count(self.links.len(), "underlay link"),
                 sum(|l| l.wireguard),
                 sum(|l| l.marker_hits),
                 sum(|l| l.inner_addresses)

@@ -7,6 +7,11 @@ use serde::Serialize;
 
 use crate::picture::Picture;
 
+/// `1 agent`, `3 agents`.
+pub fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
 /// How a run or a step ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -28,8 +28,8 @@ pub enum Event<'a> {
 /// Receives [`Event`]s.
 pub type Observer = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
 
-/// What to do with the lab after the last step and before it is taken down.
-pub type Hold = Box<dyn FnOnce(&mut Stage)>;
+/// What to do with the lab after the last step and before it is taken down; the report is the final one.
+pub type Hold = Box<dyn FnOnce(&mut Stage, &Report)>;
 
 /// How to run.
 pub struct Options {
@@ -104,15 +104,7 @@ pub fn run(scenario: &Scenario, layout: &Layout, mut options: Options) -> Result
     let mut run = Run { scenario, options: &options, steps: Vec::new(), number: 0 };
 
     let stage = run.own_step("build the lab", "lab", || {
-        Stage::build(scenario, layout, binaries.clone(), &options).map(|stage| {
-            let detail = format!(
-                "{} sites, {} nodes, {} pods",
-                layout.sites.len(),
-                layout.nodes().count(),
-                layout.pods().count()
-            );
-            (stage, detail)
-        })
+        Stage::build(scenario, layout, binaries.clone(), &options).map(|stage| (stage, layout.summary()))
     });
     let mut stage = match stage {
         Ok(stage) => stage,
@@ -131,12 +123,18 @@ pub fn run(scenario: &Scenario, layout: &Layout, mut options: Options) -> Result
     }
     let failed = run.steps.iter().any(|step| step.outcome == Outcome::Failed);
     let dump = if failed { run.dump(&mut stage) } else { None };
-    if let Some(hold) = hold.filter(|_| !interrupted) {
-        hold(&mut stage);
-    }
     let picture = stage.picture().clone();
+    // The verdict stands here: a signal that ends the holding, or comes during the teardown, changes nothing.
+    if let Some(hold) = hold.filter(|_| !interrupted) {
+        let report = run.report(begun, dump, picture);
+        hold(&mut stage, &report);
+        stage.tear_down();
+        return Ok(report);
+    }
+    let mut report = run.report(begun, dump, picture);
     stage.tear_down();
-    Ok(run.report(begun, dump, picture))
+    report.duration = begun.elapsed();
+    Ok(report)
 }
 
 fn prerequisites(scenario: &Scenario, options: &Options) -> Result<Option<Binaries>, RunError> {
@@ -189,6 +187,10 @@ impl Run<'_> {
         (self.options.observer)(&Event::Note(text));
     }
 
+    fn interrupted(&self) -> bool {
+        self.options.interrupt.load(Ordering::SeqCst)
+    }
+
     fn total(&self) -> usize {
         self.scenario.steps.len() + 1 + usize::from(self.scenario.agents)
     }
@@ -202,6 +204,10 @@ impl Run<'_> {
     fn end(&mut self, name: &str, action: &str, begun: Instant, verdict: Result<String, Trouble>) -> bool {
         let (outcome, detail, failures) = match verdict {
             Ok(detail) => (Outcome::Passed, detail, Vec::new()),
+            // A wait that a signal cut short looks like a check that did not hold.
+            Err(Trouble::Interrupted | Trouble::Failed(_)) if self.interrupted() => {
+                (Outcome::Interrupted, String::new(), vec!["interrupted by a signal".to_owned()])
+            }
             Err(Trouble::Failed(failures)) => (Outcome::Failed, String::new(), failures),
             Err(Trouble::CannotBegin(error)) => (Outcome::Failed, String::new(), vec![error.to_string()]),
             Err(Trouble::Interrupted) => {
@@ -297,7 +303,7 @@ impl Run<'_> {
 
     fn report(self, begun: Instant, dump: Option<PathBuf>, picture: crate::picture::Picture) -> Report {
         let has = |outcome| self.steps.iter().any(|step| step.outcome == outcome);
-        let verdict = if has(Outcome::Interrupted) || self.options.interrupt.load(Ordering::SeqCst) {
+        let verdict = if has(Outcome::Interrupted) || self.interrupted() {
             Outcome::Interrupted
         } else if has(Outcome::Failed) {
             Outcome::Failed

@@ -14,6 +14,7 @@ use netlab::{BlockId, Capture, Host, Lab, Namespace, Process};
 use crate::agents::{self, Binaries};
 use crate::layout::{Layout, NodeLayout};
 use crate::picture::{LinkView, Picture, StreamView, TunnelCount};
+use crate::report::count;
 use crate::scenario::Scenario;
 use crate::selector::Place;
 use crate::status::NodeStatus;
@@ -223,14 +224,16 @@ impl Stage {
                     recording.name, stats.kernel_drops
                 )));
             }
-            let inner_addresses = crate::pcap::count_addresses(&recording.pcap, &inner)
+            let found = crate::pcap::search(&recording.pcap, &inner, MARKER)
                 .map_err(|error| Trouble::failed(format!("{}: {error}", recording.name)))?;
             views.push(LinkView {
                 name: recording.name,
                 packets: stats.packets,
                 wireguard: stats.wireguard + stats.vxlan,
                 marker_hits: stats.marker_frames.iter().sum(),
-                inner_addresses,
+                inner_addresses: found.inner_addresses,
+                first_marked: found.first_marked,
+                first_inner: found.first_inner,
             });
         }
         Ok(views)
@@ -295,9 +298,4 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> std::io::Result<(
     let half = path.with_file_name(format!(".{name}.half"));
     std::fs::write(&half, content)?;
     std::fs::rename(&half, path)
-}
-
-/// `1 agent`, `3 agents`.
-pub(crate) fn count(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }

@@ -89,7 +89,12 @@ impl NodeStatus {
 }
 
 /// The pairs of these nodes without a tunnel by the status of both ends, as sentences, and how many are fine.
-pub fn missing_handshakes(nodes: &[&str], statuses: &[Result<NodeStatus, String>]) -> (usize, Vec<String>) {
+/// `why` explains a missing tunnel, where that is known.
+pub fn missing_handshakes(
+    nodes: &[&str],
+    statuses: &[Result<NodeStatus, String>],
+    why: impl Fn(&str, &str) -> Option<&'static str>,
+) -> (usize, Vec<String>) {
     let mut good = 0;
     let mut missing = Vec::new();
     let of = |name: &str| statuses.iter().flatten().find(|status| status.node == name);
@@ -101,7 +106,10 @@ pub fn missing_handshakes(nodes: &[&str], statuses: &[Result<NodeStatus, String>
             });
             match views.into_iter().flatten().next() {
                 None => good += 1,
-                Some(reason) => missing.push(reason),
+                Some(sentence) => missing.push(match why(a, b) {
+                    Some(reason) => format!("{sentence}: {reason}"),
+                    None => sentence,
+                }),
             }
         }
     }
@@ -132,7 +140,7 @@ mod tests {
             status("b", &[("a", "established", true), ("c", "established", false)]),
             status("c", &[("a", "waiting", true), ("b", "established", true)]),
         ];
-        let (good, missing) = missing_handshakes(&["a", "b", "c"], &statuses);
+        let (good, missing) = missing_handshakes(&["a", "b", "c"], &statuses, |_, _| None);
         assert_eq!(good, 1);
         assert_eq!(missing, ["c -> a is waiting", "b -> c is not encrypted"]);
     }
@@ -140,11 +148,18 @@ mod tests {
     #[test]
     fn a_silent_agent_is_named() {
         let statuses = [status("a", &[("b", "established", true)]), Err("b: no answer".to_owned())];
-        let (good, missing) = missing_handshakes(&["a", "b"], &statuses);
+        let (good, missing) = missing_handshakes(&["a", "b"], &statuses, |_, _| None);
         assert_eq!(good, 0);
         assert!(
             missing.contains(&"b gives no status".to_owned()) && missing.contains(&"b: no answer".to_owned())
         );
+    }
+
+    #[test]
+    fn a_known_reason_follows_the_missing_tunnel() {
+        let statuses = [status("a", &[("b", "waiting", true)]), status("b", &[("a", "waiting", true)])];
+        let (_, missing) = missing_handshakes(&["a", "b"], &statuses, |_, _| Some("both are behind NAT"));
+        assert_eq!(missing, ["a -> b is waiting: both are behind NAT"]);
     }
 
     #[test]

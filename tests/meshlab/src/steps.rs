@@ -10,13 +10,17 @@ mod traffic;
 
 use std::time::{Duration, Instant};
 
+use crate::report::count;
 use crate::run::RunError;
+use crate::scenario::ruled_out;
 use crate::scenario::step::{Action, Always, Eventually, StatusCheck, Step};
-use crate::scenario::value::OneOrMany;
-use crate::stage::{Stage, count};
+use crate::scenario::value::{OneOrMany, Span};
+use crate::stage::Stage;
 use crate::{condition, selector, status};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// A command inside of `eventually` and `always` gets this much, because each of its runs has to come to an end.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 const MOST_FAILURES: usize = 12;
 
@@ -48,7 +52,8 @@ pub(crate) type Verdict = Result<String, Trouble>;
 
 /// Performs one step; a check is tried until it holds or the step's timeout runs out.
 pub(crate) fn perform(stage: &mut Stage, step: &Step) -> Verdict {
-    let deadline = Instant::now() + step.timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.0);
+    let time = step.timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.0);
+    let deadline = Instant::now() + time;
     let actions = step.actions();
     let Some(action) = actions.first() else { return Ok(String::new()) };
     match *action {
@@ -63,23 +68,21 @@ pub(crate) fn perform(stage: &mut Stage, step: &Step) -> Verdict {
         Action::Restart(kill) => process::restart(stage, kill, deadline),
         Action::Stop(nodes) => process::stop(stage, nodes, deadline),
         Action::Start(nodes) => process::start(stage, nodes, deadline),
-        Action::Exec(exec) => command::exec(stage, exec, deadline),
+        Action::Exec(exec) => command::exec(stage, exec, time),
         Action::Capture(_) => record::start(stage),
         Action::AssertNoCleartext(bounds) => record::assert_no_cleartext(stage, *bounds),
         Action::Traffic(traffic) => traffic::perform(stage, traffic, deadline),
         Action::Eventually(Eventually { deadline, step }) => {
-            until(stage, Instant::now() + deadline.0, |stage| once(stage, step))
+            until(stage, Instant::now() + deadline.0, |stage| once(stage, step, deadline.0))
         }
         Action::Always(Always { duration, step }) => always(stage, duration.0, step),
     }
 }
 
-/// Performs an inner step without any retry of its own.
-fn once(stage: &mut Stage, step: &Step) -> Verdict {
-    let hasty = Step {
-        timeout: Some(step.timeout.unwrap_or(crate::scenario::value::Span::seconds(0))),
-        ..step.clone()
-    };
+/// Performs an inner step without any retry of its own; `whole` is how long the step around it lasts.
+fn once(stage: &mut Stage, step: &Step, whole: Duration) -> Verdict {
+    let usual = if step.exec.is_some() { COMMAND_TIMEOUT.min(whole) } else { Duration::ZERO };
+    let hasty = Step { timeout: Some(step.timeout.unwrap_or(Span(usual))), ..step.clone() };
     perform(stage, &hasty)
 }
 
@@ -104,11 +107,15 @@ fn always(stage: &mut Stage, duration: Duration, step: &Step) -> Verdict {
     loop {
         stage.go_on()?;
         let over = begun.elapsed() >= duration;
-        let detail = once(stage, step).map_err(|trouble| match trouble {
+        let detail = once(stage, step, duration).map_err(|trouble| match trouble {
             Trouble::Failed(mut failures) => {
                 failures.insert(
                     0,
-                    format!("held {tries} times, then not, after {:.1} s", begun.elapsed().as_secs_f64()),
+                    format!(
+                        "held {}, then not, after {:.1} s",
+                        count(tries, "time"),
+                        begun.elapsed().as_secs_f64()
+                    ),
                 );
                 Trouble::Failed(failures)
             }
@@ -116,7 +123,7 @@ fn always(stage: &mut Stage, duration: Duration, step: &Step) -> Verdict {
         })?;
         tries += 1;
         if over {
-            return Ok(format!("held {tries} times: {detail}"));
+            return Ok(format!("held {}: {detail}", count(tries, "time")));
         }
         std::thread::sleep(POLL);
     }
@@ -129,7 +136,9 @@ fn handshakes(stage: &mut Stage, nodes: &OneOrMany, deadline: Instant) -> Verdic
     let mut last = None;
     let verdict = until(stage, deadline, |stage| {
         let statuses = stage.statuses(&names);
-        let (good, missing) = status::missing_handshakes(&names, &statuses);
+        let (good, missing) = status::missing_handshakes(&names, &statuses, |a, b| {
+            ruled_out::why_no_tunnel(&stage.scenario, &stage.layout, a, b)
+        });
         last = Some(statuses);
         if good == pairs && missing.is_empty() {
             Ok(format!("{good} of {pairs} node pairs"))

@@ -119,7 +119,7 @@ fn an_agent_that_cannot_start_is_named_with_its_last_words() {
     let text = "
 name: refuses
 sites: [{name: aws, nodes: 2}]
-mesh: {perNode: {aws-2: {noSuchField: 1}}}
+mesh: {perNode: {aws-2: {wireguard: {noSuchField: 1}}}}
 steps:
   - handshakes: all
 ";
@@ -138,9 +138,9 @@ fn the_traces_of_a_failure_hold_no_private_key() {
     let folder = tempfile::tempdir().unwrap();
     let keys = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&keys);
-    let hold: meshlab::Hold = Box::new(move |stage| {
+    let hold: meshlab::Hold = Box::new(move |stage, _| {
         for host in stage.lab().hosts() {
-            let file = host.private_dir().join("state/private.key");
+            let file = host.private_dir().join("state/keys/private.key");
             let key = std::fs::read_to_string(file).unwrap_or_default();
             seen.lock().unwrap().push(key.trim().to_owned());
         }

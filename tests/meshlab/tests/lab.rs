@@ -143,7 +143,14 @@ steps:
         report.to_text()
     );
     let failures = report.steps[3].failures.join("\n");
-    for expected in ["carry the marker in clear", "carry a pod address", "only 0 encrypted"] {
+    for expected in [
+        "a uplink: ",
+        "carry the marker in clear; the first is frame ",
+        "carry a pod address outside any tunnel; the first is frame ",
+        " UTC: udp 10.1.0.2:",
+        " -> 10.2.0.2:7777",
+        "only 0 encrypted",
+    ] {
         assert!(failures.contains(expected), "{failures}");
     }
     assert!(report.picture.links.iter().all(|link| link.marker_hits > 0), "{:?}", report.picture.links);
@@ -269,6 +276,66 @@ fn a_signal_ends_the_program_with_a_sentence_and_130() {
     assert!(!left, "a process of the lab outlived it");
 }
 
+#[test]
+fn a_command_is_killed_when_its_time_is_over() {
+    if !lab_possible("a_command_is_killed_when_its_time_is_over") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for step in [
+        "{timeout: 1s, exec: {on: a-1-pod-1, command: sleep 100}}",
+        "{eventually: {deadline: 1s, step: {exec: {on: a-1-pod-1, command: sleep 100}}}}",
+        "{always: {for: 1s, step: {timeout: 1s, exec: {on: a-1-pod-1, command: sleep 100}}}}",
+    ] {
+        let text = format!("name: slow\nagents: false\nsites: [{{name: a}}]\nsteps:\n  - {step}\n");
+        let report = run(&text, folder.path());
+        let last = report.steps.last().unwrap();
+        assert_eq!(last.outcome, Outcome::Failed, "{step}");
+        let failures = last.failures.join("\n");
+        assert!(failures.contains("did not end within 1s"), "{step}: {failures}");
+        // Two tries at most, of one second each.
+        assert!(last.duration < std::time::Duration::from_secs(6), "{step}: {:?}", last.duration);
+    }
+}
+
+#[test]
+fn a_signal_during_any_wait_is_an_interruption_without_traces() {
+    if !lab_possible("a_signal_during_any_wait_is_an_interruption_without_traces") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (earlier, step) in [
+        (
+            "{traffic: {start: t, from: a-1-pod-1, to: a-2-pod-1}}",
+            "{timeout: 1h, traffic: {stop: t, minReceived: 10}}",
+        ),
+        ("{exec: {on: a-1, command: 'true'}}", "{timeout: 1h, exec: {on: a-1, command: sleep 4000}}"),
+    ] {
+        let interrupt = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&interrupt);
+        let observer: meshlab::Observer = Arc::new(move |event| {
+            if matches!(event, Event::Begin(3, ..)) {
+                // So late that the step waits; what has to come of it is the same in either case.
+                let flag = Arc::clone(&flag);
+                std::thread::spawn(move || {
+                    std::thread::sleep(std::time::Duration::from_millis(300));
+                    flag.store(true, Ordering::SeqCst);
+                });
+            }
+        });
+        let text = format!(
+            "name: cut\nagents: false\nsites: [{{name: a, nodes: 2}}]\nsteps:\n  - {earlier}\n  - {step}\n"
+        );
+        let dump_dir = Some(folder.path().join("dump"));
+        let report =
+            run_text(&text, Options { interrupt, observer, dump_dir, ..Options::default() }).unwrap();
+        assert_eq!((report.verdict, report.exit_code()), (Outcome::Interrupted, 130), "{step}");
+        assert_eq!(outcomes(&report)[2], Outcome::Interrupted, "{step}");
+        assert_eq!(report.steps[2].failures, ["interrupted by a signal"], "{step}");
+        assert!(report.dump.is_none() && !folder.path().join("dump").exists(), "{step}");
+    }
+}
+
 fn meshlab(arguments: &[&str], folder: &Path) -> (Option<i32>, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_meshlab"))
         .args(arguments)
@@ -307,6 +374,94 @@ fn the_program_tells_wrong_scenarios_from_failed_ones() {
     assert_eq!(report["dump"], "reports/x-1");
     assert!(folder.path().join("reports/x-1/a-1/addresses.txt").exists());
     assert!(std::fs::read_to_string(folder.path().join("out/junit.xml")).unwrap().contains("exit code 7"));
+}
+
+/// Runs a scenario with `--keep`; answers standard output up to the first line with `last` and the process.
+fn keep(folder: &Path, step: &str, last: &str) -> (Vec<String>, std::process::Child) {
+    use std::io::{BufRead, BufReader};
+    let start = || -> std::io::Result<std::process::Child> {
+        let text = format!("name: kept\nagents: false\nsites: [{{name: a}}]\nsteps: [{step}]\n");
+        std::fs::write(folder.join("kept.yaml"), text)?;
+        Command::new(env!("CARGO_BIN_EXE_meshlab"))
+            .args(["run", "--keep", "--junit", "junit.xml", "kept.yaml"])
+            .current_dir(folder)
+            .env("MESHLAB_RUNTIME_DIR", folder.join("runtime"))
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+    };
+    let mut child = start().unwrap_or_else(|error| panic!("cannot run meshlab: {error}"));
+    let mut seen = Vec::new();
+    for line in
+        child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines()).map_while(Result::ok)
+    {
+        let enough = line.contains(last);
+        seen.push(line);
+        if enough {
+            break;
+        }
+    }
+    (seen, child)
+}
+
+#[test]
+fn a_kept_lab_reports_first_and_ends_with_the_verdict() {
+    if !lab_possible("a_kept_lab_reports_first_and_ends_with_the_verdict") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let passes = "{exec: {on: a-1, command: 'true'}}";
+    let up = || {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while meshlab(&["status"], folder.path()).0 != Some(0) {
+            assert!(std::time::Instant::now() < deadline, "the lab is not held");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    };
+
+    let (seen, mut child) = keep(folder.path(), passes, "kept: passed");
+    assert!(seen.last().is_some_and(|line| line.contains("kept: passed")), "{seen:?}");
+    up();
+    assert!(folder.path().join("junit.xml").exists());
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "Ctrl-C after all steps passed");
+
+    let (_, mut child) = keep(folder.path(), passes, "kept: passed");
+    up();
+    assert_eq!(meshlab(&["down"], folder.path()).0, Some(0));
+    assert_eq!(child.wait().unwrap().code(), Some(0), "`down` after all steps passed");
+
+    let (_, mut child) = keep(folder.path(), "{exec: {on: a-1, command: 'false'}}", "kept: FAILED");
+    up();
+    assert_eq!(meshlab(&["down", "kept"], folder.path()).0, Some(0));
+    assert_eq!(child.wait().unwrap().code(), Some(1), "`down` after a step failed");
+}
+
+#[test]
+fn where_progress_and_report_are_one_stream_each_step_stands_there_once() {
+    if !lab_possible("where_progress_and_report_are_one_stream_each_step_stands_there_once") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let text = "name: x\nagents: false\nsites: [{name: a, nodes: 2}]\nsteps:\n  - name: the only step\n    \
+                expect: {pairs: [{from: a-1, to: a-2}]}\n";
+    std::fs::write(folder.path().join("x.yaml"), text).unwrap();
+    let log = std::fs::File::options().create(true).append(true).open(folder.path().join("log")).unwrap();
+    let status = Command::new(env!("CARGO_BIN_EXE_meshlab"))
+        .args(["run", "x.yaml"])
+        .current_dir(folder.path())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .status()
+        .unwrap();
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert_eq!(log.matches("the only step").count(), 1, "{log}");
+    assert!(log.contains("1 probe as expected") && log.contains("1 site, 2 nodes, 2 pods"), "{log}");
+    assert!(log.contains("x: passed"), "{log}");
+    let (_, stdout, stderr) = meshlab(&["run", "x.yaml"], folder.path());
+    assert!(stdout.contains("the only step") && stderr.contains("the only step"), "{stdout}{stderr}");
 }
 
 #[test]

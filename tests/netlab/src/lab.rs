@@ -149,7 +149,7 @@ impl Lab {
     }
 
     /// A directory that this process and every host see: here at the returned path, in hosts also at
-    /// `/run/netlab/shared` and where [`LabSpec::shared_at`] says. Removed with the lab.
+    /// `/run/netlab/shared` and where [`crate::LabSpec::shared_at`] says. Removed with the lab.
     pub fn shared_dir(&self) -> &Path {
         &self.shared
     }

@@ -26,7 +26,7 @@ pub(super) fn up(path: &Path) -> anyhow::Result<u8> {
     let options = Options {
         interrupt: Arc::clone(&interrupt),
         observer: super::terminal::observer(),
-        hold: Some(Box::new(move |stage| {
+        hold: Some(Box::new(move |stage, _| {
             if let Err(error) = until_released(stage, &flag) {
                 eprintln!("meshlab: {error:#}");
             }

@@ -1,6 +1,7 @@
 //! Progress on standard error: one line that changes on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use meshlab::{Event, Observer, Outcome};
@@ -14,9 +15,15 @@ pub(super) fn observer() -> Observer {
     })
 }
 
-/// Whether progress and report end up on the same screen.
+/// Whether progress and report end up at the same place, be it a terminal, a pipe or a file; the steps stand
+/// there already when the report comes.
 pub(super) fn shows_all() -> bool {
-    std::io::stderr().is_terminal() && std::io::stdout().is_terminal()
+    let place = |stream: BorrowedFd<'_>| {
+        nix::sys::stat::fstat(stream).ok().map(|stat| (stat.st_dev, stat.st_ino, stat.st_rdev))
+    };
+    let (out, err) = (std::io::stdout(), std::io::stderr());
+    let progress = place(err.as_fd());
+    progress.is_some() && progress == place(out.as_fd())
 }
 
 fn line(event: &Event<'_>, terminal: bool) -> String {

@@ -46,7 +46,7 @@ fn content(site: &SiteView, picture: &Picture) -> Vec<String> {
         lines.push(format!("... {} nodes", site.nodes.len()));
     }
     lines.push(String::new());
-    lines.push(crate::stage::count(site.pods, "pod"));
+    lines.push(crate::report::count(site.pods, "pod"));
     lines.extend(site.prefixes.iter().cloned());
     lines.push(format!("MTU {}", site.mtu));
     lines.push(if site.nat == "none" { "no NAT".to_owned() } else { format!("behind {} NAT", site.nat) });

@@ -7,8 +7,8 @@ use serde_saphyr::{Location, Spanned};
 
 use super::step::{Action, Apply, Expect, KEYWORDS, Matrix, Pair, Step, Traffic, Via};
 use super::value::OneOrMany;
-use super::{FirewallRule, Problem, Protocol, Scenario, Site};
-use crate::layout::Layout;
+use super::{FirewallRule, Problem, Protocol, Scenario, Site, ruled_out};
+use crate::layout::{Layout, LayoutError};
 use crate::selector;
 
 /// Checks a scenario and lays it out; every problem is found in one go.
@@ -25,6 +25,9 @@ pub(super) fn check(scenario: &Scenario) -> Result<Layout, Vec<Problem>> {
             .push(Problem::nowhere("routedPods: only with `agents: false`; agents carry the pods' packets"));
     }
     for site in &scenario.sites {
+        if let Err(message) = ruled_out::mtu(scenario, &site.value) {
+            problems.push(Problem::at(site.referenced, message));
+        }
         for rule in &site.value.firewall {
             if let Err(message) = check_firewall_rule(rule) {
                 problems.push(Problem::at(
@@ -38,7 +41,10 @@ pub(super) fn check(scenario: &Scenario) -> Result<Layout, Vec<Problem>> {
     let layout = match Layout::compute(&sites) {
         Ok(layout) => layout,
         Err(errors) => {
-            problems.extend(errors.into_iter().map(|(index, error)| {
+            // With agents the range is narrower, and told above.
+            let told = |error: &LayoutError| matches!(error, LayoutError::Mtu(_, mtu, _) if scenario.agents && ruled_out::too_small(*mtu));
+            let errors = errors.into_iter().filter(|(_, error)| !told(error));
+            problems.extend(errors.map(|(index, error)| {
                 match index.and_then(|index| scenario.sites.get(index)) {
                     Some(site) => Problem::at(site.referenced, error.to_string()),
                     None => Problem::nowhere(format!("sites: {error}")),
@@ -53,6 +59,7 @@ pub(super) fn check(scenario: &Scenario) -> Result<Layout, Vec<Problem>> {
     for name in scenario.mesh.per_node.keys().filter(|name| layout.node(name).is_none()) {
         problems.push(Problem::nowhere(format!("mesh.perNode: there is no node `{name}`")));
     }
+    problems.extend(ruled_out::fragments(scenario).into_iter().map(Problem::nowhere));
     StepCheck {
         scenario,
         layout: &layout,
@@ -133,10 +140,12 @@ impl<'a> StepCheck<'a> {
         match action {
             Action::Expect(expect) => self.expect(expect),
             Action::Handshakes(nodes) => {
-                if selector::nodes(self.layout, nodes)?.len() < 2 {
+                let nodes = selector::nodes(self.layout, nodes)?;
+                if nodes.len() < 2 {
                     return Err("handshakes: one node alone has no one to shake hands with".to_owned());
                 }
-                Ok(())
+                ruled_out::handshakes(self.scenario, self.layout, &nodes)
+                    .map_err(|message| format!("handshakes: {message}"))
             }
             Action::Status(status) => {
                 if status.conditions.is_empty() {
@@ -156,6 +165,9 @@ impl<'a> StepCheck<'a> {
             Action::Unblock(at) | Action::Stop(at) | Action::Start(at) => self.nodes(at),
             Action::Kill(kill) | Action::Restart(kill) => self.nodes(&kill.nodes),
             Action::Exec(exec) => {
+                if step.timeout.is_some_and(|timeout| timeout.0.is_zero()) {
+                    return Err("exec: `timeout: 0s` leaves the command no time; write more".to_owned());
+                }
                 if exec.command.0.is_empty() || exec.command.0[0].is_empty() {
                     return Err("exec: the command is empty".to_owned());
                 }
@@ -210,6 +222,8 @@ impl<'a> StepCheck<'a> {
             Some(Matrix::Nodes) if self.layout.nodes().count() < 2 => {
                 return Err("expect: a node matrix needs two nodes".to_owned());
             }
+            Some(Matrix::Pods) => ruled_out::pod_matrix(self.layout, expect.families.as_deref())
+                .map_err(|message| format!("expect: matrix: {message}"))?,
             _ => {}
         }
         expect.pairs.iter().try_for_each(|pair| self.pair(pair))
@@ -221,7 +235,11 @@ impl<'a> StepCheck<'a> {
         if from.iter().any(|end| matches!(end, selector::End::Address(_))) {
             return Err("expect: `from` has to be a pod or a node, not an address".to_owned());
         }
-        selector::ends(self.layout, &pair.to).map(drop)
+        let to = selector::ends(self.layout, &pair.to)?;
+        from.iter()
+            .flat_map(|here| to.iter().map(move |there| (here, there)))
+            .try_for_each(|(here, there)| ruled_out::pair(here, there, pair.family))
+            .map_err(|message| format!("expect: {message}"))
     }
 
     fn traffic(&mut self, traffic: &'a Traffic) -> Result<(), String> {

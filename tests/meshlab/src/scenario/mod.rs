@@ -1,6 +1,7 @@
 //! The scenario file: topology, mesh configuration and steps, read from YAML with positions.
 
 mod check;
+pub(crate) mod ruled_out;
 mod schema;
 pub mod step;
 pub mod value;
@@ -165,7 +166,8 @@ pub struct Site {
     #[serde(default = "one_pod")]
     pub pods_per_node: u16,
     /// MTU of the site's LAN and uplink in bytes. Default: 1500.
-    #[serde(default = "ethernet_mtu")]
+    #[serde(default = "ethernet_mtu", deserialize_with = "value::mtu")]
+    #[schemars(with = "u16")]
     pub mtu: u16,
     /// The pods' families. Default: those of the prefixes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

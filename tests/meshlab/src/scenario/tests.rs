@@ -81,6 +81,7 @@ fn impossible_steps_are_refused_at_their_place() {
         ("{block: {at: aws, address: here}}", "neither an address"),
         ("{exec: {on: aws, command: ls}}", "node, pod or router"),
         ("{exec: {on: aws-1, command: []}}", "empty"),
+        ("{timeout: 0s, exec: {on: aws-1, command: ls}}", "no time"),
     ] {
         let text = GOOD.replace("steps:\n", &format!("steps:\n  - {step}\n"));
         let error = wrong(&text);

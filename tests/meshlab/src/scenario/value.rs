@@ -294,6 +294,16 @@ impl<'de> Deserialize<'de> for OneOrMany {
     }
 }
 
+/// An MTU in bytes; what no link can have is refused with the range.
+pub(super) fn mtu<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    let number = i64::deserialize(deserializer)?;
+    u16::try_from(number).map_err(|_| {
+        de::Error::custom(format!(
+            "mtu {number} is out of range; write 576 to 9000, with agents 1360 to 9000"
+        ))
+    })
+}
+
 /// The nodes of a site: how many, or their names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(untagged)]

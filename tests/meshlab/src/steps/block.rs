@@ -4,10 +4,11 @@ use ipnet::IpNet;
 use netlab::{Namespace, Ports, Rule};
 
 use super::{Trouble, Verdict};
+use crate::report::count;
 use crate::scenario::step::Block;
 use crate::scenario::value::OneOrMany;
 use crate::scenario::{Direction, FirewallRule, Protocol};
-use crate::stage::{PlacedBlock, Stage, count};
+use crate::stage::{PlacedBlock, Stage};
 
 const ROUTER_INTERFACE: &str = "uplink";
 const NODE_INTERFACE: &str = "eth0";

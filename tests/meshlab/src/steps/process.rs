@@ -5,9 +5,10 @@ use std::time::Instant;
 use super::{Trouble, Verdict, chosen};
 use crate::agents::{self, wait_for};
 use crate::layout::NodeLayout;
+use crate::report::count;
 use crate::scenario::step::{Kill, Signal, Target};
 use crate::scenario::value::OneOrMany;
-use crate::stage::{Stage, count};
+use crate::stage::Stage;
 
 fn number(signal: Signal) -> i32 {
     match signal {

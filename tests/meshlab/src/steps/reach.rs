@@ -7,6 +7,7 @@ use netlab::probe::{self, Answer, Failure, Kind, Probe};
 
 use super::{POLL, Trouble, Verdict, shortened};
 use crate::picture::Matrix as Rows;
+use crate::report::count;
 use crate::scenario::step::{Expect, Matrix, Verdict as Wanted, Via};
 use crate::scenario::value::OneOrMany;
 use crate::scenario::{Family, Protocol};
@@ -108,7 +109,7 @@ pub(super) fn expect(stage: &mut Stage, expect: &Expect, deadline: Instant) -> V
         stage.picture.seconds_to_reachability = stage.since_agents();
     }
     let again = if rounds > 1 { format!(" after {rounds} rounds") } else { String::new() };
-    Ok(format!("{} probes as expected{again}", planned.len()))
+    Ok(format!("{} as expected{again}", count(planned.len(), "probe")))
 }
 
 /// Mesh addresses come from the agents, who may need a moment to know them.

@@ -4,8 +4,9 @@ use netlab::{CaptureSpec, Link};
 
 use super::{Trouble, Verdict, shortened};
 use crate::picture::LinkView;
+use crate::report::count;
 use crate::scenario::step::NoCleartext;
-use crate::stage::{MARKER, Recording, Stage, count};
+use crate::stage::{MARKER, Recording, Stage};
 
 /// Starts recording every node's link to its LAN and every router's uplink; ends earlier recordings.
 pub(super) fn start(stage: &mut Stage) -> Verdict {
@@ -59,14 +60,20 @@ pub(super) fn assert_no_cleartext(stage: &mut Stage, bounds: NoCleartext) -> Ver
 }
 
 fn complaints(view: &LinkView, bounds: NoCleartext) -> Vec<String> {
-    let LinkView { name, packets, wireguard, marker_hits, inner_addresses } = view;
+    let LinkView { name, packets, wireguard, marker_hits, inner_addresses, first_marked, first_inner } = view;
+    let first =
+        |frame: &Option<String>| frame.as_ref().map_or(String::new(), |f| format!("; the first is {f}"));
     let mut found = Vec::new();
     if *marker_hits > 0 {
-        found.push(format!("{name}: {marker_hits} of {packets} frames carry the marker in clear"));
+        found.push(format!(
+            "{name}: {marker_hits} of {packets} frames carry the marker in clear{}",
+            first(first_marked)
+        ));
     }
     if *inner_addresses > 0 {
         found.push(format!(
-            "{name}: {inner_addresses} of {packets} frames carry a pod address outside any tunnel"
+            "{name}: {inner_addresses} of {packets} frames carry a pod address outside any tunnel{}",
+            first(first_inner)
         ));
     }
     if *wireguard < bounds.min_encrypted {

@@ -58,6 +58,7 @@ fn stop(stage: &mut Stage, name: &str, traffic: &Traffic, deadline: Instant) -> 
         .ok_or_else(|| Trouble::failed(format!("no stream `{name}` is running")))?;
     let least = traffic.min_received.unwrap_or(1);
     wait_for(deadline, || stage.interrupted() || stream.flow.snapshot().received >= least);
+    stage.go_on()?;
     let report = stream.flow.stop(GRACE)?;
     let longest_gap_ms = report.max_gap.as_secs_f64() * 1000.0;
     stage.note_stream(StreamView {
