@@ -36,7 +36,6 @@ if [[ $(id -u) != 0 ]]; then
   echo "SKIPPED memory with $nodes peers: needs root"
   exit 0
 fi
-sed 's/^/          /' "$dir/nodes.yaml" >"$dir/indented"
 cat >"$dir/scenario.yaml" <<END
 name: thousand
 sites:
@@ -61,7 +60,7 @@ steps:
         for pid in /proc/[0-9]*; do
         test "\$(cat \$pid/comm)" = \$name && test "\$(readlink \$pid/ns/net)" = "\$(readlink /proc/self/ns/net)" &&
         echo "memory of \$name with $nodes peers: \$(awk '/VmRSS/ {print int(\$2 / 1024)}' \$pid/status) MiB (peak \$(awk '/VmHWM/ {print int(\$2 / 1024)}' \$pid/status) MiB)";
-        done; done > /run/netlab/shared/memory; cat /run/netlab/shared/memory; false
+        done; done > $dir/memory; true
 END
-# The last step fails on purpose: the report of a failed command shows what it printed.
-SENNIT_BIN_DIR=$bin "$bin/meshlab" run "$dir/scenario.yaml" --dump-dir "$dir/dump" 2>&1 | grep -E "^(passed|FAILED)|memory of" | sort -u
+SENNIT_BIN_DIR=$bin "$bin/meshlab" run "$dir/scenario.yaml" --dump-dir "$dir/dump" 2>/dev/null
+cat "$dir/memory"
