@@ -13,6 +13,7 @@ mod net;
 mod wireguard;
 
 use std::future::Future;
+use std::io::Write as _;
 
 use lab::{Kind, Lab};
 
@@ -20,7 +21,7 @@ fn run<F: Future<Output = ()>>(kind: Kind, module: &str, case: &str, body: impl 
     let test = format!("{module}::{case}");
     if kind == Kind::Kernel && !mesh_overlay::wireguard::kernel::available() {
         // Named and known, so not a failure under CI: no kernel there has it.
-        eprintln!("SKIPPED {test}: this kernel has no WireGuard");
+        let _ = writeln!(std::io::stderr(), "SKIPPED {test}: this kernel has no WireGuard");
         return;
     }
     let programs: Vec<&str> = kind.program().into_iter().collect();

@@ -23,10 +23,10 @@ echo "== running the tests"
 status=0
 # Labs share two cores at most: one test program at a time, and inside of it what it chooses itself.
 cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log" || status=1
-passed=$(awk '/^test result:/ {p += $4} END {print p + 0}' "$log")
+skipped=$(grep -o 'SKIPPED [^ ]*: .*' "$log" | sort -u | tee /dev/stderr | wc -l)
+# libtest counts a test that left early as passed.
+passed=$(awk -v skipped="$skipped" '/^test result:/ {p += $4} END {print p - skipped}' "$log")
 failed=$(awk '/^test result:/ {f += $6} END {print f + 0}' "$log")
-skipped=$(grep -c '^SKIPPED' "$log" || true)
-grep '^SKIPPED' "$log" | sort | uniq -c || true
 echo "took $((SECONDS - started)) s"
 echo "$passed passed, $failed failed, $skipped skipped"
 exit $status
