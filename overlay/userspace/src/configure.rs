@@ -123,7 +123,8 @@ impl Device {
                 let private = self.private_key();
                 let preshared = update.preshared_key.clone().flatten();
                 let tunnel = peer::tunnel(private.as_ref(), &update.public_key, preshared.as_ref(), index);
-                let peer = Arc::new(Peer::new(update.public_key, preshared, tunnel));
+                let peer =
+                    Arc::new(Peer::new(update.public_key, preshared, tunnel, Arc::clone(&self.staging)));
                 self.shared.write().table.insert(Arc::clone(&peer));
                 peer
             }

@@ -1,5 +1,6 @@
 //! The device without any I/O: datagrams and packets go in with the time, and come out through [`Output`].
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -11,16 +12,25 @@ use crate::noise::{HANDSHAKE_SPACE, Identity, Message, Refused};
 use crate::packet;
 use crate::peer::{Endpoint, Now, Output, Peer, Received, Sent};
 use crate::peer_table::PeerTable;
+use crate::staging::{Budget, STAGED_BYTES_OF_ALL};
 
 /// Handshake messages a second that are answered without asking for a cookie. One costs about 0.2 ms.
 pub const HANDSHAKES_PER_SECOND: u64 = 500;
 
-/// A WireGuard device. Locks are taken in one order: the table, then a peer.
+// What one call of `Device::tick` does at most, so that traffic never waits for thousands of peers: at some 0.2 ms
+// an initiation, 3 ms.
+const INITIATIONS_PER_TICK: usize = 16;
+const PEERS_PER_TICK: usize = 4096;
+
+/// A WireGuard device. Locks are taken in one order: the sweep, the table, then a peer.
 pub struct Device {
     pub(crate) shared: RwLock<Shared>,
     // One change of configuration at a time; traffic does not wait for it.
     pub(crate) configuring: Mutex<()>,
     pub(crate) handshakes_per_second: u64,
+    pub(crate) staging: Arc<Budget>,
+    // The peers that time has still to pass for.
+    sweep: Mutex<VecDeque<Arc<Peer>>>,
     mtu: AtomicUsize,
     up: AtomicBool,
     counters: Counters,
@@ -46,6 +56,8 @@ pub struct Counters {
     pub foreign_source: AtomicU64,
     /// Handshake messages answered with a cookie because there were too many.
     pub cookies: AtomicU64,
+    /// Handshake messages dropped because there were too many, and too many of them from one address.
+    pub limited: AtomicU64,
 }
 
 fn count(counter: &AtomicU64) {
@@ -64,6 +76,8 @@ impl Device {
             shared: RwLock::new(Shared { identity: None, table: PeerTable::default() }),
             configuring: Mutex::new(()),
             handshakes_per_second,
+            staging: Budget::new(STAGED_BYTES_OF_ALL),
+            sweep: Mutex::default(),
             mtu: AtomicUsize::new(0),
             up: AtomicBool::new(false),
             counters: Counters::default(),
@@ -75,9 +89,47 @@ impl Device {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
 
-    /// Tells the device whether its link is up. While it is down nothing is sent, answered or delivered.
+    /// Tells the device whether its link is up. While it is down nothing is sent, answered or delivered. Going
+    /// down ends all sessions; coming up lets persistent keepalives begin anew.
     pub fn set_up(&self, up: bool) {
-        self.up.store(up, Ordering::Relaxed);
+        let was_up = self.up.swap(up, Ordering::Relaxed);
+        if was_up && !up {
+            self.end_sessions();
+        } else if up && !was_up {
+            let peers: Vec<Arc<Peer>> = self.shared.read().table.peers().cloned().collect();
+            for peer in peers {
+                if peer.lock().hurry_keepalive() {
+                    drop(peer.lock_awake());
+                }
+            }
+        }
+    }
+
+    fn end_sessions(&self) {
+        let (identity, peers): (_, Vec<Arc<Peer>>) = {
+            let shared = self.shared.read();
+            let awake = shared.table.peers().filter(|peer| !peer.is_dormant());
+            (shared.identity.clone(), awake.cloned().collect())
+        };
+        // Without a key there are no sessions.
+        let Some(identity) = identity else { return };
+        let mut ended = Vec::new();
+        for peer in peers {
+            let mut state = peer.lock();
+            ended.extend(state.end_sessions(identity.private()));
+            // Time stands still while the link is down; whoever wakes the peer makes up for it first.
+            peer.sleep(&state);
+        }
+        self.unmap(ended);
+    }
+
+    fn unmap(&self, ended: Vec<u32>) {
+        if !ended.is_empty() {
+            let mut shared = self.shared.write();
+            for index in ended {
+                shared.table.unmap_index(index);
+            }
+        }
     }
 
     /// Whether the link is up.
@@ -101,35 +153,52 @@ impl Device {
         }
     }
 
-    /// Lets time pass for all peers; to be called at least every 250 ms.
-    pub fn tick(&self, now: Now, out: &mut impl Output) {
+    /// Lets time pass for peers; to be called at least every 250 ms. Returns whether it stopped before all had
+    /// their turn, to let traffic through: call it again soon then.
+    pub fn tick(&self, now: Now, out: &mut impl Output) -> bool {
+        let mut sweep = self.sweep.lock();
+        if !self.is_up() {
+            sweep.clear();
+            return false;
+        }
         let mut ended = Vec::new();
         {
             let shared = self.shared.read();
-            if let Some(identity) = &shared.identity {
-                identity.tick();
+            if sweep.is_empty() {
+                sweep.extend(shared.table.peers().filter(|peer| !peer.is_dormant()).cloned());
             }
-            if !self.is_up() {
-                return;
-            }
-            for peer in shared.table.peers().filter(|peer| !peer.is_dormant()) {
+            let (mut initiations, mut peers) = (0, 0);
+            while initiations < INITIATIONS_PER_TICK
+                && peers < PEERS_PER_TICK
+                && let Some(peer) = sweep.pop_front()
+            {
+                peers += 1;
+                // It may have been removed since the sweep began.
+                if !shared.table.get(peer.key()).is_some_and(|known| Arc::ptr_eq(known, &peer)) {
+                    continue;
+                }
                 let mut state = peer.lock();
-                ended.extend(state.tick(now, out));
+                let ticked = state.tick(now, out);
+                ended.extend(ticked.ended);
+                initiations += usize::from(ticked.initiated);
                 peer.rest(&state);
             }
         }
-        if !ended.is_empty() {
-            let mut shared = self.shared.write();
-            for index in ended {
-                shared.table.unmap_index(index);
-            }
+        self.unmap(ended);
+        !sweep.is_empty()
+    }
+
+    /// Makes answers leave by whatever address the routing table picks, after routes or addresses have changed.
+    pub fn forget_local_addresses(&self) {
+        for peer in self.shared.read().table.peers() {
+            peer.lock().forget_local_address(None);
         }
     }
 
-    /// Makes answers leave by whatever address the routing table picks, after an address of ours went away.
-    pub fn forget_local_addresses(&self) {
+    /// The same for those answers only that would leave by an address that went away.
+    pub fn forget_local_address(&self, lost: IpAddr) {
         for peer in self.shared.read().table.peers() {
-            peer.lock().forget_local_address();
+            peer.lock().forget_local_address(Some(lost));
         }
     }
 }
@@ -175,11 +244,13 @@ impl Batch<'_> {
         let peer = match message {
             Message::Data(index) | Message::CookieReply(index) => self.shared.table.by_index(index >> 8),
             // An answer to nothing we asked is not worth a look at its MAC, nor a place in the flood guard.
-            Message::Response(index) => {
-                self.shared.table.by_index(index >> 8).filter(|_| self.admit(from, datagram, out).is_some())
-            }
+            Message::Response(index) => self
+                .shared
+                .table
+                .by_index(index >> 8)
+                .filter(|_| self.admit(message, from, datagram, out).is_some()),
             Message::Initiation => self
-                .admit(from, datagram, out)
+                .admit(message, from, datagram, out)
                 .and_then(|identity| identity.initiator(datagram))
                 .and_then(|key| self.shared.table.get(&key)),
         };
@@ -193,13 +264,24 @@ impl Batch<'_> {
         }
     }
 
-    fn admit(&self, from: &Endpoint, datagram: &[u8], out: &mut impl Output) -> Option<&Identity> {
+    fn admit(
+        &self,
+        message: Message,
+        from: &Endpoint,
+        datagram: &[u8],
+        out: &mut impl Output,
+    ) -> Option<&Identity> {
         let identity = self.shared.identity.as_deref()?;
-        match identity.admit(from.remote.ip(), datagram, out.datagram_space(HANDSHAKE_SPACE)) {
+        let space = out.datagram_space(HANDSHAKE_SPACE);
+        match identity.admit(message, from.remote.ip(), datagram, self.now.monotonic, space) {
             Ok(()) => Some(identity),
             Err(Refused::Cookie(length)) => {
                 out.datagram_done(from, length);
                 count(&self.counters.cookies);
+                None
+            }
+            Err(Refused::TooMany) => {
+                count(&self.counters.limited);
                 None
             }
             Err(Refused::Invalid) => None,

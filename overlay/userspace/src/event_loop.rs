@@ -1,6 +1,7 @@
 //! The event loop: one thread that moves packets from the TUN device to the network and back, run to completion.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,8 @@ pub struct EventLoop {
     received: ReceiveBatch,
     read: Vec<u8>,
     routes_changed: bool,
+    // Whether it has been said that there are no sockets.
+    reported: bool,
 }
 
 // Where the core's output goes. Datagrams gather until the batch is full or `flush` is called.
@@ -53,13 +56,13 @@ struct Outbox {
     sockets: Option<Arc<UdpPair>>,
     send: SendBatch,
     packet: Vec<u8>,
-    lost_address: bool,
+    lost_addresses: Vec<IpAddr>,
 }
 
 impl Outbox {
     fn flush(&mut self) {
         if let Some(sockets) = &self.sockets {
-            self.lost_address |= self.send.send(sockets).lost_address;
+            self.lost_addresses.extend(self.send.send(sockets).lost_addresses);
         }
     }
 }
@@ -87,6 +90,13 @@ impl Output for Outbox {
         // A full queue or a link that has just gone down drops packets, as any link does.
         let _ = self.tun.write(&self.packet[..length]);
     }
+}
+
+// Whether to try once more what failed; not on every event, which can come in thousands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Retry {
+    Yes,
+    No,
 }
 
 #[derive(Default)]
@@ -126,22 +136,24 @@ impl EventLoop {
                 sockets: None,
                 send: SendBatch::new(),
                 packet: vec![0; SLOT],
-                lost_address: false,
+                lost_addresses: Vec::new(),
             },
             received: ReceiveBatch::new(),
             read: vec![0; SLOT],
             routes_changed: false,
+            reported: false,
         })
     }
 
     /// Runs until the interface, the UAPI socket or a signal ends it.
     pub fn run(mut self) -> io::Result<Ended> {
-        self.refresh_link();
+        self.refresh_link(Retry::Yes);
         let mut next_tick = Instant::now() + TICK;
         let mut next_housekeeping = Instant::now() + HOUSEKEEPING;
         let mut ready = Ready::default();
+        let mut sweeping = false;
         loop {
-            let busy = ready.tun || ready.v4 || ready.v6;
+            let busy = ready.tun || ready.v4 || ready.v6 || sweeping;
             let wait =
                 if busy { Duration::ZERO } else { next_tick.saturating_duration_since(Instant::now()) };
             self.poll.wait(wait, |token| match token {
@@ -166,7 +178,7 @@ impl EventLoop {
             if std::mem::take(&mut ready.link) {
                 self.link.drain();
                 self.routes_changed = true;
-                self.refresh_link();
+                self.refresh_link(Retry::No);
             }
             let now = Now::read();
             if ready.v4 {
@@ -193,7 +205,10 @@ impl EventLoop {
                 if std::mem::take(&mut self.routes_changed) {
                     self.device.forget_local_addresses();
                 }
-                self.device.tick(now, &mut self.outbox);
+                sweeping = true;
+            }
+            if sweeping {
+                sweeping = self.device.tick(now, &mut self.outbox);
                 self.finish_batch();
             }
             if now.monotonic >= next_housekeeping {
@@ -201,7 +216,7 @@ impl EventLoop {
                 if !self.socket_file.is_ours() {
                     return Ok(Ended::SocketGone);
                 }
-                self.refresh_link();
+                self.refresh_link(Retry::Yes);
             }
         }
     }
@@ -209,8 +224,8 @@ impl EventLoop {
     /// Sends what the last batch left behind.
     fn finish_batch(&mut self) {
         self.outbox.flush();
-        if std::mem::take(&mut self.outbox.lost_address) {
-            self.device.forget_local_addresses();
+        for lost in self.outbox.lost_addresses.drain(..) {
+            self.device.forget_local_address(lost);
         }
     }
 
@@ -233,7 +248,7 @@ impl EventLoop {
     fn read_tun(&mut self, now: Now) -> io::Result<bool> {
         if !self.device.is_up() {
             // A packet can come before the news that the link is up.
-            self.refresh_link();
+            self.refresh_link(Retry::No);
         }
         let result = self.read_packets(now);
         self.finish_batch();
@@ -256,8 +271,18 @@ impl EventLoop {
     }
 
     fn replace_sockets(&mut self) -> io::Result<()> {
-        // Closing the old sockets, here or when their last user is done, ends their watch.
-        self.outbox.sockets = self.network.sockets();
+        let sockets = self.network.sockets();
+        let (old, new) = (self.outbox.sockets.as_ref(), sockets.as_ref());
+        // They can be replaced again between the news and the look at them; then the same news comes twice.
+        if old.map(Arc::as_ptr) == new.map(Arc::as_ptr) {
+            return Ok(());
+        }
+        if let Some(old) = old {
+            // Others may hold them still, so that they stay open.
+            self.poll.unwatch(old.v4());
+            old.v6().into_iter().for_each(|v6| self.poll.unwatch(v6));
+        }
+        self.outbox.sockets = sockets;
         if let Some(sockets) = &self.outbox.sockets {
             self.poll.watch(sockets.v4(), V4)?;
             if let Some(v6) = sockets.v6() {
@@ -268,19 +293,27 @@ impl EventLoop {
         Ok(())
     }
 
-    fn refresh_link(&mut self) {
-        // A link in another network namespace cannot be asked about: what was known of it stands.
+    fn refresh_link(&mut self, retry: Retry) {
         let Ok(link) = self.link.link(&self.outbox.tun) else { return };
-        self.device.set_mtu(link.mtu);
-        if link.up && !self.device.is_up() {
+        // The MTU of a link in another network namespace cannot be asked for: what was known of it stands.
+        if let Some(mtu) = link.mtu {
+            self.device.set_mtu(mtu);
+        }
+        let comes_up = link.up && !self.device.is_up();
+        if comes_up {
             tracing::info!(mtu = link.mtu, "link is up");
         } else if !link.up && self.device.is_up() {
             tracing::info!("link is down");
         }
-        if link.up
-            && let Err(error) = self.network.open()
-        {
-            tracing::error!(%error, "cannot open UDP sockets; trying again");
+        if link.up && (comes_up || retry == Retry::Yes) {
+            match self.network.open() {
+                Ok(()) => self.reported = false,
+                Err(error) if !self.reported => {
+                    self.reported = true;
+                    tracing::error!(%error, "cannot open UDP sockets; trying again every second");
+                }
+                Err(_) => {}
+            }
         }
         self.device.set_up(link.up);
     }

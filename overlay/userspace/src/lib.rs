@@ -9,13 +9,14 @@
 //! wg(8) --> uapi::Reader --> DeviceUpdate --> Device::apply;  Device::snapshot --> uapi::render_get --> wg(8)
 //! ```
 //!
-//! [`device`], [`peer`], [`peer_table`], [`allowed_ips`], [`noise`] and [`packet`] are the core: no I/O, the time is
-//! an argument (boringtun's own timers excepted, which read the boot-time clock), and what comes out goes through
-//! [`peer::Output`]. [`event_loop`], [`network`] and [`sys`] are the I/O; replacing them touches neither protocol nor
-//! configuration. [`uapi`] parses and renders as pure functions and serves the socket on threads of its own.
+//! [`device`], [`peer`], [`peer_table`], [`allowed_ips`], [`noise`], [`flood`], [`staging`] and [`packet`] are the
+//! core: no I/O, the time is an argument (boringtun's own timers excepted, which read the boot-time clock), and what
+//! comes out goes through [`peer::Output`]. [`event_loop`], [`network`] and [`sys`] are the I/O; replacing them
+//! touches neither protocol nor configuration. [`uapi`] parses and renders as pure functions and serves the socket on
+//! threads of its own.
 //!
-//! Locks are taken in one order, the peer table before a peer. Traffic reads the table, configuration writes it,
-//! peer by peer.
+//! Locks are taken in one order, the timers' sweep before the peer table before a peer. Traffic reads the table,
+//! configuration writes it, peer by peer.
 //!
 //! What it never does: send a packet that is not encrypted; take a packet whose inner source is not among the
 //! sender's allowed IPs; answer anyone who does not know our public key; change a peer's endpoint on anything but
@@ -27,6 +28,7 @@ pub mod config;
 pub mod configure;
 pub mod device;
 pub mod event_loop;
+pub mod flood;
 pub mod key;
 pub mod name;
 pub mod network;
@@ -34,6 +36,7 @@ pub mod noise;
 pub mod packet;
 pub mod peer;
 pub mod peer_table;
+pub mod staging;
 pub mod start;
 pub mod sys;
 pub mod uapi;

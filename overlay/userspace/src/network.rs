@@ -1,13 +1,19 @@
 //! Which UDP sockets are in use: changed by configuration, picked up by the event loop.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::sys::event::Waker;
 use crate::sys::udp::UdpPair;
 use crate::uapi::{SocketControl, SocketSnapshot};
+
+// How long sockets that the event loop lets go of may take to be closed, in steps.
+const CLOSING_STEPS: usize = 20;
+const CLOSING_STEP: Duration = Duration::from_millis(1);
 
 /// The sockets, and the wish for them while the link is down.
 pub struct Network {
@@ -17,6 +23,8 @@ pub struct Network {
 
 struct State {
     sockets: Option<Arc<UdpPair>>,
+    // Replaced, but perhaps still held, and with them their ports, by the event loop.
+    replaced: Vec<(u16, Weak<UdpPair>)>,
     port: u16,
     mark: u32,
 }
@@ -24,7 +32,7 @@ struct State {
 impl Network {
     /// No sockets yet, and no wish for a particular port.
     pub fn new() -> io::Result<Self> {
-        let state = State { sockets: None, port: 0, mark: 0 };
+        let state = State { sockets: None, replaced: Vec::new(), port: 0, mark: 0 };
         Ok(Self { state: Mutex::new(state), changed: Waker::new()? })
     }
 
@@ -43,15 +51,41 @@ impl Network {
         let mut state = self.state.lock();
         if state.sockets.is_none() {
             let sockets = UdpPair::bind(state.port, state.mark)?;
-            self.use_now(&mut state, sockets);
+            self.use_now(&mut state, Arc::new(sockets));
         }
         Ok(())
     }
 
-    fn use_now(&self, state: &mut State, sockets: UdpPair) {
+    fn use_now(&self, state: &mut State, sockets: Arc<UdpPair>) {
         state.port = sockets.port();
-        state.sockets = Some(Arc::new(sockets));
+        let before = state.sockets.replace(sockets);
+        // The one replaced last may be on its way to be closed, even if nobody holds it any more.
+        state.replaced.retain(|(_, replaced)| replaced.strong_count() > 0);
+        state.replaced.extend(before.map(|before| (before.port(), Arc::downgrade(&before))));
         self.changed.wake();
+    }
+}
+
+impl State {
+    // A port that only we ourselves still hold is not taken.
+    fn bind(&self, port: u16) -> io::Result<Arc<UdpPair>> {
+        let mut steps = CLOSING_STEPS;
+        loop {
+            let ours = |(replaced, _): &&(u16, Weak<UdpPair>)| *replaced == port;
+            let mut ours = self.replaced.iter().filter(ours).peekable();
+            let known = ours.peek().is_some();
+            if let Some(sockets) = ours.find_map(|(_, sockets)| sockets.upgrade()) {
+                sockets.set_mark(self.mark)?;
+                return Ok(sockets);
+            }
+            match UdpPair::bind(port, self.mark) {
+                Err(error) if known && steps > 0 && error.raw_os_error() == Some(libc::EADDRINUSE) => {
+                    steps -= 1;
+                    thread::sleep(CLOSING_STEP);
+                }
+                result => return result.map(Arc::new),
+            }
+        }
     }
 }
 
@@ -67,7 +101,7 @@ impl SocketControl for Network {
         if port != 0 && state.sockets.as_ref().is_some_and(|sockets| sockets.port() == port) {
             return Ok(());
         }
-        let sockets = UdpPair::bind(port, state.mark)?;
+        let sockets = state.bind(port)?;
         self.use_now(&mut state, sockets);
         Ok(())
     }

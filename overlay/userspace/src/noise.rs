@@ -4,12 +4,15 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult, handshake};
 use boringtun::x25519;
+use parking_lot::Mutex;
 
+use crate::flood::{Buckets, Window};
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 
 /// Bytes that a data message adds to its plaintext.
@@ -55,7 +58,17 @@ impl Message {
 pub struct Identity {
     private: PrivateKey,
     public: PublicKey,
-    limiter: RateLimiter,
+    // boringtun's limiters only check MACs here: the one never asks for a cookie, the other always does.
+    unloaded: RateLimiter,
+    loaded: RateLimiter,
+    guard: Mutex<Guard>,
+}
+
+struct Guard {
+    initiations: Window,
+    // Apart, so that the answers to what we ask for ourselves get through while everyone else asks us.
+    responses: Window,
+    sources: Buckets,
 }
 
 /// Why a handshake message goes no further.
@@ -65,14 +78,22 @@ pub enum Refused {
     Invalid,
     /// We are under load; the cookie reply of this many bytes is in the buffer.
     Cookie(usize),
+    /// We are under load, and this sender, whose address is proven, has sent too many.
+    TooMany,
 }
 
 impl Identity {
-    /// An identity that answers with cookies beyond `limit` handshake messages a second.
+    /// An identity that answers with cookies beyond `limit` initiations and as many responses a second.
     pub fn new(private: PrivateKey, limit: u64) -> Self {
         let public = private.public();
-        let limiter = RateLimiter::new(&x25519::PublicKey::from(*public.as_bytes()), limit);
-        Self { private, public, limiter }
+        let limiter = |limit| RateLimiter::new(&x25519::PublicKey::from(*public.as_bytes()), limit);
+        let guard = Guard {
+            initiations: Window::new(limit),
+            responses: Window::new(limit),
+            sources: Buckets::default(),
+        };
+        let (unloaded, loaded) = (limiter(u64::MAX), limiter(0));
+        Self { private, public, unloaded, loaded, guard: Mutex::new(guard) }
     }
 
     /// Our private key.
@@ -85,15 +106,29 @@ impl Identity {
         &self.public
     }
 
-    /// Opens the next one-second window of the flood guard, if the last one is over.
-    pub fn tick(&self) {
-        self.limiter.reset_count();
-    }
-
     /// Checks the MACs of a handshake message and counts it. `out` needs [`HANDSHAKE_SPACE`] bytes.
-    pub fn admit(&self, from: IpAddr, datagram: &[u8], out: &mut [u8]) -> Result<(), Refused> {
-        match self.limiter.verify_packet(Some(from), datagram, out) {
-            Ok(_) => Ok(()),
+    pub fn admit(
+        &self,
+        message: Message,
+        from: IpAddr,
+        datagram: &[u8],
+        now: Instant,
+        out: &mut [u8],
+    ) -> Result<(), Refused> {
+        if self.unloaded.verify_packet(Some(from), datagram, out).is_err() {
+            return Err(Refused::Invalid);
+        }
+        let mut guard = self.guard.lock();
+        let window = match message {
+            Message::Response(_) => &mut guard.responses,
+            _ => &mut guard.initiations,
+        };
+        if window.take(now) {
+            return Ok(());
+        }
+        match self.loaded.verify_packet(Some(from), datagram, out) {
+            Ok(_) if guard.sources.take(from, now) => Ok(()),
+            Ok(_) => Err(Refused::TooMany),
             Err(TunnResult::WriteToNetwork(cookie)) => Err(Refused::Cookie(cookie.len())),
             Err(_) => Err(Refused::Invalid),
         }
@@ -146,8 +181,25 @@ pub struct Tunnel {
     tunn: Tunn,
     index: u32,
     ready: bool,
-    // One bit per boringtun session slot (receiver index modulo 8): responded to, not yet confirmed by data.
+    // boringtun keeps sessions in eight slots (receiver index modulo 8) and says neither which one it seals with
+    // nor whether that is confirmed, so both are followed here by its own rule: a session whose data arrives is
+    // used from then on, unless the one in use is there and younger.
+    current: u8,
+    occupied: bool,
+    // One bit per slot: responded to, not yet confirmed by data.
     unconfirmed: u8,
+    // The number of the clock reading at which each slot's session was established.
+    established: [u64; SLOTS],
+    readings: u64,
+    // The handshake in progress, if any, is one that nobody answers any more.
+    restart: bool,
+}
+
+const SLOTS: usize = 8;
+
+fn unlimited(private: &PrivateKey) -> Arc<RateLimiter> {
+    // Floods are judged once, for the whole device; a tunnel with a limit of its own would count twice.
+    Arc::new(RateLimiter::new(&x25519::PublicKey::from(*private.public().as_bytes()), u64::MAX))
 }
 
 impl Tunnel {
@@ -165,12 +217,19 @@ impl Tunnel {
         if !private.secret().diffie_hellman(&peer).was_contributory() {
             return None;
         }
-        // Floods are judged once, for the whole device; a tunnel with a limit of its own would count twice.
-        let unlimited =
-            Arc::new(RateLimiter::new(&x25519::PublicKey::from(*private.public().as_bytes()), u64::MAX));
         let preshared = preshared.map(|key| *key.expose());
-        let tunn = Tunn::new(private.secret(), peer, preshared, None, index, Some(unlimited));
-        Some(Self { tunn, index, ready: false, unconfirmed: 0 })
+        let tunn = Tunn::new(private.secret(), peer, preshared, None, index, Some(unlimited(private)));
+        Some(Self {
+            tunn,
+            index,
+            ready: false,
+            current: 0,
+            occupied: false,
+            unconfirmed: 0,
+            established: [0; SLOTS],
+            readings: 0,
+            restart: false,
+        })
     }
 
     /// The upper 24 bits of this tunnel's receiver indices.
@@ -178,7 +237,7 @@ impl Tunnel {
         self.index
     }
 
-    /// Whether there is a session to send with.
+    /// Whether there is a confirmed session to send with.
     #[inline]
     pub fn is_ready(&self) -> bool {
         self.ready
@@ -200,16 +259,28 @@ impl Tunnel {
 
     /// Starts a handshake unless one is in progress. `out` needs [`HANDSHAKE_SPACE`] bytes.
     pub fn initiate(&mut self, out: &mut [u8]) -> Option<usize> {
-        match self.tunn.format_handshake_initiation(out, false) {
+        let restart = std::mem::take(&mut self.restart);
+        match self.tunn.format_handshake_initiation(out, restart) {
             TunnResult::WriteToNetwork(message) => Some(message.len()),
             _ => None,
         }
+    }
+
+    /// Drops all sessions. What was learned against replayed initiations stays.
+    pub fn end_sessions(&mut self, private: &PrivateKey) {
+        // Of all that boringtun offers, only this drops sessions and nothing else; the key is the same.
+        let public = x25519::PublicKey::from(*private.public().as_bytes());
+        self.tunn.set_static_private(private.secret(), public, Some(unlimited(private)));
+        self.unconfirmed = 0;
+        self.restart = true;
+        self.refresh();
     }
 
     /// Lets the tunnel see the present after a time without [`Tunnel::tick`].
     pub fn wake(&mut self) {
         let mut scratch = [0u8; HANDSHAKE_SPACE];
         let _ = self.tunn.update_timers(&mut scratch);
+        self.readings += 1;
         self.refresh();
     }
 
@@ -221,8 +292,13 @@ impl Tunnel {
             TunnResult::Err(WireGuardError::ConnectionExpired) => Tick::Expired,
             _ => Tick::Quiet,
         };
+        self.readings += 1;
         self.refresh();
-        tick
+        match tick {
+            // A keepalive in a session that the peer may not have.
+            Tick::Send(_) if !self.ready && out.first() == Some(&4) => Tick::Quiet,
+            tick => tick,
+        }
     }
 
     /// Whether there is neither a session nor a handshake to keep alive.
@@ -250,24 +326,30 @@ impl Tunnel {
                     TunnResult::Err(WireGuardError::InvalidPacket) => None,
                     _ => return None,
                 };
-                let slot = 1u8 << (index & 7);
-                let confirms = self.unconfirmed & slot != 0;
-                if confirms || !self.ready {
-                    self.unconfirmed &= !slot;
+                let slot = slot(index);
+                let confirms = self.unconfirmed & bit(slot) != 0;
+                if confirms || slot != self.current {
+                    self.unconfirmed &= !bit(slot);
+                    self.follow(slot);
                     self.refresh();
                 }
                 Some(Opened::Data { length, confirms })
             }
             (Message::Initiation, TunnResult::WriteToNetwork(response)) => {
-                let index = response.get(4).copied().unwrap_or(0);
-                self.unconfirmed |= 1 << (index & 7);
+                let slot = slot(response.get(4).copied().unwrap_or(0).into());
+                self.unconfirmed |= bit(slot);
+                self.established[usize::from(slot)] = self.readings;
                 let length = response.len();
                 self.refresh();
                 Some(Opened::Respond(length))
             }
             (Message::Response(index), TunnResult::WriteToNetwork(keepalive)) => {
                 let length = keepalive.len();
-                self.unconfirmed &= !(1 << (index & 7));
+                let slot = slot(index);
+                self.unconfirmed &= !bit(slot);
+                self.established[usize::from(slot)] = self.readings;
+                self.restart = false;
+                self.follow(slot);
                 self.refresh();
                 Some(Opened::Established(length))
             }
@@ -276,7 +358,23 @@ impl Tunnel {
         }
     }
 
-    fn refresh(&mut self) {
-        self.ready = self.tunn.time_since_last_handshake().is_some();
+    fn follow(&mut self, slot: u8) {
+        let established = |slot: u8| self.established[usize::from(slot)];
+        if !self.occupied || established(slot) >= established(self.current) {
+            self.current = slot;
+        }
     }
+
+    fn refresh(&mut self) {
+        self.occupied = self.tunn.time_since_last_handshake().is_some();
+        self.ready = self.occupied && self.unconfirmed & bit(self.current) == 0;
+    }
+}
+
+fn slot(index: u32) -> u8 {
+    (index & 7) as u8
+}
+
+fn bit(slot: u8) -> u8 {
+    1 << (slot & 7)
 }

@@ -1,7 +1,7 @@
 //! One peer: its tunnel, where it was last heard, what waits for a session, and its counters.
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,11 +10,9 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 use crate::noise::{DATA_OVERHEAD, HANDSHAKE_SPACE, Message, Opened, Tick, Tunnel};
 use crate::packet;
+use crate::staging::{Budget, Queue};
 
-/// Packets kept for a peer while a handshake runs, as many as the Linux driver keeps.
-pub const STAGED_PACKETS: usize = 128;
-/// Bytes kept for a peer while a handshake runs.
-pub const STAGED_BYTES: usize = 512 * 1024;
+pub use crate::staging::{STAGED_BYTES, STAGED_PACKETS};
 
 /// The present, read once per batch.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +83,15 @@ pub enum Received {
     Refused,
 }
 
+/// What time did to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticked {
+    /// The index of a tunnel that has ended and can be forgotten.
+    pub ended: Option<u32>,
+    /// Whether a handshake initiation was made, which costs much more than all else.
+    pub initiated: bool,
+}
+
 /// A peer. All that changes with traffic is behind one lock.
 pub struct Peer {
     key: PublicKey,
@@ -94,8 +101,13 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A peer without endpoint and keepalive.
-    pub fn new(key: PublicKey, preshared: Option<PresharedKey>, tunnel: Option<Box<Tunnel>>) -> Self {
+    /// A peer without endpoint and keepalive, whose packets wait at the expense of `staging`.
+    pub fn new(
+        key: PublicKey,
+        preshared: Option<PresharedKey>,
+        tunnel: Option<Box<Tunnel>>,
+        staging: Arc<Budget>,
+    ) -> Self {
         let state = PeerState {
             tunnel,
             retiring: None,
@@ -103,8 +115,8 @@ impl Peer {
             endpoint: None,
             keepalive: 0,
             last_traversal: None,
-            staged: VecDeque::new(),
-            staged_bytes: 0,
+            staged: Queue::new(staging),
+            initiations: 0,
             last_handshake: None,
             tx_bytes: 0,
             rx_bytes: 0,
@@ -141,6 +153,11 @@ impl Peer {
         state
     }
 
+    /// Lets the timer sweep pass this peer by until traffic or configuration wakes it.
+    pub(crate) fn sleep(&self, _state: &MutexGuard<'_, PeerState>) {
+        self.dormant.store(true, Ordering::Relaxed);
+    }
+
     /// Lets the timer sweep pass this peer by, if nothing runs.
     pub(crate) fn rest(&self, state: &MutexGuard<'_, PeerState>) {
         if state.is_idle() {
@@ -161,8 +178,9 @@ pub struct PeerState {
     endpoint: Option<Endpoint>,
     keepalive: u16,
     last_traversal: Option<Instant>,
-    staged: VecDeque<Box<[u8]>>,
-    staged_bytes: usize,
+    staged: Queue,
+    // Made so far; what they cost is what limits a sweep.
+    initiations: u64,
     last_handshake: Option<SystemTime>,
     tx_bytes: u64,
     rx_bytes: u64,
@@ -189,7 +207,7 @@ impl PeerState {
             }
             return Sent::Sealed;
         }
-        self.stage(&buffer[..length]);
+        self.staged.push(&buffer[..length]);
         self.initiate(now, out);
         Sent::Staged
     }
@@ -233,6 +251,7 @@ impl PeerState {
     pub fn initiate(&mut self, now: Now, out: &mut impl Output) {
         let (Some(tunnel), Some(endpoint)) = (&mut self.tunnel, self.endpoint) else { return };
         if let Some(length) = tunnel.initiate(out.datagram_space(HANDSHAKE_SPACE)) {
+            self.initiations += 1;
             out.datagram_done(&endpoint, length);
             self.note_sent(length, now);
         }
@@ -245,22 +264,12 @@ impl PeerState {
         }
     }
 
-    fn stage(&mut self, packet: &[u8]) {
-        self.staged_bytes += packet.len();
-        self.staged.push_back(packet.into());
-        while self.staged.len() > STAGED_PACKETS || self.staged_bytes > STAGED_BYTES {
-            let Some(oldest) = self.staged.pop_front() else { break };
-            self.staged_bytes -= oldest.len();
-        }
-    }
-
     fn send_staged(&mut self, mtu: usize, now: Now, out: &mut impl Output) {
         let Some(endpoint) = self.endpoint else { return };
         let mut padded = Vec::new();
         while self.is_ready()
-            && let Some(packet) = self.staged.pop_front()
+            && let Some(packet) = self.staged.pop()
         {
-            self.staged_bytes -= packet.len();
             padded.clear();
             padded.extend_from_slice(&packet);
             padded.resize(packet.len().next_multiple_of(16), 0);
@@ -306,7 +315,10 @@ impl PeerState {
                 }
             }
             Some(Opened::Respond(length)) => {
-                self.note_received(datagram.len(), from, now);
+                // After a change of the preshared key any recorded initiation looks new: where the peer is, only
+                // the data says that confirms the session.
+                let known = self.endpoint.unwrap_or(*from);
+                self.note_received(datagram.len(), &known, now);
                 out.datagram_done(from, length);
                 self.note_sent(length, now);
                 Received::Handled
@@ -323,14 +335,18 @@ impl PeerState {
         }
     }
 
-    /// Lets time pass. Returns the index of a tunnel that has ended and can be forgotten.
-    pub fn tick(&mut self, now: Now, out: &mut impl Output) -> Option<u32> {
+    /// Lets time pass.
+    pub fn tick(&mut self, now: Now, out: &mut impl Output) -> Ticked {
+        let before = self.initiations;
         let ended = self.tick_retiring(now, out);
         if let Some(tunnel) = &mut self.tunnel {
             match tunnel.tick(out.datagram_space(HANDSHAKE_SPACE)) {
                 Tick::Quiet => {}
-                Tick::Expired => self.drop_staged(),
+                Tick::Expired => self.staged.clear(),
                 Tick::Send(length) => {
+                    if out.datagram_space(HANDSHAKE_SPACE).first() == Some(&1) {
+                        self.initiations += 1;
+                    }
                     if let Some(endpoint) = self.endpoint {
                         out.datagram_done(&endpoint, length);
                         self.note_sent(length, now);
@@ -343,7 +359,7 @@ impl PeerState {
             self.last_traversal = Some(now.monotonic);
             self.send_keepalive(now, out);
         }
-        ended
+        Ticked { ended, initiated: self.initiations != before }
     }
 
     fn tick_retiring(&mut self, now: Now, out: &mut impl Output) -> Option<u32> {
@@ -376,15 +392,25 @@ impl PeerState {
         asleep && self.retiring.is_none() && self.keepalive == 0 && self.staged.is_empty()
     }
 
-    fn drop_staged(&mut self) {
+    /// Forgets sessions and what waits for one, because the link went down. Returns an index to forget.
+    pub(crate) fn end_sessions(&mut self, private: &PrivateKey) -> Option<u32> {
         self.staged.clear();
-        self.staged_bytes = 0;
+        if let Some(tunnel) = &mut self.tunnel {
+            tunnel.end_sessions(private);
+        }
+        self.retiring.take().map(|tunnel| tunnel.index())
+    }
+
+    /// Makes a persistent keepalive due at once. False where there is none.
+    pub(crate) fn hurry_keepalive(&mut self) -> bool {
+        self.last_traversal = None;
+        self.keepalive != 0
     }
 
     /// Replaces the tunnel because our own key has changed; all sessions end. Returns indices to forget.
     pub(crate) fn rekey(&mut self, tunnel: Option<Box<Tunnel>>) -> impl Iterator<Item = u32> + use<> {
         let old = [self.retiring.take(), std::mem::replace(&mut self.tunnel, tunnel)];
-        self.drop_staged();
+        self.staged.clear();
         old.into_iter().flatten().map(|tunnel| tunnel.index())
     }
 
@@ -417,9 +443,11 @@ impl PeerState {
         }
     }
 
-    /// Forgets which of our addresses the peer was answered from, after that address stopped working.
-    pub(crate) fn forget_local_address(&mut self) {
-        if let Some(endpoint) = &mut self.endpoint {
+    /// Forgets which of our addresses the peer was answered from, if it is `lost`, or whichever it is.
+    pub(crate) fn forget_local_address(&mut self, lost: Option<IpAddr>) {
+        if let Some(endpoint) = &mut self.endpoint
+            && (lost.is_none() || endpoint.local == lost)
+        {
             endpoint.local = None;
         }
     }

@@ -306,14 +306,109 @@ fn port_zero_means_any_and_is_shown() {
 }
 
 #[test]
-fn a_port_that_is_taken_when_the_link_comes_up_is_tried_again() {
-    need!("a_port_that_is_taken_when_the_link_comes_up_is_tried_again", "ping");
+fn a_link_that_was_down_has_its_port_and_a_new_session_when_it_is_up_again() {
+    need!("a_link_that_was_down_has_its_port_and_a_new_session_when_it_is_up_again", "ping");
     let (a, b) = pair(MeshWg, MeshWg, "192.0.2.2", "");
     a.host.wait_ping("10.0.0.2");
     a.host.run("ip link set wg0 down");
     assert!(!b.host.try_run("ping -c 1 -W 1 10.0.0.1").status.success());
     a.host.run("ip link set wg0 up");
     a.host.wait_ping("10.0.0.2");
+    assert_eq!(a.host.run("wg show wg0 listen-port").trim(), "51820");
+}
+
+#[test]
+fn ports_that_are_all_taken_when_the_link_comes_up_are_tried_again_and_reported_once() {
+    need!(
+        "ports_that_are_all_taken_when_the_link_comes_up_are_tried_again_and_reported_once",
+        "env",
+        "python3",
+        "sysctl"
+    );
+    let host = Host::new();
+    let log = host.files.path().join("log").to_str().unwrap().to_owned();
+    host.run(&format!("env MESH_WG_LOG_FILE={log} {MESH_WG} wg0"));
+    // One port to choose from, and that one is taken until the taker's standard input is closed.
+    // Set from within the host's namespace: what is under /proc/sys/net belongs to whoever opens it.
+    let range = ["-qw", "net.ipv4.ip_local_port_range=40000 40000"];
+    assert!(host.command("sysctl", &range).status().unwrap().success());
+    let script = host.file(
+        "take.py",
+        "import socket, sys\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+         s.bind(('', 40000))\nprint('bound', flush=True)\nsys.stdin.read()\n",
+    );
+    let mut command = host.command("python3", &[&script]);
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut taker = command.spawn().unwrap();
+    taker.stdout.as_mut().unwrap().read_exact(&mut [0; 5]).unwrap();
+    host.run("ip link set wg0 up");
+    let reports = || std::fs::read_to_string(&log).unwrap().matches("cannot open UDP sockets").count();
+    wait_for("the report", || reports() == 1);
+    // Events do not make it try, nor report, more often.
+    for metric in 1..200 {
+        host.run(&format!("ip route add 10.99.0.0/16 dev wg0 metric {metric}"));
+    }
+    assert_eq!(host.run("wg show wg0 listen-port").trim(), "0");
+    assert_eq!(reports(), 1);
+    drop(taker.stdin.take());
+    taker.wait().unwrap();
+    wait_for("the port", || host.run("wg show wg0 listen-port").trim() == "40000");
+    assert_eq!(reports(), 1);
+}
+
+#[test]
+fn ports_changed_back_and_forth_without_a_pause_leave_the_device_alive() {
+    need!("ports_changed_back_and_forth_without_a_pause_leave_the_device_alive", "ping");
+    let (a, b) = pair(MeshWg, MeshWg, "192.0.2.2", "");
+    a.host.wait_ping("10.0.0.2");
+    let sets: String = (0..300)
+        .map(|i| format!("set=1\nlisten_port={}\n\n", [7001, 7002, 7001, 7003, 7004][i % 5]))
+        .collect();
+    for _ in 0..10 {
+        let mut client = a.host.uapi_client("wg0");
+        client.write_all(sets.as_bytes()).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answers = String::new();
+        client.read_to_string(&mut answers).unwrap();
+        assert_eq!(answers, "errno=0\n\n".repeat(300));
+    }
+    a.host.run("wg set wg0 listen-port 7002");
+    a.host.wait_ping("10.0.0.2");
+    wait_for("the last port", || {
+        a.host.run("ping -c 1 -W 2 10.0.0.2");
+        b.show("endpoints") == "192.0.2.1:7002"
+    });
+}
+
+#[test]
+fn a_link_moved_to_another_namespace_before_it_comes_up_works_there() {
+    need!("a_link_moved_to_another_namespace_before_it_comes_up_works_there", "ping");
+    let (a, b) = pair(MeshWg, MeshWg, "192.0.2.2", "");
+    a.host.run("ip netns add inner");
+    a.host.run("ip link set wg0 netns inner");
+    a.host.run("ip -n inner addr add 10.0.0.1/24 dev wg0");
+    a.host.run("ip -n inner link set wg0 up");
+    wait_for("ping from there", || {
+        a.host.try_run("ip netns exec inner ping -c 1 -W 1 10.0.0.2").status.success()
+    });
+    assert_eq!(b.show("endpoints"), "192.0.2.1:51820", "the datagrams stay in the first one");
+    // Also with a link that never was up before it was moved, and that goes down again.
+    a.host.run(&format!("{MESH_WG} wg1"));
+    a.host.run("ip link set wg1 netns inner");
+    a.host.run("ip -n inner link set wg1 up");
+    wait_for("a port", || a.host.run("wg show wg1 listen-port").trim() != "0");
+}
+
+#[test]
+fn the_daemon_inherits_no_open_files() {
+    need!("the_daemon_inherits_no_open_files");
+    let host = Host::new();
+    let extra = host.file("extra", "");
+    let script = format!("exec 7<{extra} && exec {MESH_WG} wg0");
+    let output = host.command("sh", &["-c", &script]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let open = host.run(&format!("ls -l /proc/{}/fd", host.run("pidof mesh-wg").trim()));
+    assert!(open.contains("/dev/net/tun") && !open.contains(&extra), "{open}");
 }
 
 #[test]
@@ -339,7 +434,7 @@ fn wg_quick_brings_it_up_and_takes_it_down() {
     if std::path::Path::new("/sys/module/wireguard").exists() {
         let notice =
             "SKIPPED wg_quick_brings_it_up_and_takes_it_down: the kernel has WireGuard, wg-quick prefers it";
-        eprintln!("{notice}");
+        let _ = writeln!(std::io::stderr(), "{notice}");
         return;
     }
     let peer = Site::new(MeshWg, 2);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use mesh_wg::config::{AllowedIpChange, DeviceUpdate, PeerUpdate};
 use mesh_wg::key::{PresharedKey, PrivateKey, PublicKey};
 use mesh_wg::noise::Message;
+use mesh_wg::peer::Endpoint;
 use proptest::prelude::*;
 use wire::{Node, connected, packet, pair, settle};
 
@@ -299,10 +300,20 @@ fn handshakes_beyond_the_limit_get_cookies_and_the_cookie_opens_the_door() {
         std::thread::sleep(Duration::from_millis(20));
         client.tick();
     }
+    let with_cookie = client.out.datagrams[0].1.clone();
     settle(&mut client, &mut server);
     // The client takes the response without asking back: only the server is under load.
     assert!(client.handshaken(&server) && server.handshaken(&client));
     assert_eq!(server.out.packets.len(), 1);
+    // Nor does a cookie open it without limit: one more of a burst of five has been used.
+    for _ in 0..100 {
+        server.receive(client.address, &with_cookie);
+    }
+    assert_eq!(server.device.counters().limited.load(Ordering::Relaxed), 96);
+    server.now.monotonic += Duration::from_millis(50);
+    server.receive(client.address, &with_cookie);
+    server.receive(client.address, &with_cookie);
+    assert_eq!(server.device.counters().limited.load(Ordering::Relaxed), 97);
 }
 
 #[test]
@@ -369,7 +380,194 @@ fn while_the_link_is_down_nothing_moves() {
     a.device.set_up(true);
     a.send(&packet("10.0.0.1", "10.0.0.2", 60));
     settle(&mut a, &mut b);
-    assert_eq!(b.out.packets.len(), 1, "the session outlives it");
+    assert_eq!(a.out.packets.len() + b.out.packets.len(), 1, "a new session takes over");
+}
+
+#[test]
+fn going_down_ends_sessions_and_drops_what_waits() {
+    let (mut a, mut b) = connected();
+    a.send(&packet("10.0.0.1", "10.0.0.2", 60));
+    let (_, late) = a.out.datagrams.pop_front().unwrap();
+    b.send(&packet("10.0.0.2", "10.0.0.1", 60));
+    let (_, old) = b.out.datagrams.pop_front().unwrap();
+    for node in [&a, &b] {
+        node.device.set_up(false);
+        node.device.set_up(true);
+    }
+    a.receive(b.address, &old);
+    b.receive(a.address, &late);
+    assert!(a.out.packets.is_empty() && b.out.packets.is_empty(), "the keys are gone");
+    a.send(&packet("10.0.0.1", "10.0.0.2", 61));
+    assert_eq!(a.out.datagrams[0].1[0], 1, "a handshake comes first");
+    settle(&mut a, &mut b);
+    assert_eq!(b.out.packets.len(), 1);
+    // A handshake that was under way is begun again at once, and nothing staged survives.
+    let (mut c, mut d) = pair();
+    c.send(&packet("10.0.0.1", "10.0.0.2", 60));
+    c.out.datagrams.clear();
+    c.device.set_up(false);
+    c.device.set_up(true);
+    c.send(&packet("10.0.0.1", "10.0.0.2", 62));
+    settle(&mut c, &mut d);
+    assert_eq!(d.out.packets.iter().map(Vec::len).collect::<Vec<_>>(), [62]);
+}
+
+#[test]
+fn a_keepalive_begins_anew_when_the_link_comes_up() {
+    let (mut a, mut b) = connected();
+    a.apply(PeerUpdate { persistent_keepalive: Some(25), ..PeerUpdate::new(b.public) });
+    a.tick();
+    settle(&mut a, &mut b);
+    a.device.set_up(false);
+    a.tick();
+    a.device.set_up(true);
+    a.tick();
+    assert_eq!(a.out.datagrams.len(), 1);
+    assert_eq!(a.out.datagrams[0].1[0], 1, "with a handshake, for the session is gone");
+}
+
+/// The first initiation of a node that has forgotten all it was doing.
+fn fresh_initiation(node: &mut Node) -> Vec<u8> {
+    for private in [None, Some(node.private.clone())] {
+        let update = DeviceUpdate { private_key: Some(private), ..DeviceUpdate::default() };
+        node.device.apply(&update).unwrap();
+    }
+    node.send(&packet("10.0.0.1", "10.0.0.2", 60));
+    node.out.datagrams.pop_back().unwrap().1
+}
+
+#[test]
+fn nothing_is_sent_in_a_session_that_the_initiator_has_not_confirmed() {
+    let (mut a, mut b) = pair();
+    for round in 1..=20 {
+        let initiation = fresh_initiation(&mut a);
+        b.receive(a.address, &initiation);
+        assert_eq!(b.out.datagrams.pop_front().unwrap().1[0], 2, "answered, and the answer is lost");
+        let ready = b.device.batch(b.now).peer(&a.public).unwrap().lock().is_ready();
+        assert!(!ready, "after {round} initiations");
+    }
+    b.send(&packet("10.0.0.2", "10.0.0.1", 60));
+    assert_eq!(b.out.datagrams[0].1[0], 1, "the packet waits for a handshake");
+    settle(&mut a, &mut b);
+    assert_eq!(a.out.packets.len(), 1);
+}
+
+#[test]
+fn a_running_session_is_used_until_a_new_one_is_confirmed() {
+    let (mut a, mut b) = connected();
+    let mut arrived = 0;
+    for _ in 0..30 {
+        // A rekeys: a new session at B, in which B says nothing before it has heard A in it.
+        let initiation = fresh_initiation(&mut a);
+        b.receive(a.address, &initiation);
+        let (_, response) = b.out.datagrams.pop_front().unwrap();
+        b.send(&packet("10.0.0.2", "10.0.0.1", 60));
+        let early = b.out.datagrams.pop_front().unwrap().1;
+        assert_ne!((early[0], early[4..8].to_vec()), (4, initiation[4..8].to_vec()));
+        a.receive(b.address, &response);
+        settle(&mut a, &mut b);
+        a.out.packets.clear();
+        b.send(&packet("10.0.0.2", "10.0.0.1", 60));
+        assert_eq!(b.out.datagrams[0].1[4..8], initiation[4..8], "the confirmed one is used");
+        settle(&mut a, &mut b);
+        arrived += a.out.packets.len();
+    }
+    assert_eq!(arrived, 30);
+}
+
+#[test]
+fn an_initiation_replayed_after_a_preshared_key_change_does_not_move_the_endpoint() {
+    let (mut a, mut b) = pair();
+    a.send(&packet("10.0.0.1", "10.0.0.2", 60));
+    let recorded = a.out.datagrams[0].1.clone();
+    settle(&mut a, &mut b);
+    b.preshare(&a, 5);
+    let elsewhere = SocketAddr::from(([198, 51, 100, 7], 4242));
+    b.receive(elsewhere, &recorded);
+    let (to, response) = b.out.datagrams.pop_front().unwrap();
+    assert_eq!((to.remote, response[0]), (elsewhere, 2), "it is answered where it came from");
+    assert_eq!(b.endpoint(&a), a.address);
+    // Who completes the handshake from elsewhere is followed there.
+    a.preshare(&b, 5);
+    let initiation = fresh_initiation(&mut a);
+    b.receive(elsewhere, &initiation);
+    let (_, response) = b.out.datagrams.pop_front().unwrap();
+    assert_eq!(b.endpoint(&a), a.address);
+    a.receive(b.address, &response);
+    let (_, confirmation) = a.out.datagrams.pop_front().unwrap();
+    b.receive(elsewhere, &confirmation);
+    assert_eq!(b.endpoint(&a), elsewhere);
+}
+
+#[test]
+fn answers_to_our_own_initiations_are_not_starved_by_those_of_others() {
+    let mut server = Node::with_limit(1, 1);
+    let mut client = Node::new(2);
+    server.add(&client, &["10.0.0.2/32"]);
+    client.add(&server, &["10.0.0.1/32"]);
+    let mut stranger = Node::new(3);
+    stranger.add(&server, &["10.0.0.1/32"]);
+    stranger.send(&packet("10.0.0.3", "10.0.0.1", 60));
+    let (_, initiation) = stranger.out.datagrams.pop_front().unwrap();
+    for _ in 0..3 {
+        server.receive(stranger.address, &initiation);
+    }
+    assert_eq!(server.device.counters().cookies.load(Ordering::Relaxed), 2, "the budget is used up");
+    server.out.datagrams.clear();
+    server.send(&packet("10.0.0.1", "10.0.0.2", 60));
+    settle(&mut server, &mut client);
+    assert_eq!(client.out.packets.len(), 1);
+}
+
+#[test]
+fn a_herd_of_silent_peers_is_called_a_few_at_a_time() {
+    let mut node = Node::new(1);
+    let peers = (0..100u8)
+        .map(|i| PeerUpdate {
+            endpoint: Some(SocketAddr::from(([192, 0, 2, 9], 1000))),
+            persistent_keepalive: Some(25),
+            ..PeerUpdate::new(PrivateKey::new([100 + i; 32]).unwrap().public())
+        })
+        .collect();
+    node.device.apply(&DeviceUpdate { peers, ..DeviceUpdate::default() }).unwrap();
+    let mut passes = Vec::new();
+    while node.device.tick(node.now, &mut node.out) {
+        passes.push(std::mem::take(&mut node.out.datagrams).len());
+    }
+    passes.push(node.out.datagrams.len());
+    assert!(passes.iter().all(|pass| *pass <= 16), "{passes:?}");
+    assert_eq!(passes.iter().sum::<usize>(), 100, "and none is forgotten");
+    // Who is removed in the middle of a sweep is not called.
+    let node = Node::new(1);
+    let keys: Vec<_> = (0..40u8).map(|i| PrivateKey::new([100 + i; 32]).unwrap().public()).collect();
+    for key in &keys {
+        node.apply(PeerUpdate {
+            endpoint: Some(SocketAddr::from(([192, 0, 2, 9], 1000))),
+            persistent_keepalive: Some(25),
+            ..PeerUpdate::new(*key)
+        });
+    }
+    let mut out = wire::Collected::default();
+    assert!(node.device.tick(node.now, &mut out));
+    node.device.apply(&DeviceUpdate { replace_peers: true, ..DeviceUpdate::default() }).unwrap();
+    out.datagrams.clear();
+    while node.device.tick(node.now, &mut out) {}
+    assert!(out.datagrams.is_empty());
+}
+
+#[test]
+fn only_the_answers_by_a_lost_address_change_their_way() {
+    let (mut a, mut b) = connected();
+    let local = "192.0.2.2".parse().unwrap();
+    a.send(&packet("10.0.0.1", "10.0.0.2", 60));
+    let (_, datagram) = a.out.datagrams.pop_front().unwrap();
+    let from = Endpoint { remote: a.address, local: Some(local) };
+    b.device.batch(b.now).datagram(&from, &datagram, &mut b.out);
+    let used = |b: &Node| b.device.batch(b.now).peer(&a.public).unwrap().lock().endpoint().unwrap().local;
+    b.device.forget_local_address("192.0.2.3".parse().unwrap());
+    assert_eq!(used(&b), Some(local), "another address");
+    b.device.forget_local_address(local);
+    assert_eq!(used(&b), None);
 }
 
 #[test]

@@ -22,8 +22,12 @@ pub struct Readiness {
     pipe: File,
 }
 
-/// Forks. The parent returns once the child has reported or died. Call it before any thread is started.
+/// Closes what was inherited, but for the standard streams, and forks. The parent returns once the child has
+/// reported or died. Call it before any thread is started or file opened.
 pub fn split() -> io::Result<Side> {
+    // SAFETY: takes no pointers, and nobody in this process owns a descriptor yet. Where the kernel cannot do it
+    // (before Linux 5.9), what was inherited stays open.
+    unsafe { libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, 0 as libc::c_uint) };
     let mut ends = [0; 2];
     // SAFETY: the array has room for the two descriptors, which are ours alone afterwards.
     let (mut reader, writer) = unsafe {

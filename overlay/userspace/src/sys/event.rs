@@ -22,14 +22,26 @@ impl Poll {
         Ok(Self { fd })
     }
 
-    /// Watches a descriptor; `token` names it in the results of [`Poll::wait`]. Closing it ends the watch.
+    /// Watches a descriptor; `token` names it in the results of [`Poll::wait`]. Closing it ends the watch. What
+    /// is watched already stays so, under its first token.
     pub fn watch(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
         // SAFETY: both descriptors are open and the event outlives the call.
-        check(unsafe {
+        let added = check(unsafe {
             libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event)
-        })?;
-        Ok(())
+        });
+        match added {
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the watch of a descriptor that stays open.
+    pub fn unwatch(&self, fd: BorrowedFd<'_>) {
+        // SAFETY: both descriptors are open; removal takes no event. It can only fail when there is no watch.
+        unsafe {
+            libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_DEL, fd.as_raw_fd(), std::ptr::null_mut())
+        };
     }
 
     /// Waits until something is readable or `timeout` is over, and calls `ready` with each token.

@@ -49,8 +49,8 @@ pub struct Tun {
 /// What the device has to know of its link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Its MTU in bytes.
-    pub mtu: usize,
+    /// Its MTU in bytes; unknown while it is in another network namespace.
+    pub mtu: Option<usize>,
     /// Whether it is administratively up.
     pub up: bool,
 }
@@ -90,6 +90,19 @@ impl Tun {
     #[inline]
     pub fn write(&self, packet: &[u8]) -> io::Result<usize> {
         (&self.file).write(packet)
+    }
+
+    /// Whether the link is up, wherever it is: the driver looks at the link before it looks at the packet, and
+    /// no packet is empty.
+    fn probe(&self) -> io::Result<bool> {
+        match (&self.file).write(&[]) {
+            Ok(0..) => Ok(true),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINVAL) => Ok(true),
+                Some(libc::EIO) => Ok(false),
+                _ => Err(error),
+            },
+        }
     }
 
     /// For watching.
@@ -163,13 +176,18 @@ impl LinkWatch {
         }
     }
 
-    /// The state of a TUN device's link; an error when it is gone or in another network namespace.
+    /// The state of a TUN device's link; an error when it is gone.
     pub fn link(&self, tun: &Tun) -> io::Result<Link> {
+        // A link that was moved to another network namespace is not known here by its name.
+        self.ask(tun).or_else(|_| Ok(Link { mtu: None, up: tun.probe()? }))
+    }
+
+    fn ask(&self, tun: &Tun) -> io::Result<Link> {
         let mut request = request(&tun.name()?);
         // SAFETY: the request is a valid ifreq that outlives the calls, and each call fills the field read after.
         unsafe {
             check(libc::ioctl(self.query.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request))?;
-            let mtu = request.ifr_ifru.ifru_mtu.max(0) as usize;
+            let mtu = Some(request.ifr_ifru.ifru_mtu.max(0) as usize);
             check(libc::ioctl(self.query.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request))?;
             let up = i32::from(request.ifr_ifru.ifru_flags) & libc::IFF_UP != 0;
             Ok(Link { mtu, up })

@@ -306,17 +306,23 @@ fn local_address(header: &libc::msghdr) -> Option<IpAddr> {
             match (message.cmsg_level, message.cmsg_type) {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                     let info: libc::in_pktinfo = data.cast::<libc::in_pktinfo>().read_unaligned();
-                    return Some(Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes()).into());
+                    let address = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
+                    return usable_source(address.into());
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     let info: libc::in6_pktinfo = data.cast::<libc::in6_pktinfo>().read_unaligned();
-                    return Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                    return usable_source(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
                 }
                 _ => control = libc::CMSG_NXTHDR(header, control),
             }
         }
     }
     None
+}
+
+// A datagram to a group has no address of ours to be answered from.
+fn usable_source(address: IpAddr) -> Option<IpAddr> {
+    (!address.is_multicast() && !address.is_unspecified()).then_some(address)
 }
 
 /// Datagrams that wait for being sent together, in buffers allocated once.
@@ -327,12 +333,12 @@ pub struct SendBatch {
 }
 
 /// How sending a batch went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SendReport {
     /// Datagrams that the system did not take.
     pub failed: usize,
-    /// Whether one of our addresses that answers were to leave by no longer works.
-    pub lost_address: bool,
+    /// Those of our addresses that answers were to leave by and that no longer work.
+    pub lost_addresses: Vec<IpAddr>,
 }
 
 impl SendBatch {
@@ -367,12 +373,16 @@ impl SendBatch {
     pub fn send(&mut self, sockets: &UdpPair) -> SendReport {
         let mut report = SendReport::default();
         let mut from = 0;
+        // By family, IPv6 second: the socket had its time and took nothing more.
+        let mut full = [false; 2];
         while from < self.queued.len() {
             let v6 = self.queued[from].0.remote.is_ipv6();
             let run = self.queued[from..].iter().take_while(|(to, _)| to.remote.is_ipv6() == v6).count();
             match sockets.for_remote(&self.queued[from].0.remote) {
-                Some(fd) => self.send_run(fd, from, run, &mut report),
-                None => report.failed += run,
+                Some(fd) if !full[usize::from(v6)] => {
+                    full[usize::from(v6)] = self.send_run(fd, from, run, &mut report);
+                }
+                _ => report.failed += run,
             }
             from += run;
         }
@@ -380,7 +390,8 @@ impl SendBatch {
         report
     }
 
-    fn send_run(&mut self, fd: &OwnedFd, mut from: usize, run: usize, report: &mut SendReport) {
+    /// Returns whether the socket is full.
+    fn send_run(&mut self, fd: &OwnedFd, mut from: usize, run: usize, report: &mut SendReport) -> bool {
         let end = from + run;
         while from < end {
             match self.send_some(fd, from, end, true) {
@@ -389,13 +400,15 @@ impl SendBatch {
                 // The system has had its time: what cannot leave now is lost, as on any full link.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     report.failed += end - from;
-                    return;
+                    return true;
                 }
                 Err(error) if self.queued[from].0.local.is_some() && may_be_the_source(&error) => {
-                    if self.send_some(fd, from, from + 1, false).is_ok() {
-                        report.lost_address = true;
-                    } else {
-                        report.failed += 1;
+                    match (self.queued[from].0.local, self.send_some(fd, from, from + 1, false)) {
+                        (Some(lost), Ok(_)) if !report.lost_addresses.contains(&lost) => {
+                            report.lost_addresses.push(lost);
+                        }
+                        (_, Ok(_)) => {}
+                        (_, Err(_)) => report.failed += 1,
                     }
                     from += 1;
                 }
@@ -405,6 +418,7 @@ impl SendBatch {
                 }
             }
         }
+        false
     }
 
     fn send_some(&mut self, fd: &OwnedFd, from: usize, end: usize, with_local: bool) -> io::Result<usize> {
@@ -467,5 +481,31 @@ fn put_local_address(header: &mut libc::msghdr, local: IpAddr) -> usize {
         };
         (*control).cmsg_len = libc::CMSG_LEN(length as libc::c_uint) as _;
         libc::CMSG_SPACE(length as libc::c_uint) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_not_ours_is_named_once_and_the_datagrams_leave_all_the_same() {
+        let sockets = UdpPair::bind(0, 0).unwrap();
+        let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, sockets.port()));
+        let (lost, good) = (IpAddr::from([203, 0, 113, 1]), IpAddr::from([127, 0, 0, 1]));
+        let mut batch = SendBatch::new();
+        for local in [lost, good, lost] {
+            batch.push(&Endpoint { remote, local: Some(local) }, 10);
+        }
+        let report = batch.send(&sockets);
+        assert_eq!(report, SendReport { failed: 0, lost_addresses: vec![lost] });
+    }
+
+    #[test]
+    fn answers_leave_by_no_group_and_no_wildcard() {
+        for address in ["224.0.0.1", "0.0.0.0", "ff02::1", "::"] {
+            assert_eq!(usable_source(address.parse().unwrap()), None);
+        }
+        assert!(usable_source(Ipv4Addr::LOCALHOST.into()).is_some());
     }
 }

@@ -102,7 +102,7 @@ impl Node {
     }
 
     pub fn tick(&mut self) {
-        self.device.tick(self.now, &mut self.out);
+        while self.device.tick(self.now, &mut self.out) {}
     }
 
     pub fn traffic(&self, peer: &Node) -> (u64, u64) {
