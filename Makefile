@@ -29,7 +29,7 @@ check:           ## formatting, lints, documentation
 
 deny:            ## licences, sources and bans of the dependency tree (installs cargo-deny where it is missing)
 	@command -v cargo-deny >/dev/null || cargo install cargo-deny --locked
-	cargo deny check --disable-fetch licenses bans sources
+	cargo deny check --hide-inclusion-graph licenses bans sources
 
 bench: build     ## throughput against wireguard-go, and the plan of 1,000 nodes
 	@tests/bench/throughput.sh && tests/bench/plan.sh
