@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -12,8 +12,10 @@ use crate::sys::udp::UdpPair;
 use crate::uapi::{SocketControl, SocketSnapshot};
 
 // How long sockets that the event loop lets go of may take to be closed, in steps.
-const CLOSING_STEPS: usize = 20;
+const CLOSING_STEPS: usize = 250;
 const CLOSING_STEP: Duration = Duration::from_millis(1);
+// Sockets that nobody holds any more are closed by whoever held them last, a moment later; on a busy machine, much later.
+const CLOSED_BY: Duration = Duration::from_secs(1);
 
 /// The sockets, and the wish for them while the link is down.
 pub struct Network {
@@ -24,7 +26,7 @@ pub struct Network {
 struct State {
     sockets: Option<Arc<UdpPair>>,
     // Replaced, but perhaps still held, and with them their ports, by the event loop.
-    replaced: Vec<(u16, Weak<UdpPair>)>,
+    replaced: Vec<(u16, Weak<UdpPair>, Instant)>,
     port: u16,
     mark: u32,
 }
@@ -59,9 +61,8 @@ impl Network {
     fn use_now(&self, state: &mut State, sockets: Arc<UdpPair>) {
         state.port = sockets.port();
         let before = state.sockets.replace(sockets);
-        // The one replaced last may be on its way to be closed, even if nobody holds it any more.
-        state.replaced.retain(|(_, replaced)| replaced.strong_count() > 0);
-        state.replaced.extend(before.map(|before| (before.port(), Arc::downgrade(&before))));
+        state.replaced.retain(|(_, sockets, at)| sockets.strong_count() > 0 || at.elapsed() < CLOSED_BY);
+        state.replaced.extend(before.map(|before| (before.port(), Arc::downgrade(&before), Instant::now())));
         self.changed.wake();
     }
 }
@@ -71,10 +72,10 @@ impl State {
     fn bind(&self, port: u16) -> io::Result<Arc<UdpPair>> {
         let mut steps = CLOSING_STEPS;
         loop {
-            let ours = |(replaced, _): &&(u16, Weak<UdpPair>)| *replaced == port;
+            let ours = |(replaced, ..): &&(u16, Weak<UdpPair>, Instant)| *replaced == port;
             let mut ours = self.replaced.iter().filter(ours).peekable();
             let known = ours.peek().is_some();
-            if let Some(sockets) = ours.find_map(|(_, sockets)| sockets.upgrade()) {
+            if let Some(sockets) = ours.find_map(|(_, sockets, _)| sockets.upgrade()) {
                 sockets.set_mark(self.mark)?;
                 return Ok(sockets);
             }
