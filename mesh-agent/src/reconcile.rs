@@ -1,5 +1,6 @@
 //! One pass over the host: observe, compare, apply. Guard first, link last.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use mesh_keyring::PrivateKey;
@@ -7,7 +8,7 @@ use mesh_overlay::backend::{
     BackendError, Ensured, NetBackend, NftBackend, ObservedGuard, ObservedNet, WireguardBackend,
 };
 use mesh_overlay::dial::Dialer;
-use mesh_overlay::{DeviceChange, ObservedDevice, RouteChange};
+use mesh_overlay::{DeviceChange, DeviceConfig, ObservedDevice, RouteChange};
 
 use crate::agent::Desired;
 
@@ -100,10 +101,9 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         let Some(Some(device)) = pass.note(self.wireguard.observe().await) else { return pass };
         // A handshake that the other end cannot know yet is lost, and WireGuard repeats it after five seconds only:
         // a new device listens, is published, and dials in the next pass.
-        let mut wanted = plan.device.clone();
-        if !desired.announced && device.peers.is_empty() {
-            wanted.peers.clear();
-        }
+        let listening = DeviceConfig { listen_port: plan.device.listen_port, peers: BTreeMap::new() };
+        let dials = desired.announced || !device.peers.is_empty();
+        let wanted = if dials { &plan.device } else { &listening };
         let changes = wanted.diff(&device, &public_key, desired.prune, &mut self.dialer, now);
         let changed = !changes.is_empty();
         let mut failures = 0;

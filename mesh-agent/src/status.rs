@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use comfy_table::{Table, presets};
 use ipnet::IpNet;
@@ -169,8 +169,8 @@ impl Health {
                 site: peer.site.clone(),
                 public_key: peer.public_key,
                 endpoint: found.and_then(|f| f.endpoint),
-                path: "direct".to_owned(),
-                encrypted: true,
+                path: peer.path.as_str().to_owned(),
+                encrypted: peer.path.is_encrypted(),
                 state,
                 since: rfc3339(since),
                 handshake_age_seconds: age.map(|age| age.as_secs()),
@@ -203,11 +203,10 @@ pub fn rfc3339(at: SystemTime) -> String {
 }
 
 fn age(seconds: u64) -> String {
-    let duration = Duration::from_secs(seconds);
     match seconds {
         0..=119 => format!("{seconds} s"),
-        120..=7199 => format!("{} min", duration.as_secs() / 60),
-        _ => format!("{} h", duration.as_secs() / 3600),
+        120..=7199 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
     }
 }
 
@@ -277,6 +276,8 @@ impl Status {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

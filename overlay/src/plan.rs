@@ -27,6 +27,22 @@ pub enum PathKind {
     Direct,
 }
 
+impl PathKind {
+    /// Its name, as plan and status tell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+        }
+    }
+
+    /// Whether packets on it are encrypted.
+    pub fn is_encrypted(self) -> bool {
+        match self {
+            Self::Direct => true,
+        }
+    }
+}
+
 /// One peer in the plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]

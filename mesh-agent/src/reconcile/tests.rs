@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use mesh_overlay::fake::{FakeHost, FakeNet, FakeNft, FakeWireguard, Write};
