@@ -364,6 +364,7 @@ impl Running {
             public_key: self.public_key,
             interface: self.config.wireguard.interface.to_string(),
             backend: self.reconciler.wireguard.kind().to_owned(),
+            features: self.reconciler.wireguard.features().await,
             mtu: self.desired.plan.mtu,
             ready: self.ready,
             synced: self.agent.is_synced(),

@@ -95,6 +95,9 @@ pub struct Status {
     pub interface: String,
     /// "kernel" or "userspace".
     pub backend: String,
+    /// What a userspace device uses of the kernel, as `name=value`.
+    #[serde(default)]
+    pub features: Vec<String>,
     /// The mesh interface's MTU, in bytes.
     pub mtu: u16,
     /// Whether the last pass brought all to where it should be, from a registry that was read in full.
@@ -253,6 +256,9 @@ impl Status {
         }
         text.push_str(&table.to_string());
         text.push('\n');
+        if !self.features.is_empty() {
+            text.push_str(&format!("\ndevice: {}", self.features.join(" ")));
+        }
         let guard = &self.guard;
         text.push_str(&format!(
             "\nguard: {}; dropped in clear: {} leaving, {} arriving\n",

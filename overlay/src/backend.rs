@@ -91,6 +91,12 @@ pub trait WireguardBackend {
         key: &PrivateKey,
     ) -> impl Future<Output = Result<(), BackendError>>;
 
+    /// What the device uses of what the kernel offers a userspace device, by name (`udp-gso=on`). Empty where there
+    /// is nothing to tell.
+    fn features(&mut self) -> impl Future<Output = Vec<String>> {
+        std::future::ready(Vec::new())
+    }
+
     /// Removes the device and all that belongs to it, if it is ours.
     ///
     /// # Errors

@@ -122,6 +122,13 @@ impl WireguardBackend for Wireguard {
         }
     }
 
+    async fn features(&mut self) -> Vec<String> {
+        match self {
+            Self::Kernel(device) => device.features().await,
+            Self::Userspace(device) => device.features().await,
+        }
+    }
+
     async fn apply(&mut self, change: &DeviceChange, key: &PrivateKey) -> Result<(), BackendError> {
         match self {
             Self::Kernel(device) => device.apply(change, key).await,

@@ -13,6 +13,21 @@ use crate::device::{DeviceChange, ObservedDevice, ObservedPeer};
 /// The request that shows everything.
 pub(crate) const GET: &str = "get=1\n\n";
 
+/// The request, of mesh-wg's own, that tells what it uses of the kernel.
+pub(crate) const FEATURES: &str = "features=1\n\n";
+
+/// What the answer to [`FEATURES`] says; nothing if it is none.
+pub(crate) fn parse_features(answer: &str) -> Vec<String> {
+    match parse_result(answer) {
+        Ok(()) => answer
+            .lines()
+            .filter(|line| line.contains('=') && !line.starts_with("errno="))
+            .map(str::to_owned)
+            .collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
 /// One change as a request of its own. It may hold the private key, so it is wiped on drop.
 pub(crate) fn render(change: &DeviceChange, key: &PrivateKey) -> Zeroizing<String> {
     // Room for the private key from the start: a string that grows leaves copies behind.
@@ -154,6 +169,15 @@ fn hex_key(text: &str) -> Option<Zeroizing<[u8; 32]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn features_are_told_by_those_who_know_the_question_alone() {
+        let answer = "tun-tso=on\nudp-gso=off\nthreads=1\nerrno=0\n\n";
+        assert_eq!(parse_features(answer), ["tun-tso=on", "udp-gso=off", "threads=1"]);
+        for other in ["errno=-71\n\n", "", "errno=\n\n", "tun-tso=on\n"] {
+            assert!(parse_features(other).is_empty(), "{other:?}");
+        }
+    }
     use proptest::prelude::*;
 
     fn key(n: u8) -> PrivateKey {

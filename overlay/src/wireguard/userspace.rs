@@ -406,6 +406,12 @@ impl WireguardBackend for Userspace {
         }
     }
 
+    async fn features(&mut self) -> Vec<String> {
+        // Other implementations do not know the question.
+        let answer = talk(&self.socket_path(), uapi::FEATURES).await.unwrap_or_default();
+        uapi::parse_features(&answer)
+    }
+
     async fn apply(&mut self, change: &DeviceChange, key: &PrivateKey) -> Result<(), BackendError> {
         let answer = talk(&self.socket_path(), &uapi::render(change, key))
             .await

@@ -123,8 +123,8 @@ impl Device {
                 let private = self.private_key();
                 let preshared = update.preshared_key.clone().flatten();
                 let tunnel = peer::tunnel(private.as_ref(), &update.public_key, preshared.as_ref(), index);
-                let peer =
-                    Arc::new(Peer::new(update.public_key, preshared, tunnel, Arc::clone(&self.staging)));
+                let (staging, roster) = (Arc::clone(&self.staging), Arc::clone(&self.roster));
+                let peer = Arc::new(Peer::new(update.public_key, preshared, tunnel, staging, roster));
                 self.shared.write().table.insert(Arc::clone(&peer));
                 peer
             }

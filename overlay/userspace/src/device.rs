@@ -5,13 +5,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use crate::key::PublicKey;
 use crate::noise::{HANDSHAKE_SPACE, Identity, Message, Refused};
+use crate::offload::split::Segments;
 use crate::packet;
-use crate::peer::{Endpoint, Now, Output, Peer, Received, Sent};
+use crate::peer::{Endpoint, Now, Order, Output, Peer, PeerState, Received, Sent};
 use crate::peer_table::PeerTable;
+use crate::roster::Roster;
 use crate::staging::{Budget, STAGED_BYTES_OF_ALL};
 
 /// Handshake messages a second that are answered without asking for a cookie. One costs about 0.2 ms.
@@ -29,11 +31,18 @@ pub struct Device {
     pub(crate) configuring: Mutex<()>,
     pub(crate) handshakes_per_second: u64,
     pub(crate) staging: Arc<Budget>,
-    // The peers that time has still to pass for.
-    sweep: Mutex<VecDeque<Arc<Peer>>>,
+    pub(crate) roster: Arc<Roster>,
+    sweep: Mutex<Sweep>,
     mtu: AtomicUsize,
     up: AtomicBool,
     counters: Counters,
+}
+
+// The awake peers: those that time has still to pass for, and those it has passed for.
+#[derive(Default)]
+struct Sweep {
+    pending: VecDeque<Arc<Peer>>,
+    done: VecDeque<Arc<Peer>>,
 }
 
 pub(crate) struct Shared {
@@ -77,6 +86,7 @@ impl Device {
             configuring: Mutex::new(()),
             handshakes_per_second,
             staging: Budget::new(STAGED_BYTES_OF_ALL),
+            roster: Arc::default(),
             sweep: Mutex::default(),
             mtu: AtomicUsize::new(0),
             up: AtomicBool::new(false),
@@ -142,13 +152,21 @@ impl Device {
         &self.counters
     }
 
-    /// Begins a batch of traffic. Configuration waits until the batch is dropped, so keep it short.
+    /// Begins a batch of traffic, which alone puts out what it produces. Configuration waits until the batch is
+    /// dropped, so keep it short.
     pub fn batch(&self, now: Now) -> Batch<'_> {
+        self.batch_in(Order::Kept, now)
+    }
+
+    /// Begins a batch of traffic beside others.
+    pub fn batch_in(&self, order: Order, now: Now) -> Batch<'_> {
         Batch {
             shared: self.shared.read(),
             counters: &self.counters,
             mtu: self.mtu.load(Ordering::Relaxed),
             up: self.is_up(),
+            order,
+            waiting: Vec::new(),
             now,
         }
     }
@@ -158,19 +176,20 @@ impl Device {
     pub fn tick(&self, now: Now, out: &mut impl Output) -> bool {
         let mut sweep = self.sweep.lock();
         if !self.is_up() {
-            sweep.clear();
             return false;
         }
         let mut ended = Vec::new();
         {
             let shared = self.shared.read();
-            if sweep.is_empty() {
-                sweep.extend(shared.table.peers().filter(|peer| !peer.is_dormant()).cloned());
+            let Sweep { pending, done } = &mut *sweep;
+            if pending.is_empty() {
+                std::mem::swap(pending, done);
+                self.roster.drain_into(pending);
             }
             let (mut initiations, mut peers) = (0, 0);
             while initiations < INITIATIONS_PER_TICK
                 && peers < PEERS_PER_TICK
-                && let Some(peer) = sweep.pop_front()
+                && let Some(peer) = pending.pop_front()
             {
                 peers += 1;
                 // It may have been removed since the sweep began.
@@ -178,14 +197,19 @@ impl Device {
                     continue;
                 }
                 let mut state = peer.lock();
-                let ticked = state.tick(now, out);
-                ended.extend(ticked.ended);
-                initiations += usize::from(ticked.initiated);
-                peer.rest(&state);
+                if !peer.is_dormant() {
+                    let ticked = state.tick(now, out);
+                    ended.extend(ticked.ended);
+                    initiations += usize::from(ticked.initiated);
+                }
+                if peer.rest(&mut state) {
+                    drop(state);
+                    done.push_back(peer);
+                }
             }
         }
         self.unmap(ended);
-        !sweep.is_empty()
+        !sweep.pending.is_empty()
     }
 
     /// Makes answers leave by whatever address the routing table picks, after routes or addresses have changed.
@@ -209,38 +233,127 @@ impl Default for Device {
     }
 }
 
+impl Drop for Device {
+    fn drop(&mut self) {
+        // Peers and roster hold each other.
+        self.roster.drain_into(&mut VecDeque::new());
+    }
+}
+
 /// A run of packets and datagrams under one look at the peer table.
 pub struct Batch<'a> {
     shared: RwLockReadGuard<'a, Shared>,
     counters: &'a Counters,
     mtu: usize,
     up: bool,
+    order: Order,
+    // Peers whose packets have waited for a session that is there now. Seldom any, and then few.
+    waiting: Vec<Arc<Peer>>,
     now: Now,
 }
 
 impl Batch<'_> {
-    /// Takes the IP packet in the first `length` bytes of `buffer` from the TUN device. Up to 15 bytes behind it
-    /// are overwritten with padding, if the buffer has them.
+    /// Takes the IP packet in the first `length` bytes of `buffer` from the TUN device; `buffer` has
+    /// [`TAIL`](crate::offload::split::TAIL) bytes more.
     pub fn packet(&mut self, buffer: &mut [u8], length: usize, out: &mut impl Output) {
-        if !self.up {
-            return;
+        match Segments::whole(buffer, length) {
+            Ok(mut packet) => {
+                self.packets(&mut packet, out);
+            }
+            Err(_) => self.unroutable(),
         }
-        let peer = buffer
-            .get(..length)
-            .and_then(packet::parse)
-            .and_then(|header| self.shared.table.route(header.destination));
-        let Some(peer) = peer else { return count(&self.counters.unroutable) };
-        if peer.lock_awake().send(buffer, length, self.mtu, self.now, out) == Sent::Unreachable {
+    }
+
+    /// Takes the packets of one read of the TUN device. False when nothing was done because it was not their turn.
+    pub fn packets(&mut self, packets: &mut Segments<'_>, out: &mut impl Output) -> bool {
+        if !self.up {
+            return true;
+        }
+        let Some(peer) = self.shared.table.route(packets.destination()) else {
+            self.unroutable();
+            return true;
+        };
+        let sent = peer.lock_awake().send(packets, self.mtu, self.now, self.order, out);
+        if sent == Sent::Unreachable {
             count(&self.counters.unreachable);
+        }
+        sent != Sent::OutOfTurn
+    }
+
+    /// Counts a read of the TUN device that holds no packet for anyone.
+    pub fn unroutable(&self) {
+        if self.up {
+            count(&self.counters.unroutable);
         }
     }
 
     /// Takes a datagram from the network.
     pub fn datagram(&mut self, from: &Endpoint, datagram: &[u8], out: &mut impl Output) {
+        self.train(from, datagram, datagram.len().max(1), out);
+    }
+
+    /// Takes datagrams from the network that came together: each of `segment` bytes, not 0, but for the last, which
+    /// may be shorter.
+    pub fn train(&mut self, from: &Endpoint, datagrams: &[u8], segment: usize, out: &mut impl Output) {
         if !self.up {
             return;
         }
-        let Some(message) = Message::classify(datagram) else { return count(&self.counters.refused) };
+        if datagrams.is_empty() {
+            return count(&self.counters.refused);
+        }
+        let mut rest = datagrams;
+        while !rest.is_empty() {
+            let (datagram, after) = rest.split_at(segment.clamp(1, rest.len()));
+            rest = match Message::classify(datagram) {
+                Some(Message::Data(index)) => self.data(index, from, rest, segment, out),
+                Some(message) => {
+                    self.handshake(message, from, datagram, out);
+                    after
+                }
+                None => {
+                    count(&self.counters.refused);
+                    after
+                }
+            };
+        }
+    }
+
+    // Data for one session under one lock. Returns what is left behind it; at least one datagram is taken.
+    fn data<'d>(
+        &mut self,
+        index: u32,
+        from: &Endpoint,
+        mut datagrams: &'d [u8],
+        segment: usize,
+        out: &mut impl Output,
+    ) -> &'d [u8] {
+        let Some(peer) = self.shared.table.by_index(index >> 8) else {
+            count(&self.counters.refused);
+            return &datagrams[segment.clamp(1, datagrams.len())..];
+        };
+        let mut state = peer.lock_awake();
+        let mut source = None;
+        while !datagrams.is_empty() {
+            let (datagram, after) = datagrams.split_at(segment.clamp(1, datagrams.len()));
+            if Message::classify(datagram) != Some(Message::Data(index)) {
+                break;
+            }
+            datagrams = after;
+            match state.receive(Message::Data(index), datagram, from, self.now, out) {
+                Received::Packet(length) => self.deliver(peer, length, &mut source, out),
+                Received::Handled => {}
+                Received::Malformed => count(&self.counters.malformed),
+                Received::Refused => count(&self.counters.refused),
+            }
+        }
+        if state.has_staged() {
+            release(state, peer, self.order, self.mtu, self.now, &mut self.waiting, out);
+        }
+        datagrams
+    }
+
+    #[inline(never)]
+    fn handshake(&mut self, message: Message, from: &Endpoint, datagram: &[u8], out: &mut impl Output) {
         let peer = match message {
             Message::Data(index) | Message::CookieReply(index) => self.shared.table.by_index(index >> 8),
             // An answer to nothing we asked is not worth a look at its MAC, nor a place in the flood guard.
@@ -255,13 +368,23 @@ impl Batch<'_> {
                 .and_then(|key| self.shared.table.get(&key)),
         };
         let Some(peer) = peer else { return count(&self.counters.refused) };
-        let received = peer.lock_awake().receive(message, datagram, from, self.mtu, self.now, out);
-        match received {
-            Received::Packet(length) => self.deliver(peer, length, out),
-            Received::Handled => {}
-            Received::Malformed => count(&self.counters.malformed),
-            Received::Refused => count(&self.counters.refused),
+        let mut state = peer.lock_awake();
+        if state.receive(message, datagram, from, self.now, out) == Received::Refused {
+            count(&self.counters.refused);
+        } else if state.has_staged() {
+            release(state, peer, self.order, self.mtu, self.now, &mut self.waiting, out);
         }
+    }
+
+    /// Peers whose packets have waited for a session that is there now, and were not sent because order was not
+    /// kept: to be given to [`Batch::send_staged`] once it is.
+    pub fn into_waiting(self) -> Vec<Arc<Peer>> {
+        self.waiting
+    }
+
+    /// Sends what has waited for a session.
+    pub fn send_staged(&self, peer: &Arc<Peer>, out: &mut impl Output) {
+        peer.lock_awake().send_staged(self.mtu, self.now, out);
     }
 
     fn admit(
@@ -288,13 +411,16 @@ impl Batch<'_> {
         }
     }
 
+    // `source` is the address that was last found to be the peer's.
     #[inline]
-    fn deliver(&self, peer: &Arc<Peer>, length: usize, out: &mut impl Output) {
+    fn deliver(&self, peer: &Arc<Peer>, length: usize, source: &mut Option<IpAddr>, out: &mut impl Output) {
         let plaintext = &out.packet_space(length)[..length];
-        match packet::parse(plaintext) {
-            None => count(&self.counters.malformed),
-            Some(header) if self.owns(peer, header.source) => out.packet_done(header.length),
-            Some(_) => count(&self.counters.foreign_source),
+        let Some(header) = packet::parse(plaintext) else { return count(&self.counters.malformed) };
+        if *source == Some(header.source) || self.owns(peer, header.source) {
+            *source = Some(header.source);
+            out.packet_done(header.length);
+        } else {
+            count(&self.counters.foreign_source);
         }
     }
 
@@ -302,13 +428,26 @@ impl Batch<'_> {
         self.shared.table.route(source).is_some_and(|owner| Arc::ptr_eq(owner, peer))
     }
 
-    /// The peer to whom this inner address belongs, for I/O that encrypts several packets under one lock.
-    pub fn route(&self, address: IpAddr) -> Option<&Arc<Peer>> {
-        self.shared.table.route(address)
-    }
-
     /// The peer with this public key.
     pub fn peer(&self, key: &PublicKey) -> Option<&Arc<Peer>> {
         self.shared.table.get(key)
+    }
+}
+
+fn release(
+    mut state: MutexGuard<'_, PeerState>,
+    peer: &Arc<Peer>,
+    order: Order,
+    mtu: usize,
+    now: Now,
+    waiting: &mut Vec<Arc<Peer>>,
+    out: &mut impl Output,
+) {
+    match order {
+        Order::Kept => state.send_staged(mtu, now, out),
+        Order::Open if state.is_ready() && !waiting.iter().any(|known| Arc::ptr_eq(known, peer)) => {
+            waiting.push(Arc::clone(peer));
+        }
+        Order::Open => {}
     }
 }

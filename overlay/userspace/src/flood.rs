@@ -25,6 +25,12 @@ impl Window {
         Self { limit, count: 0, began: None }
     }
 
+    /// Whether another message would be within the limit.
+    pub fn is_open(&self, now: Instant) -> bool {
+        self.count < self.limit
+            || self.began.is_none_or(|began| now.saturating_duration_since(began) >= WINDOW)
+    }
+
     /// Counts one message, and tells whether it is within the limit.
     pub fn take(&mut self, now: Instant) -> bool {
         if self.began.is_none_or(|began| now.saturating_duration_since(began) >= WINDOW) {

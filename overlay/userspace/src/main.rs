@@ -1,38 +1,49 @@
 //! `mesh-wg`: see `--help`.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use mesh_wg::features::Features;
 use mesh_wg::name::InterfaceName;
-use mesh_wg::start::{Running, start};
+use mesh_wg::pool::{MAX_THREADS, default_threads};
+use mesh_wg::start::{Running, Settings, start};
 use mesh_wg::sys::daemon::{self, Readiness, Side};
+use mesh_wg::uapi::{self, SocketFile};
 use tracing_subscriber::filter::LevelFilter;
 
 const HELP: &str = "\
 Userspace WireGuard device, configured with wg(8) or wg-quick(8).
 
 Usage: mesh-wg [-f | --foreground] INTERFACE
+       mesh-wg --features INTERFACE
 
 Creates the TUN interface INTERFACE, serves /var/run/wireguard/INTERFACE.sock and
 goes into the background. It ends when the interface is deleted, when the socket
 is removed, or on SIGTERM.
 
   -f, --foreground   stay in the foreground
+      --features     tell what the device that runs as INTERFACE uses of the kernel
       --version      print the version
       --help         print this text
 
 Environment:
   LOG_LEVEL          silent, error, info, debug or verbose; default info
   MESH_WG_LOG_FILE   where the background process logs to; default nowhere
+  MESH_WG_DISABLE    what not to use of the kernel, separated by commas:
+                     tun-tso, tun-uso, udp-gso, udp-gro
+  MESH_WG_THREADS    threads that move traffic; default half the processors, 1 to 4
 ";
 
 fn main() -> ExitCode {
     let mut foreground = false;
+    let mut features = false;
     let mut name = None;
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "-f" | "--foreground" => foreground = true,
+            "--features" => features = true,
             "--version" => return print(concat!("mesh-wg ", env!("CARGO_PKG_VERSION"), "\n")),
             "-h" | "--help" => return print(HELP),
             _ if name.is_none() && !argument.starts_with('-') => name = Some(argument),
@@ -40,16 +51,42 @@ fn main() -> ExitCode {
         }
     }
     let Some(name) = name else { return usage("no interface name") };
-    match name.parse() {
-        Ok(name) => launch(&name, foreground),
-        Err(error) => fail(&format!("{error}")),
+    let name: InterfaceName = match name.parse() {
+        Ok(name) => name,
+        Err(error) => return fail(&format!("{error}")),
+    };
+    if features {
+        return match uapi::ask_features(Path::new(SocketFile::DIRECTORY), &name) {
+            Ok(answer) => print(&answer),
+            Err(error) => fail(&format!("cannot ask the device {name}: {error}; is it running?")),
+        };
+    }
+    match settings() {
+        Ok(settings) => launch(&name, settings, foreground),
+        Err(problem) => fail(&problem),
     }
 }
 
-fn launch(name: &InterfaceName, foreground: bool) -> ExitCode {
+fn settings() -> Result<Settings, String> {
+    let features = match std::env::var("MESH_WG_DISABLE") {
+        Ok(list) => Features::without(&list).map_err(|error| format!("MESH_WG_DISABLE: {error}"))?,
+        Err(_) => Features::ALL,
+    };
+    let threads = match std::env::var("MESH_WG_THREADS") {
+        Ok(number) => {
+            number.parse::<NonZeroUsize>().ok().filter(|number| number.get() <= MAX_THREADS).ok_or_else(
+                || format!("MESH_WG_THREADS: {number:?} is not a number from 1 to {MAX_THREADS}"),
+            )?
+        }
+        Err(_) => default_threads(),
+    };
+    Ok(Settings { features, threads })
+}
+
+fn launch(name: &InterfaceName, settings: Settings, foreground: bool) -> ExitCode {
     if foreground {
         log();
-        return match start(name) {
+        return match start(name, settings) {
             Ok(running) => run(name, running),
             Err(error) => fail(&error.to_string()),
         };
@@ -57,14 +94,14 @@ fn launch(name: &InterfaceName, foreground: bool) -> ExitCode {
     match daemon::split() {
         Ok(Side::Parent(Ok(()))) => ExitCode::SUCCESS,
         Ok(Side::Parent(Err(reason))) => fail(&reason),
-        Ok(Side::Child(readiness)) => background(name, readiness),
+        Ok(Side::Child(readiness)) => background(name, settings, readiness),
         Err(error) => fail(&format!("cannot fork: {error}")),
     }
 }
 
-fn background(name: &InterfaceName, readiness: Readiness) -> ExitCode {
+fn background(name: &InterfaceName, settings: Settings, readiness: Readiness) -> ExitCode {
     log();
-    match start(name) {
+    match start(name, settings) {
         Ok(running) => {
             let log_file = std::env::var_os("MESH_WG_LOG_FILE").map(PathBuf::from);
             match readiness.ready(log_file.as_deref()) {

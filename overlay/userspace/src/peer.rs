@@ -9,7 +9,9 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 use crate::noise::{DATA_OVERHEAD, HANDSHAKE_SPACE, Message, Opened, Tick, Tunnel};
-use crate::packet;
+use crate::offload::split::Segments;
+use crate::packet::padded_length;
+use crate::roster::Roster;
 use crate::staging::{Budget, Queue};
 
 pub use crate::staging::{STAGED_BYTES, STAGED_PACKETS};
@@ -59,13 +61,25 @@ pub trait Output {
     fn packet_done(&mut self, length: usize);
 }
 
-/// What became of a packet towards a peer.
+/// Whether what a batch puts out keeps its place among other batches by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Nothing that was read before it is still to be put out: packets may wait for a session, and those that have
+    /// waited may leave.
+    Kept,
+    /// Earlier batches may still be at work: only what needs no session first may be done.
+    Open,
+}
+
+/// What became of packets towards a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// It was encrypted and handed to the output.
+    /// They were encrypted and handed to the output.
     Sealed,
-    /// It waits for a handshake.
+    /// Some of them wait for a handshake.
     Staged,
+    /// Nothing was done: it has to be asked for again once order is kept.
+    OutOfTurn,
     /// The peer has no known endpoint, or the device no usable key.
     Unreachable,
 }
@@ -95,20 +109,23 @@ pub struct Ticked {
 /// A peer. All that changes with traffic is behind one lock.
 pub struct Peer {
     key: PublicKey,
-    // Read without the lock by the timer sweep, so that thousands of silent peers cost next to nothing.
     dormant: AtomicBool,
+    roster: Arc<Roster>,
     state: Mutex<PeerState>,
 }
 
 impl Peer {
-    /// A peer without endpoint and keepalive, whose packets wait at the expense of `staging`.
+    /// A peer without endpoint and keepalive, whose packets wait at the expense of `staging`, and who is on the
+    /// `roster` while time has something to do here.
     pub fn new(
         key: PublicKey,
         preshared: Option<PresharedKey>,
         tunnel: Option<Box<Tunnel>>,
         staging: Arc<Budget>,
+        roster: Arc<Roster>,
     ) -> Self {
         let state = PeerState {
+            listed: false,
             tunnel,
             retiring: None,
             preshared,
@@ -121,7 +138,7 @@ impl Peer {
             tx_bytes: 0,
             rx_bytes: 0,
         };
-        Self { key, dormant: AtomicBool::new(true), state: Mutex::new(state) }
+        Self { key, dormant: AtomicBool::new(true), roster, state: Mutex::new(state) }
     }
 
     /// Whose peer this is.
@@ -142,27 +159,37 @@ impl Peer {
 
     /// The state, with its timers running from now on.
     #[inline]
-    pub fn lock_awake(&self) -> MutexGuard<'_, PeerState> {
+    pub fn lock_awake(self: &Arc<Self>) -> MutexGuard<'_, PeerState> {
         let mut state = self.state.lock();
         if self.is_dormant() {
-            self.dormant.store(false, Ordering::Relaxed);
-            if let Some(tunnel) = &mut state.tunnel {
-                tunnel.wake();
-            }
+            self.wake(&mut state);
         }
         state
     }
 
-    /// Lets the timer sweep pass this peer by until traffic or configuration wakes it.
+    #[cold]
+    fn wake(self: &Arc<Self>, state: &mut PeerState) {
+        self.dormant.store(false, Ordering::Relaxed);
+        if !std::mem::replace(&mut state.listed, true) {
+            self.roster.add(Arc::clone(self));
+        }
+        if let Some(tunnel) = &mut state.tunnel {
+            tunnel.wake();
+        }
+    }
+
+    /// Stops this peer's timers until traffic or configuration wakes it.
     pub(crate) fn sleep(&self, _state: &MutexGuard<'_, PeerState>) {
         self.dormant.store(true, Ordering::Relaxed);
     }
 
-    /// Lets the timer sweep pass this peer by, if nothing runs.
-    pub(crate) fn rest(&self, state: &MutexGuard<'_, PeerState>) {
+    /// Stops this peer's timers if nothing runs. Returns whether the peer stays on the roster.
+    pub(crate) fn rest(&self, state: &mut MutexGuard<'_, PeerState>) -> bool {
         if state.is_idle() {
             self.dormant.store(true, Ordering::Relaxed);
         }
+        state.listed = !self.is_dormant();
+        state.listed
     }
 }
 
@@ -179,6 +206,8 @@ pub struct PeerState {
     keepalive: u16,
     last_traversal: Option<Instant>,
     staged: Queue,
+    // Whether the roster has this peer; awake peers are on it, but not all who are on it are awake.
+    listed: bool,
     // Made so far; what they cost is what limits a sweep.
     initiations: u64,
     last_handshake: Option<SystemTime>,
@@ -187,48 +216,46 @@ pub struct PeerState {
 }
 
 impl PeerState {
-    /// Sends the packet in the first `length` bytes of `buffer` towards the peer. Bytes behind it, if there are
-    /// any, are overwritten with padding.
+    /// Sends packets towards the peer, behind those that have waited for a session.
     pub fn send(
         &mut self,
-        buffer: &mut [u8],
-        length: usize,
+        packets: &mut Segments<'_>,
         mtu: usize,
         now: Now,
+        order: Order,
         out: &mut impl Output,
     ) -> Sent {
         let Some(endpoint) = self.endpoint else { return Sent::Unreachable };
         if self.tunnel.is_none() {
             return Sent::Unreachable;
         }
-        if self.seal(buffer, length, mtu, &endpoint, now, out) {
-            if self.tunnel.as_ref().is_some_and(|tunnel| !tunnel.is_ready()) {
-                self.initiate(now, out);
-            }
-            return Sent::Sealed;
+        if order == Order::Open && (self.has_staged() || !self.is_ready()) {
+            return Sent::OutOfTurn;
         }
-        self.staged.push(&buffer[..length]);
-        self.initiate(now, out);
-        Sent::Staged
+        if self.has_staged() {
+            self.send_staged(mtu, now, out);
+        }
+        let mut sent = Sent::Sealed;
+        while let Some(packet) = packets.next(mtu) {
+            if !self.seal(packet.padded, &endpoint, now, out) {
+                self.staged.push(&packet.padded[..packet.length]);
+                sent = Sent::Staged;
+            }
+        }
+        if self.tunnel.as_ref().is_some_and(|tunnel| !tunnel.is_ready()) {
+            self.initiate(now, out);
+        }
+        sent
     }
 
+    /// Encrypts one padded plaintext, whatever is in it. False without a session.
     #[inline]
-    fn seal(
-        &mut self,
-        buffer: &mut [u8],
-        length: usize,
-        mtu: usize,
-        to: &Endpoint,
-        now: Now,
-        out: &mut impl Output,
-    ) -> bool {
+    pub fn seal(&mut self, padded: &[u8], to: &Endpoint, now: Now, out: &mut impl Output) -> bool {
         let ready = |tunnel: &&mut Box<Tunnel>| tunnel.is_ready();
         let tunnel = self.tunnel.as_mut().filter(ready).or_else(|| self.retiring.as_mut().filter(ready));
         let Some(tunnel) = tunnel else { return false };
-        let padded = packet::padded_length(length, mtu).min(buffer.len());
-        buffer[length..padded].fill(0);
-        let space = out.datagram_space((padded + DATA_OVERHEAD).max(HANDSHAKE_SPACE));
-        let Some(sealed) = tunnel.seal(&buffer[..padded], space) else { return false };
+        let space = out.datagram_space((padded.len() + DATA_OVERHEAD).max(HANDSHAKE_SPACE));
+        let Some(sealed) = tunnel.seal(padded, space) else { return false };
         out.datagram_done(to, sealed);
         self.note_sent(sealed, now);
         true
@@ -259,12 +286,18 @@ impl PeerState {
 
     fn send_keepalive(&mut self, now: Now, out: &mut impl Output) {
         let Some(endpoint) = self.endpoint else { return };
-        if !self.seal(&mut [], 0, 0, &endpoint, now, out) {
+        if !self.seal(&[], &endpoint, now, out) {
             self.initiate(now, out);
         }
     }
 
-    fn send_staged(&mut self, mtu: usize, now: Now, out: &mut impl Output) {
+    /// Whether packets wait for a session.
+    pub fn has_staged(&self) -> bool {
+        !self.staged.is_empty()
+    }
+
+    /// Sends what has waited for a session, if there is one now.
+    pub fn send_staged(&mut self, mtu: usize, now: Now, out: &mut impl Output) {
         let Some(endpoint) = self.endpoint else { return };
         let mut padded = Vec::new();
         while self.is_ready()
@@ -272,19 +305,19 @@ impl PeerState {
         {
             padded.clear();
             padded.extend_from_slice(&packet);
-            padded.resize(packet.len().next_multiple_of(16), 0);
-            self.seal(&mut padded, packet.len(), mtu, &endpoint, now, out);
+            padded.resize(padded_length(packet.len(), mtu), 0);
+            self.seal(&padded, &endpoint, now, out);
         }
     }
 
     /// Takes in a message that was found to be for this peer. After [`Received::Packet`] the packet space of
-    /// `out` holds the plaintext, which the caller commits or abandons.
+    /// `out` holds the plaintext, which the caller commits or abandons. What waited for a session is the caller's
+    /// to send.
     pub fn receive(
         &mut self,
         message: Message,
         datagram: &[u8],
         from: &Endpoint,
-        mtu: usize,
         now: Now,
         out: &mut impl Output,
     ) -> Received {
@@ -304,9 +337,6 @@ impl PeerState {
                 self.note_received(datagram.len(), from, now);
                 if confirms {
                     self.last_handshake = Some(now.wall);
-                }
-                if confirms || !self.staged.is_empty() {
-                    self.send_staged(mtu, now, out);
                 }
                 match length {
                     Some(0) => Received::Handled,
@@ -329,7 +359,6 @@ impl PeerState {
                 // Data confirms the session to the responder just as well as the empty message does.
                 out.datagram_done(from, length);
                 self.note_sent(length, now);
-                self.send_staged(mtu, now, out);
                 Received::Handled
             }
         }

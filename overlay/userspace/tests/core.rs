@@ -619,12 +619,13 @@ fn inner_packets_that_lie_about_themselves_are_dropped_after_decryption() {
     };
     let before = b.device.counters().malformed.load(Ordering::Relaxed);
     for mut lie in lies.clone() {
-        let length = lie.len();
-        lie.resize(length + 16, 0);
+        lie.resize(lie.len().next_multiple_of(16), 0);
         let device = &a.device;
         let batch = device.batch(a.now);
         let peer = batch.peer(&b.public).unwrap().clone();
-        peer.lock().send(&mut lie, length, 1420, a.now, &mut a.out);
+        let mut state = peer.lock();
+        let to = *state.endpoint().unwrap();
+        assert!(state.seal(&lie, &to, a.now, &mut a.out));
     }
     settle(&mut a, &mut b);
     assert!(b.out.packets.is_empty());

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use mesh_wg::config::{AllowedIpChange, DeviceSnapshot, DeviceUpdate, PeerSnapshot};
 use mesh_wg::device::Device;
+use mesh_wg::features::Features;
 use mesh_wg::key::{PresharedKey, PrivateKey, PublicKey};
 use mesh_wg::network::Network;
 use mesh_wg::uapi::{
-    ListenError, MAX_LINE, Operation, Reader, RequestError, Server, SocketFile, SocketSnapshot, parse_set,
-    render_get,
+    Force, ListenError, MAX_LINE, Operation, Reader, RequestError, Server, SocketFile, SocketSnapshot,
+    parse_set, render_get,
 };
 use proptest::prelude::*;
 
@@ -223,7 +224,9 @@ impl Client {
 }
 
 fn client() -> Client {
-    let server = Server::new(Arc::new(Device::new()), Arc::new(Network::new().unwrap()));
+    let network = Network::new(Features::ALL).unwrap();
+    let force = Force { features: Features::without("tun-uso").unwrap(), threads: 3 };
+    let server = Server::new(Arc::new(Device::new()), Arc::new(network), force);
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     std::thread::spawn(move || server.serve(theirs));
@@ -238,6 +241,16 @@ fn several_operations_share_a_connection() {
     assert_eq!(client.ask("set=1\nlisten_port=x\n\n"), format!("errno=-{}\n\n", libc::EINVAL));
     assert_eq!(client.ask("bonjour\n\n"), format!("errno=-{}\n\n", libc::EPROTO));
     assert!(client.ask("get=1\n\n").contains(&format!("public_key={OTHER}\n")));
+}
+
+#[test]
+fn what_is_in_force_is_told_to_whoever_asks() {
+    let mut client = client();
+    assert_eq!(
+        client.ask("features=1\n\n"),
+        "tun-tso=on\ntun-uso=off\nudp-gso=on\nudp-gro=on\nthreads=3\nerrno=0\n\n"
+    );
+    assert_eq!(client.ask("features=1\nget=1\n\n"), format!("errno=-{}\n\n", libc::EPROTO));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The system calls. Nothing outside these files is unsafe.
 
+pub mod checksum;
 pub mod daemon;
 pub mod event;
 pub mod tun;

@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::check;
+use crate::features::Features;
 use crate::name::InterfaceName;
+use crate::offload::virtio::VIRTIO_HEADER;
 
 // RTMGRP_LINK, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE (linux/rtnetlink.h)
 const NETLINK_EVENTS: u32 = 0x1 | 0x40 | 0x400;
@@ -39,11 +41,13 @@ pub enum TunError {
     },
 }
 
-/// A TUN device; each read is one IP packet, and each write.
+/// A TUN device; each read is one IP packet, and each write. With `tun-tso` a virtio header goes before it, and it may
+/// be a super-packet.
 #[derive(Debug)]
 pub struct Tun {
     file: File,
     created: bool,
+    features: Features,
 }
 
 /// What the device has to know of its link.
@@ -56,23 +60,39 @@ pub struct Link {
 }
 
 impl Tun {
-    /// Attaches to the link of this name, creating it if there is none.
-    pub fn open(name: &InterfaceName) -> Result<Self, TunError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open("/dev/net/tun")
-            .map_err(TunError::Open)?;
+    /// Attaches to the link of this name, creating it if there is none. Of the features wanted it uses those that
+    /// the kernel has.
+    pub fn open(name: &InterfaceName, wanted: Features) -> Result<Self, TunError> {
         let existed = interface_index(name.as_str()).is_some();
-        let mut request = request(name.as_str());
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
-        // SAFETY: the request is a valid ifreq that outlives the call.
-        match check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }) {
-            Ok(_) => Ok(Self { file, created: !existed }),
-            Err(source) if existed => Err(TunError::Taken { name: name.clone(), source }),
-            Err(source) => Err(TunError::Create { name: name.clone(), source }),
+        let attach = |virtio| {
+            attach(name, virtio).map_err(|error| match error {
+                AttachError::Open(source) => TunError::Open(source),
+                AttachError::Attach(source) if existed => TunError::Taken { name: name.clone(), source },
+                AttachError::Attach(source) => TunError::Create { name: name.clone(), source },
+            })
+        };
+        let file = attach(wanted.tun_tso)?;
+        let mut features = Features { tun_uso: false, tun_tso: false, ..wanted };
+        if wanted.tun_tso {
+            let tso = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+            let uso = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+            if wanted.tun_uso && set_offload(&file, tso | uso).is_ok() {
+                (features.tun_tso, features.tun_uso) = (true, true);
+            } else if set_offload(&file, tso).is_ok() {
+                features.tun_tso = true;
+            }
+            if !features.tun_tso {
+                // Without the offloads the header before each packet would be for nothing.
+                drop(file);
+                return Ok(Self { file: attach(false)?, created: !existed, features });
+            }
         }
+        Ok(Self { file, created: !existed, features })
+    }
+
+    /// What is in force; what concerns UDP sockets is as it was wanted.
+    pub fn features(&self) -> Features {
+        self.features
     }
 
     /// Whether the link did not exist before.
@@ -119,6 +139,41 @@ impl Tun {
         let name = unsafe { CStr::from_ptr(request.ifr_name.as_ptr()) };
         Ok(name.to_string_lossy().into_owned())
     }
+}
+
+enum AttachError {
+    Open(io::Error),
+    Attach(io::Error),
+}
+
+fn attach(name: &InterfaceName, virtio: bool) -> Result<File, AttachError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")
+        .map_err(AttachError::Open)?;
+    let mut request = request(name.as_str());
+    let header = if virtio { libc::IFF_VNET_HDR } else { 0 };
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | header) as libc::c_short;
+    // SAFETY: the request is a valid ifreq that outlives the call.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })
+        .map_err(AttachError::Attach)?;
+    if virtio {
+        let size = VIRTIO_HEADER as libc::c_int;
+        // SAFETY: the size outlives the call, which reads an int.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const size) })
+            .map_err(AttachError::Attach)?;
+    }
+    // A device that persists keeps what the last process asked for.
+    let _ = set_offload(&file, 0);
+    Ok(file)
+}
+
+fn set_offload(file: &File, offload: libc::c_uint) -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(offload)) })?;
+    Ok(())
 }
 
 /// Asks about and listens to links in this network namespace.

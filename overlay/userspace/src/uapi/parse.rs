@@ -20,6 +20,8 @@ pub enum Operation {
     Get,
     /// Change something.
     Set(DeviceUpdate),
+    /// Tell what is in force of what the kernel offers: an operation of ours, which wg(8) does not know.
+    Features,
 }
 
 /// Why a request is refused. Nothing of it has been applied.
@@ -73,6 +75,7 @@ pub struct Reader<'a> {
 enum State {
     Start,
     Get,
+    Features,
     Device(DeviceUpdate),
     Peer(DeviceUpdate, PeerUpdate),
 }
@@ -98,6 +101,7 @@ impl<'a> Reader<'a> {
                 (Some(error), _) => Err(error),
                 (None, State::Start) => Err(RequestError::Protocol { line: self.line }),
                 (None, State::Get) => Ok(Operation::Get),
+                (None, State::Features) => Ok(Operation::Features),
                 (None, State::Device(update)) => Ok(Operation::Set(update)),
                 (None, State::Peer(mut update, peer)) => {
                     update.peers.push(peer);
@@ -129,12 +133,13 @@ impl<'a> Reader<'a> {
             State::Start => {
                 self.state = match (key, value) {
                     ("get", "1") => State::Get,
+                    ("features", "1") => State::Features,
                     ("set", "1") => State::Device(DeviceUpdate::default()),
                     _ => return Err(protocol),
                 };
                 Ok(())
             }
-            State::Get => Err(protocol),
+            State::Get | State::Features => Err(protocol),
             State::Device(_) | State::Peer(..) if key == "public_key" => {
                 let next = PeerUpdate::new(PublicKey::new(parse_hex(value).ok_or(invalid)?));
                 self.state = match std::mem::replace(&mut self.state, State::Start) {
@@ -258,6 +263,6 @@ pub fn parse_set(lines: &str, scope_of: ScopeOf<'_>) -> Result<DeviceUpdate, Req
     match reader.line(b"") {
         Some(Ok(Operation::Set(update))) => Ok(update),
         Some(Err(error)) => Err(error),
-        Some(Ok(Operation::Get)) | None => Err(RequestError::Protocol { line: 1 }),
+        Some(Ok(Operation::Get | Operation::Features)) | None => Err(RequestError::Protocol { line: 1 }),
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::UNIX_EPOCH;
 
 use crate::config::{DeviceSnapshot, PeerSnapshot};
+use crate::features::Features;
 use crate::key::push_hex;
 
 /// What a `get` operation shows of the sockets.
@@ -33,6 +34,11 @@ pub fn render_get(device: &DeviceSnapshot, sockets: SocketSnapshot) -> String {
     }
     out.push_str("errno=0\n\n");
     out
+}
+
+/// The answer to `features=1`: a line for each feature, `on` or `off`, and the number of threads.
+pub fn render_features(features: Features, threads: usize) -> String {
+    format!("{features}\nthreads={threads}\nerrno=0\n\n")
 }
 
 /// An answer that is nothing but a result: 0 for success, else an `errno` value, which wg(8) and wireguard-go

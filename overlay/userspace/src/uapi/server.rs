@@ -14,10 +14,11 @@ use parking_lot::Mutex;
 use zeroize::Zeroize;
 
 use super::parse::{MAX_LINE, Operation, Reader};
-use super::render::{SocketSnapshot, render_errno, render_get};
+use super::render::{SocketSnapshot, render_errno, render_features, render_get};
 use crate::config::DeviceUpdate;
 use crate::configure::ApplyError;
 use crate::device::Device;
+use crate::features::Features;
 use crate::name::InterfaceName;
 
 const MAX_CLIENTS: usize = 32;
@@ -30,8 +31,19 @@ pub trait SocketControl: Send + Sync {
     fn snapshot(&self) -> SocketSnapshot;
     /// Moves to another port (0 for any) or fails without having changed anything.
     fn set_listen_port(&self, port: u16) -> io::Result<()>;
+    /// What is in force of UDP's features.
+    fn features(&self) -> Features;
     /// Marks outgoing datagrams.
     fn set_fwmark(&self, mark: u32) -> io::Result<()>;
+}
+
+/// How a device works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Force {
+    /// What is in force; the sockets answer for theirs.
+    pub features: Features,
+    /// Threads that move traffic.
+    pub threads: usize,
 }
 
 /// Why the UAPI socket cannot be served.
@@ -112,6 +124,7 @@ impl Drop for SocketFile {
 pub struct Server {
     device: Arc<Device>,
     sockets: Arc<dyn SocketControl>,
+    link: Force,
     // A failed set must be undone by nobody, so sets run one at a time from the first check to the last change.
     setting: Mutex<()>,
     clients: Mutex<Clients>,
@@ -124,9 +137,9 @@ struct Clients {
 }
 
 impl Server {
-    /// A server that changes `device` and its `sockets`.
-    pub fn new(device: Arc<Device>, sockets: Arc<dyn SocketControl>) -> Arc<Self> {
-        Arc::new(Self { device, sockets, setting: Mutex::new(()), clients: Mutex::default() })
+    /// A server that changes `device` and its `sockets`, and tells what is in force at its link.
+    pub fn new(device: Arc<Device>, sockets: Arc<dyn SocketControl>, link: Force) -> Arc<Self> {
+        Arc::new(Self { device, sockets, link, setting: Mutex::new(()), clients: Mutex::default() })
     }
 
     /// Serves clients until the process ends.
@@ -225,6 +238,11 @@ impl Server {
                 let answer = render_get(&snapshot, self.sockets.snapshot());
                 snapshot.private_key = None;
                 answer
+            }
+            Operation::Features => {
+                let Features { udp_gso, udp_gro, .. } = self.sockets.features();
+                let features = Features { udp_gso, udp_gro, ..self.link.features };
+                render_features(features, self.link.threads)
             }
             Operation::Set(update) => match self.set(&update) {
                 Ok(()) => render_errno(0),
