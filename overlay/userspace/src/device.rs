@@ -65,7 +65,7 @@ pub struct Counters {
     pub foreign_source: AtomicU64,
     /// Handshake messages answered with a cookie because there were too many.
     pub cookies: AtomicU64,
-    /// Handshake messages dropped because there were too many, and too many of them from one address.
+    /// Handshake messages dropped because there were too many of them, from one address or from all.
     pub limited: AtomicU64,
 }
 

@@ -20,6 +20,10 @@ pub const DATA_OVERHEAD: usize = 32;
 /// Bytes of the largest message that is not data, a handshake initiation.
 pub const HANDSHAKE_SPACE: usize = 148;
 
+/// Handshake messages a second, under load, that are worth a look at their MACs and an answer. Each costs some 3 us,
+/// most of it for the cookie reply; beyond, they are dropped unseen.
+pub const COOKIES_PER_SECOND: u64 = 20_000;
+
 // Counters at or above this must not be accepted (WireGuard paper, section 6.1: Reject-After-Messages).
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 
@@ -69,9 +73,19 @@ struct Guard {
     // Apart, so that the answers to what we ask for ourselves get through while everyone else asks us.
     responses: Window,
     sources: Buckets,
+    // Under load: messages without a cookie, and with one that may be right. Apart, so that those who have one are
+    // not kept out by those who ask for one.
+    asking: Window,
+    claiming: Window,
 }
 
 impl Guard {
+    fn cookies(&mut self, datagram: &[u8]) -> &mut Window {
+        // The last 16 bytes are the MAC under the cookie, zero without one (WireGuard paper, section 5.4.4).
+        let without = datagram.last_chunk::<16>().is_none_or(|mac2| *mac2 == [0; 16]);
+        if without { &mut self.asking } else { &mut self.claiming }
+    }
+
     fn window(&mut self, message: Message) -> &mut Window {
         match message {
             Message::Response(_) => &mut self.responses,
@@ -87,7 +101,7 @@ pub enum Refused {
     Invalid,
     /// We are under load; the cookie reply of this many bytes is in the buffer.
     Cookie(usize),
-    /// We are under load, and this sender, whose address is proven, has sent too many.
+    /// We are under load, and either this sender, whose address is proven, has sent too many, or all together have.
     TooMany,
 }
 
@@ -100,6 +114,8 @@ impl Identity {
             initiations: Window::new(limit),
             responses: Window::new(limit),
             sources: Buckets::default(),
+            asking: Window::new(COOKIES_PER_SECOND),
+            claiming: Window::new(COOKIES_PER_SECOND),
         };
         let (unloaded, loaded) = (limiter(u64::MAX), limiter(0));
         Self { private, public, unloaded, loaded, guard: Mutex::new(guard) }
@@ -132,6 +148,9 @@ impl Identity {
             if self.guard.lock().window(message).take(now) {
                 return Ok(());
             }
+        }
+        if !self.guard.lock().cookies(datagram).take(now) {
+            return Err(Refused::TooMany);
         }
         match self.loaded.verify_packet(Some(from), datagram, out) {
             Ok(_) if self.guard.lock().sources.take(from, now) => Ok(()),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use mesh_wg::config::{AllowedIpChange, DeviceUpdate, PeerUpdate};
 use mesh_wg::key::{PresharedKey, PrivateKey, PublicKey};
+use mesh_wg::noise::COOKIES_PER_SECOND;
 use mesh_wg::noise::Message;
 use mesh_wg::peer::Endpoint;
 use proptest::prelude::*;
@@ -314,6 +315,31 @@ fn handshakes_beyond_the_limit_get_cookies_and_the_cookie_opens_the_door() {
     server.receive(client.address, &with_cookie);
     server.receive(client.address, &with_cookie);
     assert_eq!(server.device.counters().limited.load(Ordering::Relaxed), 97);
+}
+
+#[test]
+fn a_flood_gets_no_more_cookies_than_are_worth_their_work_and_leaves_room_for_those_who_have_one() {
+    let mut server = Node::with_limit(1, 0);
+    let mut client = Node::new(2);
+    client.add(&server, &["10.0.0.1/32"]);
+    client.send(&packet("10.0.0.2", "10.0.0.1", 60));
+    let (_, initiation) = client.out.datagrams.pop_front().unwrap();
+    let counters = |server: &Node| {
+        let counters = server.device.counters();
+        (counters.cookies.load(Ordering::Relaxed), counters.limited.load(Ordering::Relaxed))
+    };
+    for source in 0..COOKIES_PER_SECOND as u32 + 10 {
+        server.receive(SocketAddr::from((source.to_be_bytes(), 1)), &initiation);
+    }
+    assert_eq!(counters(&server), (COOKIES_PER_SECOND, 10));
+    // A wrong cookie is answered with a right one: there is room for those who may have one.
+    let mut claiming = initiation.clone();
+    claiming[147] = 1;
+    server.receive(client.address, &claiming);
+    assert_eq!(counters(&server), (COOKIES_PER_SECOND + 1, 10));
+    server.now.monotonic += Duration::from_secs(1);
+    server.receive(client.address, &initiation);
+    assert_eq!(counters(&server), (COOKIES_PER_SECOND + 2, 10), "the next second brings more");
 }
 
 #[test]

@@ -206,10 +206,15 @@ pub struct Site {
 impl Site {
     /// Starts a daemon in the background, the way wg-quick does, and gives it a key and 10.0.0.`n`, fd00::`n`.
     pub fn new(kind: Kind, n: u8) -> Self {
+        Self::with(kind, n, "")
+    }
+
+    /// The same with settings in the daemon's environment, `NAME=VALUE`, separated by spaces.
+    pub fn with(kind: Kind, n: u8, environment: &str) -> Self {
         let host = Host::new();
         match kind {
-            Kind::MeshWg => host.run(&format!("{MESH_WG} wg0")),
-            Kind::WireguardGo => host.run("wireguard-go wg0"),
+            Kind::MeshWg => host.run(&format!("env {environment} {MESH_WG} wg0")),
+            Kind::WireguardGo => host.run(&format!("env {environment} wireguard-go wg0")),
         };
         let private = host.run("wg genkey");
         let key = host.file("private", &private);
@@ -235,7 +240,11 @@ impl Site {
 
 /// Two connected sites, 192.0.2.1 and 192.0.2.2 outside; only the first knows the other's endpoint.
 pub fn pair(first: Kind, second: Kind, endpoint: &str, more: &str) -> (Site, Site) {
-    let (a, b) = (Site::new(first, 1), Site::new(second, 2));
+    join(Site::new(first, 1), Site::new(second, 2), endpoint, more)
+}
+
+/// Connects two sites as [`pair`] does.
+pub fn join(a: Site, b: Site, endpoint: &str, more: &str) -> (Site, Site) {
     a.host.link(&b.host, "v0", 1, 2);
     b.peer(&a, 1, more);
     a.peer(&b, 2, &format!("endpoint {endpoint}:51820 {more}"));
@@ -257,4 +266,47 @@ pub fn iperf(client: &Host, server: &Host, address: &str, more: &str) -> f64 {
     });
     let _ = child.wait();
     rate.unwrap_or_default() / 1e6
+}
+
+// Sends random bytes in writes of random sizes, or receives them; both print their hash.
+const TRANSFER: &str = r"
+import hashlib, random, socket, sys
+role, address, port, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+family = socket.AF_INET6 if ':' in address else socket.AF_INET
+digest, left = hashlib.sha256(), size
+if role == 'receive':
+    server = socket.create_server((address, port), family=family)
+    print('ready', flush=True)
+    stream, _ = server.accept()
+    while left:
+        data = stream.recv(1 << 18)
+        if not data:
+            break
+        digest.update(data)
+        left -= len(data)
+else:
+    stream = socket.create_connection((address, port), 20)
+    while left:
+        data = random.randbytes(min(left, random.choice([1, 7, 100, 1368, 1400, 5000, 65536, 200000])))
+        digest.update(data)
+        stream.sendall(data)
+        left -= len(data)
+print(size - left, digest.hexdigest())
+";
+
+/// Sends bytes by TCP from one host to the other at `address`, and tells whether all arrived as they were.
+pub fn transfer(from: &Host, to: &Host, address: &str, bytes: usize) -> bool {
+    let size = bytes.to_string();
+    let (sender, receiver) = (from.file("transfer.py", TRANSFER), to.file("transfer.py", TRANSFER));
+    let mut server = to
+        .command("python3", &[&receiver, "receive", address, "9000", &size])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    let sent = from.run(&format!("timeout 60 python3 {sender} send {address} 9000 {size}"));
+    let received = lines.next().unwrap().unwrap();
+    server.wait().unwrap();
+    sent.trim() == received
 }
