@@ -3,9 +3,9 @@ SHELL := /bin/bash
 SCENARIO ?= deploy/examples/four-clouds.yaml
 BIN := target/release
 
-.PHONY: help setup build demo test unit check deny bench fuzz clean
+.PHONY: help setup build demo test kernel-test unit check deny bench fuzz clean
 help:            ## list the targets
-	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 setup:           ## install what is missing from Debian/Ubuntu packages (needs root)
 	@tests/setup/packages.sh
@@ -18,6 +18,9 @@ demo: build      ## four sites, twelve nodes, one encrypted mesh, and a picture 
 
 test: setup      ## all tests
 	@tests/setup/test.sh
+
+kernel-test: setup ## the mesh with the kernel's WireGuard, on an emulated machine whose kernel has it (needs root, 3 minutes)
+	@tests/kernel/run.sh $(TEST_ARGS)
 
 unit:            ## the tests that need neither root nor packages
 	cargo test --locked --lib --bins -p mesh-keyring -p mesh-overlay -p mesh-policy -p mesh-agent -p mesh-wg

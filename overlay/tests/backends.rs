@@ -20,7 +20,7 @@ use lab::{Kind, Lab};
 fn run<F: Future<Output = ()>>(kind: Kind, module: &str, case: &str, body: impl FnOnce(Lab) -> F) {
     let test = format!("{module}::{case}");
     if kind == Kind::Kernel && !mesh_overlay::wireguard::kernel::available() {
-        // Named and known, so not a failure under CI: no kernel there has it.
+        // Named and known, so not a failure under CI: `make kernel-test` runs it on a kernel that has it.
         let _ = writeln!(std::io::stderr(), "SKIPPED {test}: this kernel has no WireGuard");
         return;
     }

@@ -6,7 +6,7 @@
 //! hosts without resolvconf.
 //!
 //! It needs a kernel with WireGuard (`CONFIG_WIREGUARD`) to run at all; the conformance suite names where that is
-//! missing.
+//! missing, and `make kernel-test` runs it on an emulated machine.
 
 use std::io;
 use std::time::{Duration, SystemTime};

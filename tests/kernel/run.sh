@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# The mesh with the kernel's WireGuard, on a machine whose own kernel need not have it: `make kernel-test`.
+# Arguments go to the test program, such as the name of one test.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+started=$SECONDS
+step() { echo "== $((SECONDS - started)) s: $*"; }
+
+step "a kernel with WireGuard, and an emulator for it"
+status=0
+image=$(tests/kernel/image.sh) || status=$?
+mapfile -t image <<<"$image"
+if ((status == 3)); then
+  echo "SKIPPED kernel-test: what it lacks is named above" >&2
+  [[ ${CI:-} != true ]] || { echo "under CI nothing is skipped" >&2; exit 1; }
+  exit 0
+fi
+((status == 0)) || exit "$status"
+
+step "building the programs"
+cargo build --locked -p mesh-agent -p mesh-wg -p kernel-tests --bins
+cargo test --locked --no-run -p mesh-overlay --test backends
+cargo test --locked --no-run -p kernel-tests --test kernel
+# The same again: cargo, which has nothing left to do, says where it put things.
+executable() {
+  cargo test --locked --no-run --message-format=json "$@" 2>/dev/null |
+    jq -r 'select(.reason == "compiler-artifact" and .profile.test) | .executable // empty' | tail -n 1
+}
+backends=$(executable -p mesh-overlay --test backends)
+tests=$(executable -p kernel-tests --test kernel)
+bin=$(dirname "$(dirname "$tests")")
+
+step "packing the programs for the guest"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work/root/bin"
+strip --strip-debug -o "$work/root/bin/mesh-agent" "$bin/mesh-agent"
+strip --strip-debug -o "$work/root/bin/kernel-guest" "$bin/kernel-guest"
+strip --strip-debug -o "$work/root/bin/backends" "$backends"
+# The base image may have the same libraries already; that does no harm.
+ldd "$work"/root/bin/* | grep -oE '/[^ )]+' | grep -v ':$' | sort -u | while read -r library; do
+  mkdir -p "$work/root${library%/*}"
+  cp -L "$library" "$work/root$library"
+done
+(cd "$work/root" && find . -print0 | cpio -o -0 -H newc -R 0:0 --quiet) >"$work/programs.cpio"
+
+step "running the tests; one guest serves them all"
+export SENNIT_KERNEL=${image[0]} SENNIT_KERNEL_INITRAMFS=${image[1]}
+export SENNIT_KERNEL_PROGRAMS=$work/programs.cpio SENNIT_BIN_DIR=$bin
+# The mesh lives until the test program ends, too long to clean up after itself.
+export TMPDIR=$work
+"$tests" --test-threads=1 "$@" || status=$?
+step "done"
+exit "$status"
