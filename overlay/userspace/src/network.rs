@@ -108,7 +108,8 @@ impl SocketControl for Network {
 
     fn features(&self) -> Features {
         // Before there are sockets, what is asked for is the best that can be said.
-        self.sockets().map_or(self.wanted, |sockets| sockets.features())
+        let wanted = Features { tun_tso: false, tun_uso: false, ..self.wanted };
+        self.sockets().map_or(wanted, |sockets| sockets.features())
     }
 
     // Bound at once, even while the link is down, so that a taken port is reported to whoever asked for it.

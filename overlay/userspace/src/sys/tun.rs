@@ -41,8 +41,13 @@ pub enum TunError {
     },
 }
 
-/// A TUN device; each read is one IP packet, and each write. With `tun-tso` a virtio header goes before it, and it may
-/// be a super-packet.
+// `struct virtio_net_hdr` (linux/virtio_net.h) without `num_buffers`, its numbers in this machine's byte order.
+const HEADER: usize = VIRTIO_HEADER;
+
+/// A TUN device; each read is one IP packet, and each write.
+///
+/// With [`Features::tun_tso`] each begins with [`VIRTIO_HEADER`] more bytes, and the packet behind them can be a super-packet
+/// of up to 65,535 bytes or, for IPv6, 40 more.
 #[derive(Debug)]
 pub struct Tun {
     file: File,
@@ -60,37 +65,24 @@ pub struct Link {
 }
 
 impl Tun {
-    /// Attaches to the link of this name, creating it if there is none. Of the features wanted it uses those that
-    /// the kernel has.
+    /// Attaches to the link of this name, creating it if there is none, with those of `tun-tso` and `tun-uso` that are
+    /// wanted and that the kernel has.
     pub fn open(name: &InterfaceName, wanted: Features) -> Result<Self, TunError> {
         let existed = interface_index(name.as_str()).is_some();
-        let attach = |virtio| {
-            attach(name, virtio).map_err(|error| match error {
-                AttachError::Open(source) => TunError::Open(source),
-                AttachError::Attach(source) if existed => TunError::Taken { name: name.clone(), source },
-                AttachError::Attach(source) => TunError::Create { name: name.clone(), source },
-            })
-        };
-        let file = attach(wanted.tun_tso)?;
-        let mut features = Features { tun_uso: false, tun_tso: false, ..wanted };
-        if wanted.tun_tso {
-            let tso = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-            let uso = libc::TUN_F_USO4 | libc::TUN_F_USO6;
-            if wanted.tun_uso && set_offload(&file, tso | uso).is_ok() {
-                (features.tun_tso, features.tun_uso) = (true, true);
-            } else if set_offload(&file, tso).is_ok() {
-                features.tun_tso = true;
-            }
-            if !features.tun_tso {
-                // Without the offloads the header before each packet would be for nothing.
-                drop(file);
-                return Ok(Self { file: attach(false)?, created: !existed, features });
-            }
+        if wanted.tun_tso
+            && let Ok(file) = attach(name, existed, libc::IFF_VNET_HDR)
+            && set_header(&file).is_ok()
+            && let Some(features) = negotiate(wanted, |offloads| set_offloads(&file, offloads))
+        {
+            return Ok(Self { file, created: !existed, features });
         }
-        Ok(Self { file, created: !existed, features })
+        let file = attach(name, existed, 0)?;
+        // A link that lives on without its process keeps what that had asked for.
+        set_offloads(&file, 0).map_err(|source| TunError::Create { name: name.clone(), source })?;
+        Ok(Self { file, created: !existed, features: Features::NONE })
     }
 
-    /// What is in force; what concerns UDP sockets is as it was wanted.
+    /// Which of `tun-tso` and `tun-uso` are in force.
     pub fn features(&self) -> Features {
         self.features
     }
@@ -100,7 +92,7 @@ impl Tun {
         self.created
     }
 
-    /// Reads one packet; `WouldBlock` when there is none.
+    /// Reads one packet, cut to the buffer's length; `WouldBlock` when there is none.
     #[inline]
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&self.file).read(buffer)
@@ -112,16 +104,15 @@ impl Tun {
         (&self.file).write(packet)
     }
 
-    /// Whether the link is up, wherever it is: the driver looks at the link before it looks at the packet, and
-    /// no packet is empty.
+    /// Whether the link is up, wherever it is. The driver looks at the IP version and then at the link
+    /// (`tun_get_user`, drivers/net/tun.c); where that is up, IP drops a packet that has nothing but a version.
     fn probe(&self) -> io::Result<bool> {
-        match (&self.file).write(&[]) {
-            Ok(0..) => Ok(true),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EINVAL) => Ok(true),
-                Some(libc::EIO) => Ok(false),
-                _ => Err(error),
-            },
+        const PACKET: [u8; HEADER + 1] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4 << 4];
+        let header = if self.features.tun_tso { HEADER } else { 0 };
+        match self.write(&PACKET[HEADER - header..]) {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -141,39 +132,54 @@ impl Tun {
     }
 }
 
-enum AttachError {
-    Open(io::Error),
-    Attach(io::Error),
-}
-
-fn attach(name: &InterfaceName, virtio: bool) -> Result<File, AttachError> {
+fn attach(name: &InterfaceName, existed: bool, flags: libc::c_int) -> Result<File, TunError> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open("/dev/net/tun")
-        .map_err(AttachError::Open)?;
+        .map_err(TunError::Open)?;
     let mut request = request(name.as_str());
-    let header = if virtio { libc::IFF_VNET_HDR } else { 0 };
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | header) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | flags) as libc::c_short;
     // SAFETY: the request is a valid ifreq that outlives the call.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })
-        .map_err(AttachError::Attach)?;
-    if virtio {
-        let size = VIRTIO_HEADER as libc::c_int;
-        // SAFETY: the size outlives the call, which reads an int.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const size) })
-            .map_err(AttachError::Attach)?;
+    match check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }) {
+        Ok(_) => Ok(file),
+        Err(source) if existed => Err(TunError::Taken { name: name.clone(), source }),
+        Err(source) => Err(TunError::Create { name: name.clone(), source }),
     }
-    // A device that persists keeps what the last process asked for.
-    let _ = set_offload(&file, 0);
-    Ok(file)
 }
 
-fn set_offload(file: &File, offload: libc::c_uint) -> io::Result<()> {
-    // SAFETY: takes no pointer.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(offload)) })?;
+// A link that existed may have been left with another header.
+fn set_header(file: &File) -> io::Result<()> {
+    let length = HEADER as libc::c_int;
+    let little_endian = libc::c_int::from(cfg!(target_endian = "little"));
+    // SAFETY: both calls read one int, which outlives them.
+    unsafe {
+        check(libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const length))?;
+        check(libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETLE as _, &raw const little_endian))?;
+    }
     Ok(())
+}
+
+fn set_offloads(file: &File, offloads: libc::c_uint) -> io::Result<()> {
+    // SAFETY: the call takes a number and no pointer.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(offloads)) })?;
+    Ok(())
+}
+
+/// Asks for as much as is wanted and the kernel has; none if that is nothing.
+fn negotiate(
+    wanted: Features,
+    mut set_offloads: impl FnMut(libc::c_uint) -> io::Result<()>,
+) -> Option<Features> {
+    const TSO: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    const USO: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    let tso = Features { tun_tso: true, ..Features::NONE };
+    if wanted.tun_tso && wanted.tun_uso && set_offloads(TSO | USO).is_ok() {
+        return Some(Features { tun_uso: true, ..tso });
+    }
+    // The kernel takes all of what it is asked for or nothing, and UDP only since 6.2.
+    (wanted.tun_tso && set_offloads(TSO).is_ok()).then_some(tso)
 }
 
 /// Asks about and listens to links in this network namespace.
@@ -276,4 +282,32 @@ fn request(name: &str) -> libc::ifreq {
         *target = byte as libc::c_char;
     }
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_lacks_is_asked_for_no_more() {
+        let features = |list| Features { udp_gso: false, udp_gro: false, ..Features::without(list).unwrap() };
+        let (all, tso) = (features(""), features("tun-uso"));
+        // The offloads that a kernel has, what is wanted of it, what comes of it, and in how many questions.
+        for (has, wanted, expected, questions) in [
+            (0x7f, Features::ALL, Some(all), 1),
+            (0x1f, Features::ALL, Some(tso), 2),
+            (0x01, Features::ALL, None, 2),
+            (0x7f, tso, Some(tso), 1),
+            (0x00, tso, None, 1),
+            (0x7f, Features::NONE, None, 0),
+            (0x7f, Features { tun_uso: true, ..Features::NONE }, None, 0),
+        ] {
+            let mut asked = 0;
+            let found = negotiate(wanted, |offloads| {
+                asked += 1;
+                if offloads & !has == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) }
+            });
+            assert_eq!((found, asked), (expected, questions), "{wanted} of {has:#x}");
+        }
+    }
 }

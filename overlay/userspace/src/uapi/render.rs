@@ -38,7 +38,13 @@ pub fn render_get(device: &DeviceSnapshot, sockets: SocketSnapshot) -> String {
 
 /// The answer to `features=1`: a line for each feature, `on` or `off`, and the number of threads.
 pub fn render_features(features: Features, threads: usize) -> String {
-    format!("{features}\nthreads={threads}\nerrno=0\n\n")
+    let mut out = String::new();
+    for (name, on) in features.iter() {
+        push(&mut out, name, if on { "on" } else { "off" });
+    }
+    push(&mut out, "threads", threads);
+    out.push_str("errno=0\n\n");
+    out
 }
 
 /// An answer that is nothing but a result: 0 for success, else an `errno` value, which wg(8) and wireguard-go

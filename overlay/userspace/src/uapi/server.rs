@@ -40,7 +40,7 @@ pub trait SocketControl: Send + Sync {
 /// How a device works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Force {
-    /// What is in force; the sockets answer for theirs.
+    /// What is in force at the link.
     pub features: Features,
     /// Threads that move traffic.
     pub threads: usize,
@@ -240,9 +240,7 @@ impl Server {
                 answer
             }
             Operation::Features => {
-                let Features { udp_gso, udp_gro, .. } = self.sockets.features();
-                let features = Features { udp_gso, udp_gro, ..self.link.features };
-                render_features(features, self.link.threads)
+                render_features(self.link.features | self.sockets.features(), self.link.threads)
             }
             Operation::Set(update) => match self.set(&update) {
                 Ok(()) => render_errno(0),

@@ -117,6 +117,17 @@ impl Host {
         self.command(words[0], &words[1..]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
+    /// Runs a closure on a thread in this host's network; the sockets and TUN devices that it makes stay there.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let network = std::fs::File::open(format!("/proc/{}/ns/net", self.pid)).unwrap();
+        let enter = || {
+            nix::sched::setns(&network, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(enter).join())
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
     /// Writes a file and returns its path.
     pub fn file(&self, name: &str, content: &str) -> String {
         let path = self.files.path().join(name);

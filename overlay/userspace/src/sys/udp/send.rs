@@ -1,296 +1,306 @@
-//! Sending datagrams in runs.
+//! Sending batches: several messages per system call, several datagrams per message.
 #![allow(unsafe_code)]
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Instant;
 
-use super::super::check;
-use super::address::to_storage;
-use super::headers::{Headers, put_ancillary};
-use super::{BATCH, Socket, UdpPair};
+use super::address::{self, Storage};
+use super::control::{self, Control};
+use super::pair::{Socket, UdpPair};
+use super::refusals::Refusals;
+use super::runs::Runs;
 use crate::peer::Endpoint;
+use crate::sys::check;
 
-const ARENA: usize = 256 << 10;
-// What the kernel takes in one send: UDP_MAX_SEGMENTS (include/linux/udp.h), and what fits into one IPv6 packet.
-const RUN_DATAGRAMS: usize = 64;
-const RUN_BYTES: usize = 65_487;
-// Destinations to which runs are refused, and for how long that is believed.
-const REFUSING: usize = 1024;
-const REFUSED_FOR: Duration = Duration::from_secs(60);
+// Messages per system call.
+const MESSAGES: usize = 128;
 
-/// Datagrams that wait for being sent together, in a buffer allocated once.
+/// Datagrams that wait for being sent together, in memory allocated once.
+///
+/// Those to one endpoint (both its addresses) that follow each other and have one length, the last perhaps a shorter
+/// one, leave as one message where the kernel can split it: up to 64 datagrams and 65,487 bytes.
 pub struct SendBatch {
-    arena: Box<[u8]>,
-    used: usize,
-    runs: Vec<Run>,
-    headers: Headers,
-    refusing: HashMap<SocketAddr, Instant>,
+    runs: Runs,
+    refusals: Refusals,
+    messages: Vec<Message>,
+    addresses: Vec<Storage>,
+    controls: Vec<Control>,
+    vectors: Vec<libc::iovec>,
+    headers: Vec<libc::mmsghdr>,
 }
 
-// Datagrams to one endpoint, one behind the other, all of one length but for the last, which may be shorter.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    to: Endpoint,
-    at: usize,
-    length: usize,
-    segment: usize,
-    count: usize,
-}
-
-impl Run {
-    fn takes(&self, to: &Endpoint, length: usize) -> bool {
-        self.length == self.segment * self.count
-            && length <= self.segment
-            && length > 0
-            && self.count < RUN_DATAGRAMS
-            && self.length + length <= RUN_BYTES
-            && self.to == *to
-    }
-
-    // Its datagrams, each a run of its own.
-    fn apart(self) -> impl Iterator<Item = Run> {
-        (0..self.count).map(move |i| {
-            let at = self.at + i * self.segment;
-            let length = self.segment.min(self.at + self.length - at);
-            Run { at, length, segment: length, count: 1, ..self }
-        })
-    }
-}
+// SAFETY: the raw pointers are to memory that the batch owns, and are set anew before each use.
+unsafe impl Send for SendBatch {}
 
 /// How sending a batch went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SendReport {
     /// Datagrams that the system did not take.
     pub failed: usize,
-    /// Runs that had to be taken apart.
-    pub refused_runs: usize,
     /// Those of our addresses that answers were to leave by and that no longer work.
     pub lost_addresses: Vec<IpAddr>,
+    /// Whether the system would not split a message, so that its datagrams left one by one. That is known from now on:
+    /// for a minute and this destination, or for good and this socket (see [`UdpPair::features`]).
+    pub gso_refused: bool,
 }
 
-enum Outcome {
-    Sent,
+// Where sending has got to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Position {
+    run: usize,
+    datagram: usize,
+}
+
+// What a header stands for: some datagrams of a run, and the address they leave by.
+#[derive(Clone, Copy, Debug)]
+struct Message {
+    at: Position,
+    count: usize,
+    local: Option<IpAddr>,
+}
+
+// What the headers are made from.
+struct Plan<'a> {
+    v6: bool,
+    gso: bool,
+    now: Instant,
+    lost: &'a [IpAddr],
+}
+
+enum After {
+    Go(Position),
     Full,
-    Failed,
 }
 
 impl SendBatch {
-    /// An empty batch. Memory is used only as far as datagrams fill it.
+    /// An empty batch.
     pub fn new() -> Self {
+        // SAFETY: all-zero iovec and mmsghdr are valid.
+        let (vector, header): (libc::iovec, libc::mmsghdr) =
+            unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         Self {
-            arena: vec![0; ARENA].into(),
-            used: 0,
-            runs: Vec::with_capacity(BATCH * RUN_DATAGRAMS),
-            headers: Headers::new(),
-            refusing: HashMap::new(),
+            runs: Runs::new(),
+            refusals: Refusals::default(),
+            messages: Vec::with_capacity(MESSAGES),
+            addresses: vec![address::zeroed(); MESSAGES],
+            controls: vec![Control::default(); MESSAGES],
+            vectors: vec![vector; MESSAGES],
+            headers: vec![header; MESSAGES],
         }
+    }
+
+    /// Whether there is room for one more datagram of `length` bytes; there always is in an empty batch, for whatever
+    /// fits into a datagram. Otherwise the batch has to be sent first.
+    pub fn has_room(&self, length: usize) -> bool {
+        self.runs.has_room(length)
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.runs.is_empty()
+        self.runs.runs().is_empty()
     }
 
-    /// Whether there is space for a datagram of this many bytes before the batch has to be sent.
-    pub fn has_room(&self, length: usize) -> bool {
-        self.used + length <= ARENA && self.runs.len() < self.runs.capacity()
-    }
-
-    /// The next datagram's space: as many bytes, or fewer if there is no room.
+    /// `length` bytes for the next datagram: the same ones with their content until it is pushed. Fewer if there is
+    /// no room.
     pub fn space(&mut self, length: usize) -> &mut [u8] {
-        let end = (self.used + length).min(ARENA);
-        &mut self.arena[self.used..end]
+        self.runs.space(length)
     }
 
-    /// The first `length` bytes of the space are a datagram for `to`.
+    /// The first `length` bytes of the space are a datagram for `to`. Without room it is dropped.
     pub fn push(&mut self, to: &Endpoint, length: usize) {
-        let length = length.min(ARENA - self.used);
-        let full = self.runs.len() == self.runs.capacity();
-        match self.runs.last_mut() {
-            Some(run) if run.takes(to, length) => {
-                run.length += length;
-                run.count += 1;
-            }
-            _ if full => return,
-            _ => self.runs.push(Run { to: *to, at: self.used, length, segment: length, count: 1 }),
-        }
-        self.used += length;
+        self.runs.push(to, length);
     }
 
-    /// Sends all that waits, in order. Waits a little where the system's buffers are full.
+    /// Drops all that waits.
+    pub fn clear(&mut self) {
+        self.runs.clear();
+    }
+
+    /// Sends all that waits, in order to each destination. Waits a little where the system's buffers are full.
     pub fn send(&mut self, sockets: &UdpPair, now: Instant) -> SendReport {
+        self.send_through(sockets, now, transmit)
+    }
+
+    fn send_through(
+        &mut self,
+        sockets: &UdpPair,
+        now: Instant,
+        mut transmit: impl FnMut(BorrowedFd<'_>, &mut [libc::mmsghdr]) -> io::Result<usize>,
+    ) -> SendReport {
         let mut report = SendReport::default();
-        let mut runs = std::mem::take(&mut self.runs);
-        if runs.iter().any(|run| run.count > 1 && !self.may_segment(sockets, run, now)) {
-            runs = self.taken_apart(runs, sockets, now);
-        }
-        // By family, IPv6 second: the socket had its time and took nothing more.
-        let mut full = [false; 2];
-        let mut rest = &runs[..];
-        while let Some(first) = rest.first() {
-            let v6 = first.to.remote.is_ipv6();
-            let same = rest.iter().take_while(|run| run.to.remote.is_ipv6() == v6).count();
-            let (now_these, later) = rest.split_at(same);
-            rest = later;
-            match sockets.for_remote(&first.to.remote) {
-                Some(socket) if !full[usize::from(v6)] => {
-                    full[usize::from(v6)] = self.send_runs(socket, now_these, now, &mut report);
-                }
-                _ => report.failed += datagrams(now_these),
+        for v6 in [false, true] {
+            match sockets.socket(v6) {
+                Some(socket) => self.send_family(socket, v6, now, &mut transmit, &mut report),
+                None => report.failed += self.left(Position::default(), v6),
             }
         }
-        runs.clear();
-        self.runs = runs;
-        self.used = 0;
+        self.runs.clear();
         report
     }
 
-    fn may_segment(&mut self, sockets: &UdpPair, run: &Run, now: Instant) -> bool {
-        if !sockets.for_remote(&run.to.remote).is_some_and(Socket::has_gso) {
-            return false;
-        }
-        match self.refusing.get(&run.to.remote) {
-            Some(since) if now.saturating_duration_since(*since) < REFUSED_FOR => false,
-            Some(_) => {
-                self.refusing.remove(&run.to.remote);
-                true
-            }
-            None => true,
-        }
-    }
-
-    #[cold]
-    fn taken_apart(&mut self, mut runs: Vec<Run>, sockets: &UdpPair, now: Instant) -> Vec<Run> {
-        let whole = runs.clone();
-        runs.clear();
-        for run in whole {
-            if run.count > 1 && !self.may_segment(sockets, &run, now) {
-                runs.extend(run.apart());
-            } else {
-                runs.push(run);
-            }
-        }
-        runs
-    }
-
-    /// Returns whether the socket is full.
-    fn send_runs(&mut self, socket: &Socket, runs: &[Run], now: Instant, report: &mut SendReport) -> bool {
-        let mut rest = runs;
-        while let Some(first) = rest.first() {
-            let some = &rest[..rest.len().min(BATCH)];
-            match self.send_some(socket, some, true) {
-                Ok(sent) => rest = &rest[sent.clamp(1, some.len())..],
-                Err(error) => match self.send_hard(socket, first, &error, now, report) {
-                    Outcome::Sent => rest = &rest[1..],
-                    Outcome::Failed => {
-                        report.failed += first.count;
-                        rest = &rest[1..];
-                    }
-                    // The system has had its time: what cannot leave now is lost, as on any full link.
-                    Outcome::Full => {
-                        report.failed += datagrams(rest);
-                        return true;
-                    }
-                },
-            }
-        }
-        false
-    }
-
-    // The first of several runs did not leave. It may in another way.
-    #[cold]
-    fn send_hard(
+    fn send_family(
         &mut self,
         socket: &Socket,
-        run: &Run,
-        error: &io::Error,
+        v6: bool,
         now: Instant,
+        transmit: &mut impl FnMut(BorrowedFd<'_>, &mut [libc::mmsghdr]) -> io::Result<usize>,
         report: &mut SendReport,
-    ) -> Outcome {
-        if error.kind() == io::ErrorKind::WouldBlock {
-            return Outcome::Full;
-        }
-        if error.kind() == io::ErrorKind::Interrupted {
-            let again = self.send_some(socket, std::slice::from_ref(run), true);
-            return match again {
-                Ok(_) => Outcome::Sent,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => Outcome::Failed,
-                Err(error) => self.send_hard(socket, run, &error, now, report),
+    ) {
+        let mut position = Position::default();
+        loop {
+            let plan = Plan { v6, gso: socket.has_gso(), now, lost: &report.lost_addresses };
+            self.plan(position, &plan);
+            if self.messages.is_empty() {
+                return;
+            }
+            let after = match transmit(socket.fd(), self.prepare()) {
+                Ok(sent) => After::Go(self.behind(sent.clamp(1, self.messages.len()) - 1)),
+                Err(error) => self.recover(error, socket, now, transmit, report),
             };
+            match after {
+                After::Go(to) => position = to,
+                // The system has had its time: what cannot leave now is lost, as on any full link.
+                After::Full => {
+                    report.failed += self.left(position, v6);
+                    return;
+                }
+            }
         }
-        if let Some(lost) = run.to.local
-            && may_be_the_source(error)
-            && self.send_some(socket, std::slice::from_ref(run), false).is_ok()
+    }
+
+    /// What to do about the first message, which the system did not take.
+    fn recover(
+        &mut self,
+        mut error: io::Error,
+        socket: &Socket,
+        now: Instant,
+        transmit: &mut impl FnMut(BorrowedFd<'_>, &mut [libc::mmsghdr]) -> io::Result<usize>,
+        report: &mut SendReport,
+    ) -> After {
+        let first = self.messages[0];
+        let run = self.runs.runs()[first.at.run];
+        if let Some(lost) = first.local.filter(|_| may_be_the_source(&error)) {
+            self.messages.truncate(1);
+            self.messages[0].local = None;
+            match transmit(socket.fd(), self.prepare()) {
+                Ok(_) => {
+                    if !report.lost_addresses.contains(&lost) {
+                        report.lost_addresses.push(lost);
+                    }
+                    return After::Go(self.behind(0));
+                }
+                Err(without) => error = without,
+            }
+        }
+        match (error.kind(), error.raw_os_error()) {
+            (io::ErrorKind::Interrupted, _) => After::Go(first.at),
+            (io::ErrorKind::WouldBlock, _) => After::Full,
+            // Once it is known that there is no splitting, what is left of the run is planned as single datagrams.
+            (_, Some(code @ (libc::EMSGSIZE | libc::EINVAL))) if first.count > 1 => {
+                // Smaller ones may fit where these did not; EINVAL says nothing about that.
+                let from = if code == libc::EMSGSIZE { run.segment } else { 0 };
+                self.refusals.note(run.to.remote.ip(), from, now);
+                report.gso_refused = true;
+                After::Go(first.at)
+            }
+            // The device has no checksum offload (before Linux 6.11), or the path is through IPsec.
+            (_, Some(libc::EIO)) if first.count > 1 => {
+                socket.give_up_gso();
+                report.gso_refused = true;
+                After::Go(first.at)
+            }
+            _ => {
+                report.failed += first.count;
+                After::Go(self.behind(0))
+            }
+        }
+    }
+
+    /// Decides on the next messages.
+    fn plan(&mut self, from: Position, plan: &Plan<'_>) {
+        self.messages.clear();
+        let mut at = from;
+        while let Some(run) = self.runs.runs().get(at.run)
+            && self.messages.len() < MESSAGES
         {
-            if !report.lost_addresses.contains(&lost) {
-                report.lost_addresses.push(lost);
+            if run.to.remote.is_ipv6() != plan.v6 {
+                at = Position { run: at.run + 1, datagram: 0 };
+                continue;
             }
-            return Outcome::Sent;
+            let left = run.count - at.datagram;
+            let whole =
+                plan.gso && left > 1 && self.refusals.allow(run.to.remote.ip(), run.segment, plan.now);
+            let count = if whole { left } else { 1 };
+            let local = run.to.local.filter(|local| !plan.lost.contains(local));
+            let message = Message { at, count, local };
+            self.messages.push(message);
+            at = message.end(run.count);
         }
-        if run.count == 1 {
-            return Outcome::Failed;
-        }
-        match error.raw_os_error() {
-            // Older kernels, on devices that do not complete checksums.
-            Some(libc::EIO) => socket.give_up_gso(),
-            // The datagrams are larger than the link's MTU: the kernel fragments single ones, but no runs.
-            Some(libc::EMSGSIZE | libc::EINVAL) => self.remember(run.to.remote, now),
-            _ => return Outcome::Failed,
-        }
-        report.refused_runs += 1;
-        for single in run.apart() {
-            match self.send_some(socket, std::slice::from_ref(&single), true) {
-                Ok(_) => {}
-                Err(error) => match self.send_hard(socket, &single, &error, now, report) {
-                    Outcome::Sent => {}
-                    _ => report.failed += 1,
-                },
-            }
-        }
-        Outcome::Sent
     }
 
-    fn remember(&mut self, remote: SocketAddr, now: Instant) {
-        if self.refusing.len() >= REFUSING {
-            self.refusing.clear();
+    /// Makes the headers of the messages decided on.
+    fn prepare(&mut self) -> &mut [libc::mmsghdr] {
+        for (i, message) in self.messages.iter().enumerate() {
+            let run = &self.runs.runs()[message.at.run];
+            let bytes = self.runs.bytes(run.range(message.at.datagram, message.count));
+            // Only ever read from.
+            self.vectors[i] =
+                libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+            let name_length = address::put(&mut self.addresses[i], &run.to.remote);
+            // The segments of more than one fit into 65,487 bytes.
+            let segment = (message.count > 1).then_some(run.segment as u16);
+            let control_length = control::put(&mut self.controls[i], message.local, segment);
+            let header = &mut self.headers[i].msg_hdr;
+            header.msg_name = (&raw mut self.addresses[i]).cast();
+            header.msg_namelen = name_length;
+            header.msg_iov = &raw mut self.vectors[i];
+            header.msg_iovlen = 1;
+            header.msg_control = (&raw mut self.controls[i]).cast();
+            header.msg_controllen = control_length as _;
         }
-        self.refusing.insert(remote, now);
+        &mut self.headers[..self.messages.len()]
     }
 
-    fn send_some(&mut self, socket: &Socket, runs: &[Run], with_local: bool) -> io::Result<usize> {
-        for (i, run) in runs.iter().enumerate() {
-            let bytes = &mut self.arena[run.at..run.at + run.length];
-            let (address, address_length) = to_storage(&run.to.remote);
-            self.headers.addresses[i] = address;
-            let header = self.headers.prepare(i, bytes);
-            header.msg_namelen = address_length;
-            let segment = (run.count > 1).then_some(run.segment as u16);
-            put_ancillary(header, run.to.local.filter(|_| with_local), segment);
-        }
-        // SAFETY: each header points to its own address, control space and buffer, which outlive the call.
-        let sent = check(unsafe {
-            libc::sendmmsg(
-                socket.fd.as_raw_fd(),
-                self.headers.headers.as_mut_ptr(),
-                runs.len() as libc::c_uint,
-                0,
-            )
-        })?;
-        Ok(sent as usize)
+    fn behind(&self, message: usize) -> Position {
+        let message = self.messages[message];
+        message.end(self.runs.runs()[message.at.run].count)
+    }
+
+    /// How many datagrams of a family are still to be sent.
+    fn left(&self, from: Position, v6: bool) -> usize {
+        let runs = self.runs.runs().iter().enumerate().skip(from.run);
+        runs.filter(|(_, run)| run.to.remote.is_ipv6() == v6)
+            .map(|(i, run)| if i == from.run { run.count - from.datagram } else { run.count })
+            .sum()
     }
 }
 
-fn datagrams(runs: &[Run]) -> usize {
-    runs.iter().map(|run| run.count).sum()
+impl Message {
+    fn end(&self, of: usize) -> Position {
+        let datagram = self.at.datagram + self.count;
+        if datagram < of {
+            Position { run: self.at.run, datagram }
+        } else {
+            Position { run: self.at.run + 1, datagram: 0 }
+        }
+    }
 }
 
 impl Default for SendBatch {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn transmit(fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
+    // SAFETY: the headers come from `prepare`: each points to its own address, control space and vector, and this to
+    // bytes of the batch, which outlive the call.
+    let sent = check(unsafe {
+        libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), headers.len() as libc::c_uint, 0)
+    })?;
+    Ok(sent as usize)
 }
 
 /// Whether sending may have failed only because the address to leave by is not ours any more, or has no route.
@@ -302,21 +312,4 @@ fn may_be_the_source(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::features::Features;
-    use std::net::Ipv4Addr;
-
-    #[test]
-    fn an_address_that_is_not_ours_is_named_once_and_the_datagrams_leave_all_the_same() {
-        let sockets = UdpPair::bind(0, 0, Features::ALL).unwrap();
-        let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, sockets.port()));
-        let (lost, good) = (IpAddr::from([203, 0, 113, 1]), IpAddr::from([127, 0, 0, 1]));
-        let mut batch = SendBatch::new();
-        for local in [lost, good, lost] {
-            batch.push(&Endpoint { remote, local: Some(local) }, 10);
-        }
-        let report = batch.send(&sockets, Instant::now());
-        assert_eq!(report, SendReport { lost_addresses: vec![lost], ..SendReport::default() });
-    }
-}
+mod tests;
