@@ -2,38 +2,25 @@
 
 use crate::sys::checksum::sum_words;
 
-// Words per round, each with a sum of its own, so that a compiler makes vectors of them.
-const LANES: usize = 16;
-// Rounds after which a 32-bit sum of pairs of 16-bit words may overflow.
-const ROUNDS: usize = 1 << 15;
-
-/// The sum of the bytes as 16-bit words in the machine's byte order, an odd last byte padded with zero; not folded.
+/// What [`sum_words`] computes, with instructions that every processor has.
 #[inline(always)]
 pub(crate) fn sum_portable(bytes: &[u8]) -> u64 {
-    let mut total = 0u64;
-    let mut rest = bytes;
-    while rest.len() >= LANES * 4 {
-        let (block, after) = rest.split_at(rest.len().min(LANES * 4 * ROUNDS));
-        let mut sums = [0u32; LANES];
-        let mut rounds = block.chunks_exact(LANES * 4);
-        for round in &mut rounds {
-            for (sum, word) in sums.iter_mut().zip(round.as_chunks::<4>().0) {
-                let word = u32::from_ne_bytes(*word);
-                *sum = sum.wrapping_add((word & 0xffff) + (word >> 16));
-            }
+    let mut sums = [0u128; 2];
+    let (pairs, rest) = bytes.as_chunks::<16>();
+    let mut add = |pair: &[u8; 16]| {
+        for (sum, word) in sums.iter_mut().zip(pair.as_chunks::<8>().0) {
+            *sum += u128::from(u64::from_ne_bytes(*word));
         }
-        total += sums.iter().map(|sum| u64::from(*sum)).sum::<u64>();
-        if after.is_empty() {
-            rest = rounds.remainder();
-            break;
-        }
-        rest = after;
-    }
-    let (words, last) = rest.as_chunks::<4>();
-    total += words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum::<u64>();
-    let mut end = [0; 4];
-    end[..last.len()].copy_from_slice(last);
-    total + u64::from(u32::from_ne_bytes(end))
+    };
+    pairs.iter().for_each(&mut add);
+    let mut last = [0; 16];
+    last[..rest.len()].copy_from_slice(rest);
+    add(&last);
+    let sum = sums[0] + sums[1];
+    // As many 64-bit words as memory holds leave no more than that many in the upper half.
+    let sum = u128::from(sum as u64) + (sum >> 64);
+    let sum = (sum as u64).wrapping_add((sum >> 64) as u64);
+    (sum & 0xffff_ffff) + (sum >> 32)
 }
 
 /// A one's complement sum under way. Order and grouping do not matter, but each part has to begin at an even offset.
@@ -45,14 +32,14 @@ impl Sum {
     #[inline]
     #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Self {
-        Self(self.0 + fold(sum_words(bytes)))
+        Self(self.0 + sum_words(bytes))
     }
 
     /// Adds a few bytes, such as a header or an address.
     #[inline]
     #[must_use]
     pub fn few(self, bytes: &[u8]) -> Self {
-        Self(self.0 + fold(sum_portable(bytes)))
+        Self(self.0 + sum_portable(bytes))
     }
 
     /// Adds a word.
