@@ -24,7 +24,8 @@ use crate::sys::udp::{ReceiveBatch, SendBatch, UdpPair};
 // Reading stops when this much has been read, so that one read of the largest kind always fits behind it.
 const READ_ENOUGH: usize = 32 << 10;
 const READS: usize = 64;
-const LARGEST_READ: usize = VIRTIO_HEADER + 65_536 + TAIL;
+// An IPv6 packet's length does not count its header.
+const LARGEST_READ: usize = VIRTIO_HEADER + 65_575 + TAIL;
 // Datagram trains of up to 64 KB in one receive.
 const TRAINS: usize = 16;
 // With helpers, what they have under way together has to stay within boringtun's replay window of 1,024.

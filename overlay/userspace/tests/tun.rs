@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use lab::{Host, usable, wait_for};
 use mesh_wg::features::Features;
 use mesh_wg::name::InterfaceName;
-use mesh_wg::offload::virtio::VIRTIO_HEADER;
+use mesh_wg::offload::virtio::VIRTIO_HEADER as HEADER;
 use mesh_wg::peer::Endpoint;
 use mesh_wg::sys::event::Poll;
 use mesh_wg::sys::tun::{LinkWatch, Tun, TunError};
@@ -21,6 +21,7 @@ use mesh_wg::sys::udp::{ReceiveBatch, SendBatch, SendReport, UdpPair};
 const TOOLS: &[&str] = &["ip", "nsenter", "unshare"];
 const LEVELS: [&str; 3] = ["", "tun-uso", "tun-tso"];
 const MTU: usize = 1420;
+const PATIENCE: Duration = Duration::from_secs(20);
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -34,13 +35,22 @@ fn features(without: &str) -> Features {
 
 fn open(host: &Host, without: &str) -> (Tun, LinkWatch) {
     let wanted = Features::without(without).unwrap();
-    let (tun, link) = host.inside(|| (Tun::open(&name(), wanted).unwrap(), LinkWatch::new().unwrap()));
+    let mut opened = None;
+    // A program that another test is just starting has our descriptors for a moment, those just closed among them.
+    wait_for("the link", || {
+        opened = host.inside(|| match Tun::open(&name(), wanted) {
+            Err(TunError::Taken { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => None,
+            tun => Some((tun.unwrap(), LinkWatch::new().unwrap())),
+        });
+        opened.is_some()
+    });
+    let (tun, link) = opened.unwrap();
     assert_eq!(tun.features(), features(without), "this takes Linux 6.2");
     (tun, link)
 }
 
 fn header(tun: &Tun) -> usize {
-    if tun.features().tun_tso { VIRTIO_HEADER } else { 0 }
+    if tun.features().tun_tso { HEADER } else { 0 }
 }
 
 fn up(host: &Host, n: u8) {
@@ -149,7 +159,7 @@ impl Tunnel {
             // Also when the work panics: the scope waits for the thread.
             let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
             done.store(true, Ordering::Relaxed);
-            let seen = carrier.join().unwrap();
+            let seen = carrier.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             worked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             seen
         })
@@ -180,16 +190,23 @@ impl Tunnel {
     fn transfer_by_tcp(&self, to: &str) {
         let address = SocketAddr::from((to.parse::<IpAddr>().unwrap(), 7));
         let listener = self.hosts[1].inside(|| TcpListener::bind(address).unwrap());
+        listener.set_nonblocking(true).unwrap();
         let sent: Vec<u8> = (0..4_000_000u32).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect();
         std::thread::scope(|scope| {
             let receiver = scope.spawn(|| {
-                let (mut stream, mut received) = (listener.accept().unwrap().0, Vec::new());
-                stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                let (mut accepted, mut received) = (None, Vec::new());
+                wait_for("a connection", || {
+                    accepted = listener.accept().ok();
+                    accepted.is_some()
+                });
+                let mut stream = accepted.unwrap().0;
+                stream.set_nonblocking(false).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
                 stream.read_to_end(&mut received).unwrap();
                 received
             });
-            let mut stream = self.hosts[0].inside(|| TcpStream::connect(address).unwrap());
-            stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+            let mut stream = self.hosts[0].inside(|| TcpStream::connect_timeout(&address, PATIENCE).unwrap());
+            stream.set_write_timeout(Some(PATIENCE)).unwrap();
             stream.write_all(&sent).unwrap();
             drop(stream);
             assert!(receiver.join().unwrap() == sent, "the bytes changed on their way to {to}");
@@ -225,7 +242,6 @@ impl Tunnel {
                 self.send_by_udp(to);
             }
         });
-        eprintln!("{without} {:?} {}", seen.longest, self.hosts[0].run("ethtool -k t0"));
         let wanted = features(without);
         for (protocol, offloaded) in [(TCP, wanted.tun_tso), (UDP, wanted.tun_uso)] {
             for version in [4, 6] {

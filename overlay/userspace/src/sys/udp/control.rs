@@ -125,11 +125,40 @@ pub(super) mod tests {
             let mut control = Control::default();
             let length = put(&mut control, local, segment);
             assert_eq!(length == 0, local.is_none() && segment.is_none());
-            // SAFETY: an all-zero msghdr is valid.
-            let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-            header.msg_control = control.as_mut_ptr().cast();
-            header.msg_controllen = length as _;
-            assert_eq!(sent(&header), (local, segment));
+            assert_eq!(sent(&header(&mut control, length)), (local, segment));
+        }
+    }
+
+    fn header(control: &mut Control, length: usize) -> libc::msghdr {
+        // SAFETY: an all-zero msghdr is valid.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = length as _;
+        header
+    }
+
+    #[test]
+    fn what_is_received_is_found_in_any_order_and_among_other_messages() {
+        type Put = fn(&mut Control, usize) -> usize;
+        let info: Put = |control, at| {
+            // SAFETY: an all-zero in_pktinfo is valid.
+            let mut info: libc::in_pktinfo = unsafe { std::mem::zeroed() };
+            info.ipi_spec_dst.s_addr = u32::from_ne_bytes([192, 0, 2, 1]);
+            put_one(control, at, libc::IPPROTO_IP, libc::IP_PKTINFO, info)
+        };
+        let gro: Put = |control, at| put_one(control, at, libc::SOL_UDP, libc::UDP_GRO, 1452 as libc::c_int);
+        let other: Put = |control, at| put_one(control, at, libc::SOL_SOCKET, 77, 0u32);
+        let both = Received { local: Some([192, 0, 2, 1].into()), segment: Some(1452) };
+        let address = Received { segment: None, ..both };
+        for (messages, expected) in [
+            (vec![info, gro], both),
+            (vec![gro, info], both),
+            (vec![other, info], address),
+            (vec![], Received::default()),
+        ] {
+            let mut control = Control::default();
+            let length = messages.into_iter().fold(0, |at, put| at + put(&mut control, at));
+            assert_eq!(take(&header(&mut control, length)), expected);
         }
     }
 
