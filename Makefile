@@ -23,7 +23,7 @@ kernel-test: setup ## the mesh with the kernel's WireGuard, on an emulated machi
 	@tests/kernel/run.sh $(TEST_ARGS)
 
 unit:            ## the tests that need neither root nor packages
-	cargo test --locked --lib --bins -p mesh-keyring -p mesh-overlay -p mesh-policy -p mesh-agent -p mesh-wg
+	cargo test --locked --lib --bins -p mesh-keyring -p mesh-overlay -p mesh-policy -p mesh-agent -p mesh-wg -p sennit-bench
 
 check:           ## formatting, lints, documentation
 	cargo fmt --all --check
@@ -34,8 +34,10 @@ deny:            ## licences, sources and bans of the dependency tree (installs 
 	@command -v cargo-deny >/dev/null || cargo install cargo-deny --locked
 	cargo deny check --hide-inclusion-graph licenses bans sources
 
-bench: build     ## throughput against wireguard-go, and the plan of 1,000 nodes
-	@tests/bench/throughput.sh && tests/bench/plan.sh
+bench: build     ## mesh-wg beside wireguard-go and boringtun (a quarter of an hour), and the plan of 1,000 nodes
+	@tests/bench/peers.sh >/dev/null
+	@SENNIT_BIN_DIR=$(CURDIR)/$(BIN) $(BIN)/meshbench run --date "$$(date -u +%Y-%m-%dT%H%M)" $(BENCH_ARGS)
+	@tests/bench/plan.sh
 
 fuzz:            ## fuzz each target for FUZZ_SECONDS (600)
 	@tests/fuzz/run.sh
