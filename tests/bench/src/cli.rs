@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::generate::hostile::{self, Kind, Stage};
 use crate::generate::many::{self, Crowd, Load};
 use crate::idle;
-use crate::lab::{self, Family};
+use crate::lab::{CONGESTION_CONTROL, Family};
 use crate::measure::Measurement;
 use crate::metric::{METRICS, SHORT, SUITES};
 use crate::program::{self, Program};
@@ -337,7 +337,7 @@ fn machine() -> Result<Machine> {
         kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
         cpu: cpu.map_or("an unknown CPU", |(_, name)| name.trim()).to_owned(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
-        congestion_control: lab::CONGESTION_CONTROL.to_owned(),
+        congestion_control: CONGESTION_CONTROL.to_owned(),
         iperf3: String::from_utf8_lossy(&iperf3.stdout).lines().next().unwrap_or("unknown").to_owned(),
     })
 }

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use boringtun::x25519::{PublicKey, StaticSecret};
 use netlab::{Lab, LabSpec, Namespace, Output, Process};
 
+use crate::iperf;
 use crate::proc;
 use crate::program::Program;
 use crate::stop::Stop;
@@ -18,6 +19,8 @@ use crate::stop::Stop;
 pub(crate) const INTERFACE: &str = "wg0";
 /// The UDP port of each device.
 pub(crate) const PORT: u16 = 51820;
+/// TCP congestion control of all streams, whatever the machine's own default is.
+pub(crate) const CONGESTION_CONTROL: &str = "cubic";
 const IPERF_PORT: u16 = 5201;
 
 /// Address family of the tunnel, inside and outside.
@@ -316,8 +319,18 @@ impl Pair {
         self.daemons.each_ref().map(Daemon::pid)
     }
 
-    /// Runs iperf3 from A to B and returns its JSON.
-    pub(crate) fn iperf(&self, seconds: u64, arguments: &[&str]) -> Result<String> {
+    /// A TCP run of iperf3 from A to B.
+    pub(crate) fn tcp(&self, seconds: u64, arguments: &[&str]) -> Result<iperf::Tcp> {
+        let arguments = [&["-C", CONGESTION_CONTROL], arguments].concat();
+        iperf::tcp(&self.iperf(seconds, &arguments)?)
+    }
+
+    /// A UDP run of iperf3 from A to B, as fast as it can, `size` bytes each.
+    pub(crate) fn udp_flood(&self, seconds: u64, size: &str) -> Result<iperf::Udp> {
+        iperf::udp(&self.iperf(seconds, &["-u", "-b", "0", "-l", size])?)
+    }
+
+    fn iperf(&self, seconds: u64, arguments: &[&str]) -> Result<String> {
         let port = IPERF_PORT.to_string();
         // A server for one test: a flood can leave one behind that waits for the end of a lost connection.
         let server =
@@ -330,18 +343,12 @@ impl Pair {
         })?;
         let (to, time) = (self.family.inner(End::B).to_string(), seconds.to_string());
         let mut line = vec!["iperf3", "-c", &to, "-p", &port, "-J", "-t", &time];
-        if !arguments.contains(&"-u") {
-            line.extend(["-C", CONGESTION_CONTROL]);
-        }
         line.extend(arguments);
         let output = self.wire.run(End::A, &line, "", Duration::from_secs(seconds + 20));
         server.kill()?;
         Ok(output?.stdout_text())
     }
 }
-
-/// Of all TCP streams: what Linux does unless told otherwise. Others may pace, which measures their timers.
-pub(crate) const CONGESTION_CONTROL: &str = "cubic";
 
 /// Waits until `condition` holds, 15 s at most.
 pub(crate) fn wait_until(stop: &Stop, what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::generate::steady;
-use crate::iperf;
 use crate::lab::{End, Pair};
 use crate::ping;
 use crate::proc;
@@ -120,8 +119,7 @@ impl Measurement {
 
     fn values(self, pair: &Pair, settings: Settings) -> Result<Vec<f64>> {
         let seconds = settings.seconds;
-        let tcp = |arguments: &[&str]| iperf::tcp(&pair.iperf(seconds, arguments)?);
-        let flood = |size: &str| iperf::udp(&pair.iperf(seconds, &["-u", "-b", "0", "-l", size])?);
+        let tcp = |arguments: &[&str]| pair.tcp(seconds, arguments);
         Ok(match self {
             Self::RssIdle | Self::RssLoaded => Vec::new(),
             Self::Ping => {
@@ -139,11 +137,11 @@ impl Measurement {
             Self::Reverse => vec![tcp(&["-R"])?.gbps],
             Self::Bidir => vec![tcp(&["--bidir"])?.gbps],
             Self::Udp64 => {
-                let udp = flood("64")?;
+                let udp = pair.udp_flood(seconds, "64")?;
                 vec![udp.delivered_kpps, udp.loss]
             }
             Self::Udp1200 => {
-                let udp = flood("1200")?;
+                let udp = pair.udp_flood(seconds, "1200")?;
                 vec![udp.delivered_kpps, udp.loss]
             }
             Self::Udp64Rate => {
@@ -227,7 +225,7 @@ pub(crate) fn sustained_rate(pairs: &[&Pair], most: u64) -> Option<u64> {
     let mut rate = most / 1000 * 1000;
     while rate >= LEAST {
         let began = Instant::now();
-        let mut all = true;
+        let mut all = !pairs.is_empty();
         for pair in pairs {
             let run = pair.wake().and_then(|()| fixed_rate(pair, rate, Duration::from_secs(1)));
             // One that is broken has no say; its own measurement will tell.

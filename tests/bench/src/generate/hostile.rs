@@ -7,7 +7,6 @@ use anyhow::{Result, anyhow, bail};
 
 use super::raw::{self, Attack, Datagram, Tap};
 use super::sessions;
-use crate::iperf;
 use crate::lab::{End, Family, PORT, Pair};
 use crate::measure::Numbers;
 use crate::proc;
@@ -74,7 +73,7 @@ impl Stage {
     /// The stream alone, in Gb/s.
     pub(crate) fn calm(&self, seconds: u64) -> Result<f64> {
         self.pair.wake()?;
-        Ok(iperf::tcp(&self.pair.iperf(seconds, &[])?)?.gbps)
+        Ok(self.pair.tcp(seconds, &[])?.gbps)
     }
 
     /// The stream while `rate` hostile datagrams a second arrive.
@@ -96,7 +95,7 @@ impl Stage {
             Kind::Replay => raw::send(&mut datagrams, target, rate, length, |_| {}),
         })?;
         std::thread::sleep(MARGIN);
-        let stream = self.pair.iperf(seconds, &[]).and_then(|report| iperf::tcp(&report));
+        let stream = self.pair.tcp(seconds, &[]);
         let attack = attack.join().map_err(|_| anyhow!("the attacker panicked"))??;
         let dropped = proc::udp_counters(daemon)?.dropped - before.dropped;
         Ok(Attacked { gbps: stream?.gbps, attack, dropped })
