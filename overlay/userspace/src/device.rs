@@ -183,6 +183,10 @@ impl Device {
             let shared = self.shared.read();
             let Sweep { pending, done } = &mut *sweep;
             if pending.is_empty() {
+                if let Some(identity) = shared.identity.as_ref().filter(|identity| identity.is_pressed()) {
+                    let endpoints = shared.table.peers().filter_map(|peer| peer.lock().endpoint().copied());
+                    identity.know(endpoints.map(|endpoint| endpoint.remote.ip()).collect());
+                }
                 std::mem::swap(pending, done);
                 self.roster.drain_into(pending);
             }

@@ -2,6 +2,7 @@
 //!
 //! boringtun reads its own clock (`CLOCK_BOOTTIME`), and only [`Tunnel::tick`] lets time pass for it.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,6 +24,8 @@ pub const HANDSHAKE_SPACE: usize = 148;
 /// Handshake messages a second, under load, that are worth a look at their MACs and an answer. Each costs some 3 us,
 /// most of it for the cookie reply; beyond, they are dropped unseen.
 pub const COOKIES_PER_SECOND: u64 = 20_000;
+/// The same for messages without a cookie from addresses where no peer is.
+pub const STRANGERS_PER_SECOND: u64 = 5_000;
 
 // Counters at or above this must not be accepted (WireGuard paper, section 6.1: Reject-After-Messages).
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
@@ -73,17 +76,29 @@ struct Guard {
     // Apart, so that the answers to what we ask for ourselves get through while everyone else asks us.
     responses: Window,
     sources: Buckets,
-    // Under load: messages without a cookie, and with one that may be right. Apart, so that those who have one are
-    // not kept out by those who ask for one.
-    asking: Window,
+    // Under load: messages without a cookie, from strangers and from where peers are, and messages with one that may
+    // be right. Apart, so that none of them keeps the others out.
+    strangers: Window,
+    familiar: Window,
     claiming: Window,
+    known: HashSet<IpAddr>,
+    // Whether strangers have been dropped since the last look.
+    pressed: bool,
 }
 
 impl Guard {
-    fn cookies(&mut self, datagram: &[u8]) -> &mut Window {
+    fn take(&mut self, datagram: &[u8], from: IpAddr, now: Instant) -> bool {
         // The last 16 bytes are the MAC under the cookie, zero without one (WireGuard paper, section 5.4.4).
         let without = datagram.last_chunk::<16>().is_none_or(|mac2| *mac2 == [0; 16]);
-        if without { &mut self.asking } else { &mut self.claiming }
+        if !without {
+            return self.claiming.take(now);
+        }
+        if self.known.contains(&from) {
+            return self.familiar.take(now);
+        }
+        let taken = self.strangers.take(now);
+        self.pressed |= !taken;
+        taken
     }
 
     fn window(&mut self, message: Message) -> &mut Window {
@@ -114,8 +129,11 @@ impl Identity {
             initiations: Window::new(limit),
             responses: Window::new(limit),
             sources: Buckets::default(),
-            asking: Window::new(COOKIES_PER_SECOND),
+            strangers: Window::new(STRANGERS_PER_SECOND),
+            familiar: Window::new(COOKIES_PER_SECOND),
             claiming: Window::new(COOKIES_PER_SECOND),
+            known: HashSet::new(),
+            pressed: false,
         };
         let (unloaded, loaded) = (limiter(u64::MAX), limiter(0));
         Self { private, public, unloaded, loaded, guard: Mutex::new(guard) }
@@ -149,7 +167,7 @@ impl Identity {
                 return Ok(());
             }
         }
-        if !self.guard.lock().cookies(datagram).take(now) {
+        if !self.guard.lock().take(datagram, from, now) {
             return Err(Refused::TooMany);
         }
         match self.loaded.verify_packet(Some(from), datagram, out) {
@@ -158,6 +176,16 @@ impl Identity {
             Err(TunnResult::WriteToNetwork(cookie)) => Err(Refused::Cookie(cookie.len())),
             Err(_) => Err(Refused::Invalid),
         }
+    }
+
+    /// Whether strangers have been dropped since this was last asked, so that it matters where peers are.
+    pub fn is_pressed(&self) -> bool {
+        std::mem::take(&mut self.guard.lock().pressed)
+    }
+
+    /// Where peers are: from there, messages without a cookie do not compete with those of strangers.
+    pub fn know(&self, addresses: HashSet<IpAddr>) {
+        self.guard.lock().known = addresses;
     }
 
     /// The public key that the sender of a handshake initiation claims; unproven until the tunnel accepts it.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use mesh_wg::config::{AllowedIpChange, DeviceUpdate, PeerUpdate};
 use mesh_wg::key::{PresharedKey, PrivateKey, PublicKey};
-use mesh_wg::noise::COOKIES_PER_SECOND;
 use mesh_wg::noise::Message;
+use mesh_wg::noise::STRANGERS_PER_SECOND;
 use mesh_wg::peer::Endpoint;
 use proptest::prelude::*;
 use wire::{Node, connected, packet, pair, settle};
@@ -318,9 +318,10 @@ fn handshakes_beyond_the_limit_get_cookies_and_the_cookie_opens_the_door() {
 }
 
 #[test]
-fn a_flood_gets_no_more_cookies_than_are_worth_their_work_and_leaves_room_for_those_who_have_one() {
+fn a_flood_gets_no_more_cookies_than_are_worth_their_work_and_keeps_out_neither_peers_nor_cookies() {
     let mut server = Node::with_limit(1, 0);
     let mut client = Node::new(2);
+    server.add(&client, &["10.0.0.2/32"]);
     client.add(&server, &["10.0.0.1/32"]);
     client.send(&packet("10.0.0.2", "10.0.0.1", 60));
     let (_, initiation) = client.out.datagrams.pop_front().unwrap();
@@ -328,18 +329,25 @@ fn a_flood_gets_no_more_cookies_than_are_worth_their_work_and_leaves_room_for_th
         let counters = server.device.counters();
         (counters.cookies.load(Ordering::Relaxed), counters.limited.load(Ordering::Relaxed))
     };
-    for source in 0..COOKIES_PER_SECOND as u32 + 10 {
+    for source in 0..STRANGERS_PER_SECOND as u32 + 10 {
         server.receive(SocketAddr::from((source.to_be_bytes(), 1)), &initiation);
     }
-    assert_eq!(counters(&server), (COOKIES_PER_SECOND, 10));
+    assert_eq!(counters(&server), (STRANGERS_PER_SECOND, 10));
     // A wrong cookie is answered with a right one: there is room for those who may have one.
     let mut claiming = initiation.clone();
     claiming[147] = 1;
-    server.receive(client.address, &claiming);
-    assert_eq!(counters(&server), (COOKIES_PER_SECOND + 1, 10));
-    server.now.monotonic += Duration::from_secs(1);
+    server.receive(SocketAddr::from(([198, 51, 100, 1], 1)), &claiming);
+    assert_eq!(counters(&server), (STRANGERS_PER_SECOND + 1, 10));
+    // Peers are looked up when it matters, and then there is room for them.
     server.receive(client.address, &initiation);
-    assert_eq!(counters(&server), (COOKIES_PER_SECOND + 2, 10), "the next second brings more");
+    assert_eq!(counters(&server), (STRANGERS_PER_SECOND + 1, 11));
+    server.tick();
+    server.receive(client.address, &initiation);
+    server.receive(SocketAddr::from(([198, 51, 100, 1], 1)), &initiation);
+    assert_eq!(counters(&server), (STRANGERS_PER_SECOND + 2, 12));
+    server.now.monotonic += Duration::from_secs(1);
+    server.receive(SocketAddr::from(([198, 51, 100, 1], 1)), &initiation);
+    assert_eq!(counters(&server), (STRANGERS_PER_SECOND + 3, 12), "the next second brings more");
 }
 
 #[test]
