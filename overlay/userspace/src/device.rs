@@ -307,7 +307,7 @@ impl Batch<'_> {
         }
         let mut rest = datagrams;
         while !rest.is_empty() {
-            let (datagram, after) = rest.split_at(segment.clamp(1, rest.len()));
+            let (datagram, after) = split_first(rest, segment);
             rest = match Message::classify(datagram) {
                 Some(Message::Data(index)) => self.data(index, from, rest, segment, out),
                 Some(message) => {
@@ -333,12 +333,12 @@ impl Batch<'_> {
     ) -> &'d [u8] {
         let Some(peer) = self.shared.table.by_index(index >> 8) else {
             count(&self.counters.refused);
-            return &datagrams[segment.clamp(1, datagrams.len())..];
+            return split_first(datagrams, segment).1;
         };
         let mut state = peer.lock_awake();
         let mut source = None;
         while !datagrams.is_empty() {
-            let (datagram, after) = datagrams.split_at(segment.clamp(1, datagrams.len()));
+            let (datagram, after) = split_first(datagrams, segment);
             if Message::classify(datagram) != Some(Message::Data(index)) {
                 break;
             }
@@ -436,6 +436,12 @@ impl Batch<'_> {
     pub fn peer(&self, key: &PublicKey) -> Option<&Arc<Peer>> {
         self.shared.table.get(key)
     }
+}
+
+// The first datagram of a train that is not empty, whatever its segments are said to be, and what is behind it.
+#[inline]
+fn split_first(train: &[u8], segment: usize) -> (&[u8], &[u8]) {
+    train.split_at(segment.clamp(1, train.len()))
 }
 
 fn release(

@@ -62,6 +62,8 @@ pub enum Family {
 pub struct Worker {
     shared: Arc<Shared>,
     order: Order,
+    // The most runs of datagrams in one receive; the buffers are made for them.
+    trains: usize,
     // Of the sockets in use; others may have come into use since.
     generation: u64,
     received: ReceiveBatch,
@@ -78,6 +80,7 @@ impl Worker {
         let trains = if order == Order::Kept { TRAINS } else { TRAINS_BESIDE_HELPERS };
         Self {
             order,
+            trains,
             generation: 0,
             received: ReceiveBatch::new(),
             reads: Reads::new(features.tun_tso),
@@ -116,17 +119,16 @@ impl Worker {
 
     /// One batch from a socket. Returns whether there may be more.
     pub fn receive(&mut self, family: Family) -> bool {
-        let Self { shared, order, received, outbox, .. } = self;
+        let Self { shared, order, trains, received, outbox, .. } = self;
         let Some(sockets) = outbox.sockets.clone() else { return false };
         let fd = match family {
             Family::V4 => Some(sockets.v4()),
             Family::V6 => sockets.v6(),
         };
         let Some(fd) = fd else { return false };
-        let most = if *order == Order::Kept { TRAINS } else { TRAINS_BESIDE_HELPERS };
-        let read = || received.receive(fd, most).ok().filter(|count| *count > 0);
+        let read = || received.receive(fd, *trains).ok().filter(|count| *count > 0);
         let Some((count, mut turn)) = shared.incoming[family as usize].read(read) else { return false };
-        let more = count == most;
+        let more = count == *trains;
         if more {
             shared.pool.call();
         }

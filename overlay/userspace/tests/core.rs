@@ -279,14 +279,20 @@ fn a_peer_with_a_low_order_key_is_never_talked_to() {
     assert_eq!(a.device.counters().unreachable.load(Ordering::Relaxed), 2);
 }
 
-#[test]
-fn handshakes_beyond_the_limit_get_cookies_and_the_cookie_opens_the_door() {
-    let mut server = Node::with_limit(1, 0);
+/// A server that answers nobody without a cookie, a client of its, and the client's first message.
+fn besieged() -> (Node, Node, Vec<u8>) {
+    let server = Node::with_limit(1, 0);
     let mut client = Node::new(2);
     server.add(&client, &["10.0.0.2/32"]);
     client.add(&server, &["10.0.0.1/32"]);
     client.send(&packet("10.0.0.2", "10.0.0.1", 60));
     let (_, initiation) = client.out.datagrams.pop_front().unwrap();
+    (server, client, initiation)
+}
+
+#[test]
+fn handshakes_beyond_the_limit_get_cookies_and_the_cookie_opens_the_door() {
+    let (mut server, mut client, initiation) = besieged();
     server.receive(client.address, &initiation);
     let (to, cookie) = server.out.datagrams.pop_front().unwrap();
     assert_eq!((to.remote, cookie.len(), cookie[0]), (client.address, 64, 3));
@@ -319,12 +325,7 @@ fn handshakes_beyond_the_limit_get_cookies_and_the_cookie_opens_the_door() {
 
 #[test]
 fn a_flood_gets_no_more_cookies_than_are_worth_their_work_and_keeps_out_neither_peers_nor_cookies() {
-    let mut server = Node::with_limit(1, 0);
-    let mut client = Node::new(2);
-    server.add(&client, &["10.0.0.2/32"]);
-    client.add(&server, &["10.0.0.1/32"]);
-    client.send(&packet("10.0.0.2", "10.0.0.1", 60));
-    let (_, initiation) = client.out.datagrams.pop_front().unwrap();
+    let (mut server, client, initiation) = besieged();
     let counters = |server: &Node| {
         let counters = server.device.counters();
         (counters.cookies.load(Ordering::Relaxed), counters.limited.load(Ordering::Relaxed))
@@ -352,12 +353,7 @@ fn a_flood_gets_no_more_cookies_than_are_worth_their_work_and_keeps_out_neither_
 
 #[test]
 fn a_stolen_cookie_is_worth_nothing_elsewhere() {
-    let mut server = Node::with_limit(1, 0);
-    let mut client = Node::new(2);
-    server.add(&client, &["10.0.0.2/32"]);
-    client.add(&server, &["10.0.0.1/32"]);
-    client.send(&packet("10.0.0.2", "10.0.0.1", 60));
-    let (_, initiation) = client.out.datagrams.pop_front().unwrap();
+    let (mut server, _, initiation) = besieged();
     server.receive(SocketAddr::from(([198, 51, 100, 1], 1)), &initiation);
     let (to, cookie) = server.out.datagrams.pop_front().unwrap();
     assert_eq!(to.remote.ip().to_string(), "198.51.100.1");

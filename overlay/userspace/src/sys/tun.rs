@@ -41,9 +41,6 @@ pub enum TunError {
     },
 }
 
-// `struct virtio_net_hdr` (linux/virtio_net.h) without `num_buffers`, its numbers in this machine's byte order.
-const HEADER: usize = VIRTIO_HEADER;
-
 /// A TUN device; each read is one IP packet, and each write.
 ///
 /// With [`Features::tun_tso`] each begins with [`VIRTIO_HEADER`] more bytes, and the packet behind them can be a super-packet
@@ -107,9 +104,9 @@ impl Tun {
     /// Whether the link is up, wherever it is. The driver looks at the IP version and then at the link
     /// (`tun_get_user`, drivers/net/tun.c); where that is up, IP drops a packet that has nothing but a version.
     fn probe(&self) -> io::Result<bool> {
-        const PACKET: [u8; HEADER + 1] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4 << 4];
-        let header = if self.features.tun_tso { HEADER } else { 0 };
-        match self.write(&PACKET[HEADER - header..]) {
+        const PACKET: [u8; VIRTIO_HEADER + 1] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4 << 4];
+        let header = if self.features.tun_tso { VIRTIO_HEADER } else { 0 };
+        match self.write(&PACKET[VIRTIO_HEADER - header..]) {
             Ok(_) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(false),
             Err(error) => Err(error),
@@ -151,7 +148,7 @@ fn attach(name: &InterfaceName, existed: bool, flags: libc::c_int) -> Result<Fil
 
 // A link that existed may have been left with another header.
 fn set_header(file: &File) -> io::Result<()> {
-    let length = HEADER as libc::c_int;
+    let length = VIRTIO_HEADER as libc::c_int;
     let little_endian = libc::c_int::from(cfg!(target_endian = "little"));
     // SAFETY: both calls read one int, which outlives them.
     unsafe {

@@ -113,11 +113,6 @@ impl SendBatch {
         self.runs.push(to, length);
     }
 
-    /// Drops all that waits.
-    pub fn clear(&mut self) {
-        self.runs.clear();
-    }
-
     /// Sends all that waits, in order to each destination. Waits a little where the system's buffers are full.
     pub fn send(&mut self, sockets: &UdpPair, now: Instant) -> SendReport {
         self.send_through(sockets, now, transmit)
