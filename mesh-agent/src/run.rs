@@ -99,10 +99,12 @@ pub fn lock(config: &Config) -> anyhow::Result<Flock<std::fs::File>> {
     }
 }
 
-/// Seconds since 1970 when the key file was made: a later key has a later epoch, on whatever host it is made.
+/// Milliseconds since 1970 when the key file was made: a later key has a later epoch, on whatever host it is made, and
+/// also when a node leaves and joins again within one second.
 fn epoch(file: &KeyFile) -> anyhow::Result<u64> {
     let made = std::fs::metadata(file.path())?.modified()?;
-    Ok(made.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs())
+    let age = made.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The first failures of a part of the agent are logged once, and their end too.
@@ -381,5 +383,26 @@ impl Running {
                 ingress_drops: guard.ingress_drops,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_key_made_later_within_the_same_second_has_a_later_epoch() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = KeyFile::new(&directory.path().join("keys"), "private.key");
+        file.load_or_create().unwrap();
+        let second = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let epoch_at = |millis| {
+            let made = std::fs::File::open(file.path()).unwrap();
+            made.set_modified(second + Duration::from_millis(millis)).unwrap();
+            epoch(&file).unwrap()
+        };
+        assert_eq!(epoch_at(100), 1_700_000_000_100);
+        assert!(epoch_at(100) < epoch_at(650));
     }
 }
