@@ -21,6 +21,11 @@ pub(crate) const INTERFACE: &str = "wg0";
 pub(crate) const PORT: u16 = 51820;
 /// TCP congestion control of all streams, whatever the machine's own default is.
 pub(crate) const CONGESTION_CONTROL: &str = "cubic";
+
+// What sockets have until iperf3 gives them another one. A socket that has begun with BBR is paced by a timer ever after
+// (`sk_pacing_status`, include/net/sock.h), which costs the quickest program most. Every kernel has this one, and
+// lets every namespace choose it.
+const FIRST_CONGESTION_CONTROL: &str = "reno";
 const IPERF_PORT: u16 = 5201;
 
 /// Address family of the tunnel, inside and outside.
@@ -142,7 +147,9 @@ impl Wire {
         ))?;
         for (name, end) in HOSTS {
             let (v4, v6) = (Family::V4.outer(end), Family::V6.outer(end));
-            lab.host(name)?.ip(&format!(
+            let host = lab.host(name)?;
+            host.namespace().sysctl("ipv4/tcp_congestion_control", FIRST_CONGESTION_CONTROL)?;
+            host.ip(&format!(
                 "address add {v4}/24 dev under\naddress add {v6}/64 dev under nodad\nlink set under up\n"
             ))?;
         }
