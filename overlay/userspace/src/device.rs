@@ -14,6 +14,7 @@ use crate::packet;
 use crate::peer::{Endpoint, Now, Order, Output, Peer, PeerState, Received, Sent};
 use crate::peer_table::PeerTable;
 use crate::roster::Roster;
+use crate::shed::Shedding;
 use crate::staging::{Budget, STAGED_BYTES_OF_ALL};
 
 /// Handshake messages a second that are answered without asking for a cookie. One costs about 0.2 ms.
@@ -183,9 +184,12 @@ impl Device {
             let shared = self.shared.read();
             let Sweep { pending, done } = &mut *sweep;
             if pending.is_empty() {
-                if let Some(identity) = shared.identity.as_ref().filter(|identity| identity.is_pressed()) {
+                if let Some(identity) =
+                    shared.identity.as_ref().filter(|identity| identity.guard().is_pressed())
+                {
                     let endpoints = shared.table.peers().filter_map(|peer| peer.lock().endpoint().copied());
-                    identity.know(endpoints.map(|endpoint| endpoint.remote.ip()).collect());
+                    let addresses = endpoints.map(|endpoint| endpoint.remote.ip().to_canonical()).collect();
+                    identity.guard().know(addresses);
                 }
                 std::mem::swap(pending, done);
                 self.roster.drain_into(pending);
@@ -214,6 +218,22 @@ impl Device {
         }
         self.unmap(ended);
         !sweep.pending.is_empty()
+    }
+
+    /// Which handshake initiations the sockets are to let through from now on; to be asked about once a second.
+    pub fn shedding(&self, now: Now) -> Shedding {
+        let shared = self.shared.read();
+        shared
+            .identity
+            .as_ref()
+            .map_or(Shedding::NONE, |identity| identity.guard().shedding(now.monotonic).clone())
+    }
+
+    /// The sockets cannot do that.
+    pub fn give_up_shedding(&self) {
+        if let Some(identity) = &self.shared.read().identity {
+            identity.guard().give_up_shedding();
+        }
     }
 
     /// Makes answers leave by whatever address the routing table picks, after routes or addresses have changed.

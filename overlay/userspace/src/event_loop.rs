@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::peer::Now;
+use crate::shed::{ALL, Shedding};
 use crate::sys::event::{Poll, Signals};
 use crate::sys::tun::LinkWatch;
 use crate::uapi::SocketFile;
@@ -42,6 +44,8 @@ pub struct EventLoop {
     routes_changed: bool,
     // Whether it has been said that there are no sockets.
     reported: bool,
+    // What the sockets let through.
+    shedding: Shedding,
 }
 
 // Whether to try once more what failed; not on every event, which can come in thousands.
@@ -75,7 +79,17 @@ impl EventLoop {
         poll.watch(signals.fd(), SIGNAL)?;
         poll.watch(shared.network.changed().fd(), NETWORK)?;
         let worker = Worker::new(Arc::clone(&shared));
-        Ok(Self { shared, worker, link, signals, socket_file, poll, routes_changed: false, reported: false })
+        Ok(Self {
+            shared,
+            worker,
+            link,
+            signals,
+            socket_file,
+            poll,
+            routes_changed: false,
+            reported: false,
+            shedding: Shedding::NONE,
+        })
     }
 
     /// Runs until the interface, the UAPI socket or a signal ends it.
@@ -147,6 +161,7 @@ impl EventLoop {
             }
             if now >= next_housekeeping {
                 next_housekeeping = now + HOUSEKEEPING;
+                self.shed();
                 if !self.socket_file.is_ours() {
                     return Ok(Ended::SocketGone);
                 }
@@ -174,7 +189,24 @@ impl EventLoop {
             }
             tracing::info!(port = sockets.port(), "listening");
         }
+        // They let everything through as yet.
+        self.shedding = Shedding::NONE;
         Ok(())
+    }
+
+    fn shed(&mut self) {
+        let wanted = self.shared.device.shedding(Now::read());
+        let Some(sockets) = self.worker.sockets().filter(|_| wanted != self.shedding) else { return };
+        match sockets.shed(&wanted) {
+            Ok(()) => {
+                tracing::info!(shares = ?wanted.shares, of = ALL, "handshake initiations that the kernel lets through");
+                self.shedding = wanted;
+            }
+            Err(error) => {
+                tracing::info!(%error, "the kernel drops no handshake initiations");
+                self.shared.device.give_up_shedding();
+            }
+        }
     }
 
     fn refresh_link(&mut self, retry: Retry) {

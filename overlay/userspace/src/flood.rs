@@ -43,7 +43,7 @@ impl Window {
 }
 
 // What one host can have many of counts as one: an IPv6 /64.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Source {
     V4([u8; 4]),
     V6([u8; 8]),
@@ -61,6 +61,7 @@ impl From<IpAddr> for Source {
     }
 }
 
+#[derive(Debug)]
 struct Bucket {
     credit: Duration,
     filled: Instant,
@@ -82,7 +83,7 @@ impl Bucket {
 }
 
 /// A token bucket for each of the sources seen last.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Buckets {
     young: HashMap<Source, Bucket>,
     old: HashMap<Source, Bucket>,

@@ -9,7 +9,7 @@
 //! wg(8) --> uapi::Reader --> DeviceUpdate --> Device::apply;  Device::snapshot --> uapi::render_get --> wg(8)
 //! ```
 //!
-//! [`device`], [`peer`], [`peer_table`], [`allowed_ips`], [`noise`], [`flood`], [`staging`], [`roster`], [`packet`] and
+//! [`device`], [`peer`], [`peer_table`], [`allowed_ips`], [`noise`], [`flood`], [`guard`], [`shed`], [`staging`], [`roster`], [`packet`] and
 //! [`offload`] are the core: no I/O, the time is an argument (boringtun's own timers excepted, which read the boot-time
 //! clock), and what comes out goes through [`peer::Output`]. [`event_loop`], [`worker`], [`lane`], [`pool`], [`network`]
 //! and [`sys`] are the I/O; replacing them touches neither protocol nor configuration. [`uapi`] parses and renders as
@@ -30,6 +30,7 @@ pub mod device;
 pub mod event_loop;
 pub mod features;
 pub mod flood;
+pub mod guard;
 pub mod key;
 pub mod lane;
 pub mod name;
@@ -41,6 +42,7 @@ pub mod peer;
 pub mod peer_table;
 pub mod pool;
 pub mod roster;
+pub mod shed;
 pub mod staging;
 pub mod start;
 pub mod sys;

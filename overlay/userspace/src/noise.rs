@@ -2,7 +2,6 @@
 //!
 //! boringtun reads its own clock (`CLOCK_BOOTTIME`), and only [`Tunnel::tick`] lets time pass for it.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,21 +10,15 @@ use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult, handshake};
 use boringtun::x25519;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
-use crate::flood::{Buckets, Window};
+use crate::guard::Guard;
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 
 /// Bytes that a data message adds to its plaintext.
 pub const DATA_OVERHEAD: usize = 32;
 /// Bytes of the largest message that is not data, a handshake initiation.
 pub const HANDSHAKE_SPACE: usize = 148;
-
-/// Handshake messages a second, under load, that are worth a look at their MACs and an answer. Each costs some 3 us,
-/// most of it for the cookie reply; beyond, they are dropped unseen.
-pub const COOKIES_PER_SECOND: u64 = 20_000;
-/// The same for messages without a cookie from addresses where no peer is.
-pub const STRANGERS_PER_SECOND: u64 = 5_000;
 
 // Counters at or above this must not be accepted (WireGuard paper, section 6.1: Reject-After-Messages).
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
@@ -71,44 +64,6 @@ pub struct Identity {
     guard: Mutex<Guard>,
 }
 
-struct Guard {
-    initiations: Window,
-    // Apart, so that the answers to what we ask for ourselves get through while everyone else asks us.
-    responses: Window,
-    sources: Buckets,
-    // Under load: messages without a cookie, from strangers and from where peers are, and messages with one that may
-    // be right. Apart, so that none of them keeps the others out.
-    strangers: Window,
-    familiar: Window,
-    claiming: Window,
-    known: HashSet<IpAddr>,
-    // Whether strangers have been dropped since the last look.
-    pressed: bool,
-}
-
-impl Guard {
-    fn take(&mut self, datagram: &[u8], from: IpAddr, now: Instant) -> bool {
-        // The last 16 bytes are the MAC under the cookie, zero without one (WireGuard paper, section 5.4.4).
-        let without = datagram.last_chunk::<16>().is_none_or(|mac2| *mac2 == [0; 16]);
-        if !without {
-            return self.claiming.take(now);
-        }
-        if self.known.contains(&from) {
-            return self.familiar.take(now);
-        }
-        let taken = self.strangers.take(now);
-        self.pressed |= !taken;
-        taken
-    }
-
-    fn window(&mut self, message: Message) -> &mut Window {
-        match message {
-            Message::Response(_) => &mut self.responses,
-            _ => &mut self.initiations,
-        }
-    }
-}
-
 /// Why a handshake message goes no further.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -125,18 +80,8 @@ impl Identity {
     pub fn new(private: PrivateKey, limit: u64) -> Self {
         let public = private.public();
         let limiter = |limit| RateLimiter::new(&x25519::PublicKey::from(*public.as_bytes()), limit);
-        let guard = Guard {
-            initiations: Window::new(limit),
-            responses: Window::new(limit),
-            sources: Buckets::default(),
-            strangers: Window::new(STRANGERS_PER_SECOND),
-            familiar: Window::new(COOKIES_PER_SECOND),
-            claiming: Window::new(COOKIES_PER_SECOND),
-            known: HashSet::new(),
-            pressed: false,
-        };
         let (unloaded, loaded) = (limiter(u64::MAX), limiter(0));
-        Self { private, public, unloaded, loaded, guard: Mutex::new(guard) }
+        Self { private, public, unloaded, loaded, guard: Mutex::new(Guard::new(limit)) }
     }
 
     /// Our private key.
@@ -159,33 +104,34 @@ impl Identity {
         out: &mut [u8],
     ) -> Result<(), Refused> {
         // Under load its MAC is checked along with the cookie, and not twice.
-        if self.guard.lock().window(message).is_open(now) {
+        if self.guard.lock().is_open(message, now) {
             if self.unloaded.verify_packet(Some(from), datagram, out).is_err() {
                 return Err(Refused::Invalid);
             }
-            if self.guard.lock().window(message).take(now) {
+            if self.guard.lock().count(message, now) {
                 return Ok(());
             }
         }
-        if !self.guard.lock().take(datagram, from, now) {
+        if !self.guard.lock().take(message, datagram, from, now) {
             return Err(Refused::TooMany);
         }
         match self.loaded.verify_packet(Some(from), datagram, out) {
-            Ok(_) if self.guard.lock().sources.take(from, now) => Ok(()),
-            Ok(_) => Err(Refused::TooMany),
-            Err(TunnResult::WriteToNetwork(cookie)) => Err(Refused::Cookie(cookie.len())),
+            Ok(_) => {
+                let mut guard = self.guard.lock();
+                guard.count(message, now);
+                if guard.take_from(from, now) { Ok(()) } else { Err(Refused::TooMany) }
+            }
+            Err(TunnResult::WriteToNetwork(cookie)) => {
+                self.guard.lock().count(message, now);
+                Err(Refused::Cookie(cookie.len()))
+            }
             Err(_) => Err(Refused::Invalid),
         }
     }
 
-    /// Whether strangers have been dropped since this was last asked, so that it matters where peers are.
-    pub fn is_pressed(&self) -> bool {
-        std::mem::take(&mut self.guard.lock().pressed)
-    }
-
-    /// Where peers are: from there, messages without a cookie do not compete with those of strangers.
-    pub fn know(&self, addresses: HashSet<IpAddr>) {
-        self.guard.lock().known = addresses;
+    /// What keeps floods of handshakes away.
+    pub fn guard(&self) -> MutexGuard<'_, Guard> {
+        self.guard.lock()
     }
 
     /// The public key that the sender of a handshake initiation claims; unproven until the tunnel accepts it.

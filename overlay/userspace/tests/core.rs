@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mesh_wg::config::{AllowedIpChange, DeviceUpdate, PeerUpdate};
+use mesh_wg::guard::STRANGERS_PER_SECOND;
 use mesh_wg::key::{PresharedKey, PrivateKey, PublicKey};
 use mesh_wg::noise::Message;
-use mesh_wg::noise::STRANGERS_PER_SECOND;
 use mesh_wg::peer::Endpoint;
 use proptest::prelude::*;
 use wire::{Node, connected, packet, pair, settle};

@@ -53,6 +53,18 @@ pub(crate) const BARS: &[Bar] = &[
         against: Against::Metric("send1_cpu_us"),
         limit: 1.3,
     },
+    Bar {
+        suite: "many-peers",
+        metric: "receive_many_cpu_us",
+        against: Against::Metric("receive1_apart_cpu_us"),
+        limit: 1.3,
+    },
+    Bar {
+        suite: "many-peers",
+        metric: "send_many_cpu_us",
+        against: Against::Metric("send1_apart_cpu_us"),
+        limit: 1.3,
+    },
     Bar { suite: "idle-peers", metric: "peers1000_idle_cpu", against: Against::Nothing, limit: 0.5 },
     Bar { suite: "hostile", metric: "flood_ratio", against: Against::Nothing, limit: 0.7 },
     Bar { suite: "hostile", metric: "replay_ratio", against: Against::Nothing, limit: 0.7 },

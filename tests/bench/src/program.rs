@@ -127,6 +127,12 @@ fn hexadecimal(bytes: &[u8]) -> String {
 }
 
 impl Program {
+    /// The same program with a variable in its environment.
+    pub(crate) fn with_variable(&self, name: &str, value: &str) -> Program {
+        let setting = ["env".to_owned(), format!("{name}={value}")];
+        Program { command: setting.into_iter().chain(self.command.clone()).collect(), ..self.clone() }
+    }
+
     /// The command line for an interface.
     pub(crate) fn command_for(&self, interface: &str) -> Vec<String> {
         let mut line: Vec<String> = self.command.iter().map(|word| word.replace("{}", interface)).collect();
@@ -150,6 +156,9 @@ mod tests {
         };
         assert_eq!(line("x=/opt/x -f"), "/opt/x -f wg0");
         assert_eq!(line("x=/opt/x --name={} -v"), "/opt/x --name=wg0 -v");
+        let (name, command) = parse_with("x=/opt/x -f").unwrap();
+        let program = Program { name, command, version: String::new(), sha256: String::new(), origin: None };
+        assert_eq!(program.with_variable("A", "b,c").command_for("wg0").join(" "), "env A=b,c /opt/x -f wg0");
         assert!(parse_with("x").is_err() && parse_with("=a").is_err() && parse_with("x= ").is_err());
     }
 }

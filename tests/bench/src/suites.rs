@@ -39,6 +39,9 @@ pub(crate) fn many_peers(run: &mut Run, rounds: u32) -> Result<()> {
                 |metrics| Taken { suite: "many-peers", program: &program.name, round, of: rounds, metrics };
             let one = many::one(&run.stop, &program, setup.mtu, load);
             run.take(&what(many::ONE), one)?;
+            if program.name == OURS {
+                run.take(&what(many::APART), many::apart(&run.stop, &program, setup.mtu, load))?;
+            }
             let many = many::many(&run.stop, &program, setup.peers, setup.mtu, load);
             run.take(&what(many::MANY), many)?;
         }

@@ -176,6 +176,18 @@ pub(crate) fn one(stop: &Stop, program: &Program, mtu: u32, load: Load) -> Resul
     Ok(ONE.iter().copied().zip(crowd.both_ways(load)?).collect())
 }
 
+/// Metrics of [`apart`].
+pub(crate) const APART: &[&str] = &["receive1_apart_cpu_us", "send1_apart_cpu_us"];
+
+/// Both directions with a single peer, of our program with the features switched off by which packets of one peer travel
+/// in runs: what a packet costs that travels alone, as each does among many peers.
+pub(crate) fn apart(stop: &Stop, program: &Program, mtu: u32, load: Load) -> Result<Numbers> {
+    let alone = program.with_variable("MESH_WG_DISABLE", "udp-gso,udp-gro,tun-uso");
+    let mut crowd = Crowd::new(stop, &alone, 1, mtu)?;
+    let [_, _, receive, _, _, send] = crowd.both_ways(load)?;
+    Ok(APART.iter().copied().zip([receive, send]).collect())
+}
+
 /// Both directions with many peers.
 pub(crate) fn many(stop: &Stop, program: &Program, peers: u32, mtu: u32, load: Load) -> Result<Numbers> {
     let mut crowd = Crowd::new(stop, program, peers, mtu)?;
@@ -185,5 +197,5 @@ pub(crate) fn many(stop: &Stop, program: &Program, peers: u32, mtu: u32, load: L
 
 /// Roughly how long a program takes, in seconds.
 pub(crate) fn expected_seconds(peers: u32, seconds: u64) -> f64 {
-    f64::from(peers) / HANDSHAKES_PER_SECOND + 4.0 * (seconds as f64 + 0.25) + 1.0
+    f64::from(peers) / HANDSHAKES_PER_SECOND + 5.0 * (seconds as f64 + 0.25) + 1.0
 }

@@ -6,6 +6,7 @@
 
 mod address;
 mod control;
+pub mod filter;
 mod pair;
 mod receive;
 mod refusals;

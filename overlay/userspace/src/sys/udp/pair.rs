@@ -6,8 +6,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::address;
+use super::{address, filter};
 use crate::features::Features;
+use crate::shed::Shedding;
 use crate::sys::check;
 
 // Bytes the kernel may keep for us, its own overhead included twice over. More of either makes bursts survive and
@@ -101,6 +102,23 @@ impl UdpPair {
     /// The IPv6 socket, for watching and receiving.
     pub fn v6(&self) -> Option<BorrowedFd<'_>> {
         self.v6.as_ref().map(Socket::fd)
+    }
+
+    /// Lets the kernel drop what is not to be let through. An error leaves all let through.
+    pub fn shed(&self, shedding: &Shedding) -> io::Result<()> {
+        let attached = self.all().zip([false, true]).try_for_each(|(socket, v6)| {
+            if shedding.is_none() {
+                filter::detach(socket.fd())
+            } else {
+                filter::attach(socket.fd(), &filter::program(shedding, v6))
+            }
+        });
+        if attached.is_err() {
+            for socket in self.all() {
+                let _ = filter::detach(socket.fd());
+            }
+        }
+        attached
     }
 
     pub(super) fn socket(&self, v6: bool) -> Option<&Socket> {
