@@ -6,7 +6,7 @@ mod lab;
 use std::time::Instant;
 
 use lab::Kind::{MeshWg, WireguardGo};
-use lab::{iperf, pair, wait_for};
+use lab::{iperf, pair, transfer, wait_for};
 
 const AMOUNT: &str = "-n 16M";
 
@@ -24,7 +24,8 @@ fn as_initiator_it_talks_to_wireguard_go_both_ways() {
         let mut columns = line.split_whitespace().skip(1).map(|n| n.parse::<u64>().unwrap());
         (columns.next().unwrap(), columns.next().unwrap())
     };
-    assert!(received > 16 << 20 && sent > 16 << 20, "{received} {sent}");
+    // iperf3 ends when it has written its 16 MB; what is still under way then may never leave.
+    assert!(received > 8 << 20 && sent > 8 << 20, "{received} {sent}");
 }
 
 #[test]
@@ -207,4 +208,25 @@ fn it_runs_where_there_is_no_ipv6() {
         host.run("wg set wg0 listen-port 51820");
     }
     a.host.wait_ping("10.0.0.2");
+}
+
+#[test]
+fn lost_runs_of_datagrams_are_sent_again_and_nothing_is_damaged() {
+    need!("lost_runs_of_datagrams_are_sent_again_and_nothing_is_damaged", "ping", "python3", "nft");
+    let (a, b) = pair(MeshWg, MeshWg, "192.0.2.2", "");
+    a.host.wait_ping("10.0.0.2");
+    // What arrives joined is lost joined: one of a hundred, up to 64 datagrams at once.
+    for host in [&a.host, &b.host] {
+        let rules = host.file(
+            "loss.nft",
+            "table inet loss { chain input { type filter hook input priority 0;\n\
+             udp dport 51820 numgen random mod 100 == 0 counter drop\n}\n}\n",
+        );
+        host.run(&format!("nft -f {rules}"));
+    }
+    for (from, to, address) in [(&a, &b, "10.0.0.2"), (&b, &a, "fd00::1")] {
+        assert!(transfer(&from.host, &to.host, address, 100 << 20), "{address}");
+    }
+    let counter = b.host.run("nft list table inet loss");
+    assert!(!counter.contains("packets 0 "), "nothing was lost: {counter}");
 }
