@@ -72,7 +72,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that knows its configuration, its key with the second it was made, and what it knew last time.
+    /// An agent that knows its configuration, its key with the moment it was made, and what it knew last time.
     pub fn new(config: Config, public_key: PublicKey, epoch: u64, last_good: LastGood) -> Self {
         Self {
             config,

@@ -14,7 +14,7 @@ use crate::endpoint::{Endpoint, EndpointError};
 pub const DOMAIN: &str = "sennit.dev/";
 /// The node's WireGuard public key, base64.
 pub const PUBLIC_KEY: &str = "sennit.dev/public-key";
-/// When the key came into being, in seconds since 1970; a claim with a lower one than seen before is refused.
+/// When the key came into being, in milliseconds since 1970; a claim with a lower one than seen before is refused.
 pub const EPOCH: &str = "sennit.dev/epoch";
 /// The node's site.
 pub const SITE: &str = "sennit.dev/site";
@@ -90,7 +90,7 @@ pub enum AdvertisementError {
 pub struct Advertisement {
     /// Its WireGuard key.
     pub public_key: PublicKey,
-    /// The generation of the key: seconds since 1970 when it was made.
+    /// The generation of the key: milliseconds since 1970 when it was made.
     pub epoch: u64,
     /// The site it says it stands in.
     pub site: SiteName,
