@@ -331,7 +331,7 @@ impl Batch<'_> {
             rest = match Message::classify(datagram) {
                 Some(Message::Data(index)) => self.data(index, from, rest, segment, out),
                 Some(message) => {
-                    self.handshake(message, from, datagram, out);
+                    self.handshake(message, from, datagram, rest.len() == datagrams.len(), out);
                     after
                 }
                 None => {
@@ -377,7 +377,14 @@ impl Batch<'_> {
     }
 
     #[inline(never)]
-    fn handshake(&mut self, message: Message, from: &Endpoint, datagram: &[u8], out: &mut impl Output) {
+    fn handshake(
+        &mut self,
+        message: Message,
+        from: &Endpoint,
+        datagram: &[u8],
+        first: bool,
+        out: &mut impl Output,
+    ) {
         let peer = match message {
             Message::Data(index) | Message::CookieReply(index) => self.shared.table.by_index(index >> 8),
             // An answer to nothing we asked is not worth a look at its MAC, nor a place in the flood guard.
@@ -385,9 +392,9 @@ impl Batch<'_> {
                 .shared
                 .table
                 .by_index(index >> 8)
-                .filter(|_| self.admit(message, from, datagram, out).is_some()),
+                .filter(|_| self.admit(message, from, datagram, first, out).is_some()),
             Message::Initiation => self
-                .admit(message, from, datagram, out)
+                .admit(message, from, datagram, first, out)
                 .and_then(|identity| identity.initiator(datagram))
                 .and_then(|key| self.shared.table.get(&key)),
         };
@@ -416,11 +423,12 @@ impl Batch<'_> {
         message: Message,
         from: &Endpoint,
         datagram: &[u8],
+        first: bool,
         out: &mut impl Output,
     ) -> Option<&Identity> {
         let identity = self.shared.identity.as_deref()?;
         let space = out.datagram_space(HANDSHAKE_SPACE);
-        match identity.admit(message, from.remote.ip(), datagram, self.now.monotonic, space) {
+        match identity.admit(message, from.remote.ip(), datagram, first, self.now.monotonic, space) {
             Ok(()) => Some(identity),
             Err(Refused::Cookie(length)) => {
                 out.datagram_done(from, length);

@@ -189,8 +189,11 @@ impl EventLoop {
             }
             tracing::info!(port = sockets.port(), "listening");
         }
-        // They let everything through as yet.
+        // They may be ones that were in use before.
         self.shedding = Shedding::NONE;
+        if let Some(sockets) = self.worker.sockets() {
+            sockets.shed(&self.shedding)?;
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::flood::{Buckets, Window};
 use crate::noise::Message;
-use crate::shed::{Class, Shedder, Shedding};
+use crate::shed::{Class, Shedder, Shedding, number};
 
 /// Handshake messages a second, under load, that are worth a look at their MACs and an answer. Each costs some 3 us,
 /// most of it for the cookie reply; beyond, they are dropped unseen.
@@ -28,7 +28,9 @@ pub struct Guard {
     sources: Buckets,
     // Under load, by class.
     budgets: [Window; 3],
+    // Where peers are, and the numbers of those addresses, by which the kernel knows them.
     known: HashSet<IpAddr>,
+    numbers: HashSet<u32>,
     // Whether strangers have been dropped since the last look.
     pressed: bool,
     shedder: Shedder,
@@ -45,6 +47,7 @@ impl Guard {
             sources: Buckets::default(),
             budgets: budgets.map(Window::new),
             known: HashSet::new(),
+            numbers: HashSet::new(),
             pressed: false,
             shedder: Shedder::new(budgets),
         }
@@ -71,10 +74,18 @@ impl Guard {
         within && open
     }
 
-    /// Under load: whether a message is worth a look at its MACs.
-    pub fn take(&mut self, message: Message, datagram: &[u8], from: IpAddr, now: Instant) -> bool {
+    /// Under load: whether a message is worth a look at its MACs. `first` says that it came alone, or before those that it
+    /// came joined with.
+    pub fn take(
+        &mut self,
+        message: Message,
+        datagram: &[u8],
+        from: IpAddr,
+        first: bool,
+        now: Instant,
+    ) -> bool {
         let class = self.class(datagram, from);
-        if message == Message::Initiation {
+        if message == Message::Initiation && first {
             self.shedder.note(class);
         }
         let taken = self.budgets[class as usize].take(now);
@@ -86,7 +97,7 @@ impl Guard {
         // The last 16 bytes are the MAC under the cookie, zero without one (WireGuard paper, section 5.4.4).
         if datagram.last_chunk::<16>().is_some_and(|mac2| *mac2 != [0; 16]) {
             Class::Claiming
-        } else if self.known.contains(&from) {
+        } else if self.numbers.contains(&number(from)) {
             Class::Familiar
         } else {
             Class::Stranger
@@ -105,6 +116,7 @@ impl Guard {
 
     /// Where peers are: from there, messages without a cookie do not compete with those of strangers.
     pub fn know(&mut self, addresses: HashSet<IpAddr>) {
+        self.numbers = addresses.iter().copied().map(number).collect();
         self.known = addresses;
     }
 
@@ -158,12 +170,23 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_has_not_judged_does_not_make_it_drop_more() {
+        let (mut guard, now) = (Guard::new(0), Instant::now());
+        let from = IpAddr::from([198, 51, 100, 1]);
+        assert!(guard.shedding(now).is_none());
+        for _ in 0..10 * STRANGERS_PER_SECOND {
+            guard.take(Message::Initiation, &[0; 148], from, false, now);
+        }
+        assert!(guard.shedding(now + seconds(1)).is_none());
+    }
+
+    #[test]
     fn a_flood_of_strangers_is_shed_and_peers_are_known_while_it_lasts() {
         let (mut guard, mut now) = (Guard::new(0), Instant::now());
         let from = IpAddr::from([198, 51, 100, 1]);
         assert!(guard.shedding(now).is_none());
         for _ in 0..10 * STRANGERS_PER_SECOND {
-            guard.take(Message::Initiation, &[0; 148], from, now);
+            guard.take(Message::Initiation, &[0; 148], from, true, now);
         }
         assert!(guard.is_pressed());
         guard.know(HashSet::from([from]));

@@ -94,12 +94,14 @@ impl Identity {
         &self.public
     }
 
-    /// Checks the MACs of a handshake message and counts it. `out` needs [`HANDSHAKE_SPACE`] bytes.
+    /// Checks the MACs of a handshake message and counts it; `first` as in [`Guard::take`]. `out` needs
+    /// [`HANDSHAKE_SPACE`] bytes.
     pub fn admit(
         &self,
         message: Message,
         from: IpAddr,
         datagram: &[u8],
+        first: bool,
         now: Instant,
         out: &mut [u8],
     ) -> Result<(), Refused> {
@@ -112,7 +114,7 @@ impl Identity {
                 return Ok(());
             }
         }
-        if !self.guard.lock().take(message, datagram, from, now) {
+        if !self.guard.lock().take(message, datagram, from, first, now) {
             return Err(Refused::TooMany);
         }
         match self.loaded.verify_packet(Some(from), datagram, out) {

@@ -29,6 +29,23 @@ pub const MOST_FAMILIAR: usize = 2048;
 // Over less time a share says little.
 const PERIOD: Duration = Duration::from_millis(900);
 
+/// Odd numbers without a pattern.
+pub const MIX: [u32; 4] = [0x9e37_79b1, 0x85eb_ca77, 0xc2b2_ae3d, 0x27d4_eb2f];
+
+/// The number that an address counts as, in the kernel's filter and here. For IPv4 it is the address; who finds another IPv6
+/// address of a peer's number knows the peer's, and can as well use that.
+pub fn number(address: IpAddr) -> u32 {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V6(v6) => {
+            let bits = u128::from(v6);
+            MIX.iter()
+                .enumerate()
+                .fold(0, |mixed, (i, mix)| mixed ^ ((bits >> (96 - 32 * i)) as u32).wrapping_mul(*mix))
+        }
+    }
+}
+
 /// What the kernel is to let through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shedding {
@@ -64,7 +81,7 @@ impl Shedder {
         Self { budgets, arrived: [0; CLASSES], since: None, current: Shedding::NONE, able: true }
     }
 
-    /// An initiation has arrived.
+    /// An initiation has arrived that the kernel has judged: of several that arrive joined, only the first is one.
     pub fn note(&mut self, class: Class) {
         let arrived = &mut self.arrived[class as usize];
         *arrived = arrived.saturating_add(1);

@@ -8,6 +8,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use crate::device::Device;
@@ -31,6 +32,11 @@ const TRAINS: usize = 16;
 // With helpers, what they have under way together has to stay within boringtun's replay window of 1,024.
 const TRAINS_BESIDE_HELPERS: usize = 2;
 const LARGEST_TRAIN: usize = 65_536;
+// Who reads small packets one by one has room for a few hundred in its socket (`net.core.rmem_default`), and may share
+// our processor: after so many in a row, which are this small, it gets a turn, and fewer come at once next time.
+const SMALL: usize = 256;
+const MANY: usize = 100;
+const TRAINS_OF_SMALL: usize = 4;
 const SLACK: usize = 4096;
 
 /// What all threads of a device share.
@@ -64,6 +70,8 @@ pub struct Worker {
     order: Order,
     // The most runs of datagrams in one receive; the buffers are made for them.
     trains: usize,
+    // Whether the last receive brought many small ones.
+    small: bool,
     // Of the sockets in use; others may have come into use since.
     generation: u64,
     received: ReceiveBatch,
@@ -81,6 +89,7 @@ impl Worker {
         Self {
             order,
             trains,
+            small: false,
             generation: 0,
             received: ReceiveBatch::new(),
             reads: Reads::new(features.tun_tso),
@@ -119,25 +128,30 @@ impl Worker {
 
     /// One batch from a socket. Returns whether there may be more.
     pub fn receive(&mut self, family: Family) -> bool {
-        let Self { shared, order, trains, received, outbox, .. } = self;
+        let Self { shared, order, received, outbox, .. } = self;
+        let most = if self.small { TRAINS_OF_SMALL.min(self.trains) } else { self.trains };
         let Some(sockets) = outbox.sockets.clone() else { return false };
         let fd = match family {
             Family::V4 => Some(sockets.v4()),
             Family::V6 => sockets.v6(),
         };
         let Some(fd) = fd else { return false };
-        let read = || received.receive(fd, *trains).ok().filter(|count| *count > 0);
+        let read = || received.receive(fd, most).ok().filter(|count| *count > 0);
         let Some((count, mut turn)) = shared.incoming[family as usize].read(read) else { return false };
-        let more = count == *trains;
+        let more = count == most;
         if more {
             shared.pool.call();
         }
         let now = Now::read();
         outbox.in_turn = *order == Order::Kept;
         let mut batch = shared.device.batch_in(*order, now);
+        let (mut datagrams, mut bytes) = (0, 0);
         for train in received.trains() {
+            datagrams += train.datagrams().len();
+            bytes += train.bytes.len();
             batch.train(train.from, train.bytes, train.segment, outbox);
         }
+        self.small = datagrams >= MANY && bytes < datagrams * SMALL;
         let waiting = batch.into_waiting();
         turn.wait();
         outbox.write_packets();
@@ -147,6 +161,9 @@ impl Worker {
             self.send_staged(waiting);
         }
         self.finish();
+        if self.small {
+            thread::yield_now();
+        }
         more
     }
 

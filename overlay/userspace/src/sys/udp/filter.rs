@@ -1,12 +1,12 @@
 //! A socket filter (classic BPF) that drops a share of handshake initiations before they are queued, so that a flood of
-//! them costs neither a system call nor a wake-up. Data, answers and cookies are never touched.
+//! them costs neither a system call nor a wake-up. Data, answers and cookies are never touched. Of datagrams that arrive
+//! joined the first is judged for all.
 //!
 //! Offsets count from the UDP header, where filters of UDP sockets begin (`udp_queue_rcv_one_skb`, net/ipv4/udp.c;
 //! Documentation/networking/filter.rst).
 #![allow(unsafe_code)]
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::{
@@ -14,7 +14,7 @@ use libc::{
 };
 use libc::{BPF_AND, BPF_JA, BPF_JEQ, BPF_JGE, BPF_MUL, BPF_XOR, sock_filter};
 
-use crate::shed::{ALL, Class, Shedding};
+use crate::shed::{ALL, Class, MIX, Shedding, number};
 use crate::sys::check;
 
 const UDP_HEADER: u32 = 8;
@@ -28,9 +28,6 @@ const TAKE: u32 = u32::MAX;
 const DROP: u32 = 0;
 // Addresses at the end of a search that are compared one by one.
 const LEAF: usize = 8;
-// Odd numbers without a pattern. Who finds another address of the same number knows the peer's, and can as well use that.
-const MIX: [u32; 4] = [0x9e37_79b1, 0x85eb_ca77, 0xc2b2_ae3d, 0x27d4_eb2f];
-
 /// The filter for the IPv4 or the IPv6 socket.
 pub(super) fn program(shedding: &Shedding, v6: bool) -> Vec<sock_filter> {
     let mut code = Code::default();
@@ -48,7 +45,12 @@ pub(super) fn program(shedding: &Shedding, v6: bool) -> Vec<sock_filter> {
     } else {
         code.load(BPF_W, SOURCE_V4);
     }
-    let mut keys: Vec<u32> = shedding.familiar.iter().filter_map(|address| key(*address, v6)).collect();
+    let mut keys: Vec<u32> = shedding
+        .familiar
+        .iter()
+        .filter(|address| address.is_ipv6() == v6)
+        .map(|address| number(*address))
+        .collect();
     keys.sort_unstable();
     keys.dedup();
     code.search(&keys);
@@ -61,19 +63,6 @@ pub(super) fn program(shedding: &Shedding, v6: bool) -> Vec<sock_filter> {
         code.verdict(shedding.shares[class as usize]);
     }
     code.finish()
-}
-
-// The number that stands for an address.
-fn key(address: IpAddr, v6: bool) -> Option<u32> {
-    match address {
-        IpAddr::V4(v4) if !v6 => Some(u32::from(v4)),
-        IpAddr::V6(address) if v6 => {
-            let bits = u128::from(address);
-            let word = |i: usize| (bits >> (96 - 32 * i)) as u32;
-            Some((0..4).fold(0, |mixed, i| mixed ^ word(i).wrapping_mul(MIX[i])))
-        }
-        _ => None,
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -170,7 +159,12 @@ impl Code {
 pub(super) fn attach(fd: BorrowedFd<'_>, program: &[sock_filter]) -> io::Result<()> {
     let length = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let filter = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
-    set(fd, libc::SO_ATTACH_FILTER, (&raw const filter).cast(), size_of_val(&filter))
+    let put = || set(fd, libc::SO_ATTACH_FILTER, (&raw const filter).cast(), size_of_val(&filter));
+    match put() {
+        // Until it is replaced the old one counts too, and `net.core.optmem_max` was small once.
+        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => detach(fd).and_then(|()| put()),
+        result => result,
+    }
 }
 
 /// Takes the filter away, if there is one.
@@ -192,7 +186,7 @@ fn set(fd: BorrowedFd<'_>, name: libc::c_int, value: *const libc::c_void, length
 
 #[cfg(test)]
 mod tests {
-    use std::net::{SocketAddr, UdpSocket};
+    use std::net::{IpAddr, SocketAddr, UdpSocket};
     use std::os::fd::AsFd;
     use std::time::Duration;
 
