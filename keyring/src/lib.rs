@@ -12,5 +12,5 @@ mod node;
 mod store;
 
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
-pub use node::{MeshName, NameError, NodeName, SiteName};
+pub use node::{ClusterName, MeshName, NameError, NodeName, SiteName};
 pub use store::{KeyFile, KeyStore, StoreError, StoredKey};

@@ -114,6 +114,24 @@ name_type!(
     false,
     "A mesh's name: a DNS label (RFC 1123). It seeds the mesh's addresses."
 );
+name_type!(
+    ClusterName,
+    "cluster",
+    63,
+    false,
+    "A cluster's name in a mesh of several: a DNS label (RFC 1123)."
+);
+
+impl NodeName {
+    /// The name in the mesh of a node that its cluster knows by this one: NODE.CLUSTER, unless it is that already.
+    ///
+    /// # Errors
+    /// When the two together are too long.
+    pub fn of_cluster(&self, cluster: &ClusterName) -> Result<Self, NameError> {
+        let suffix = format!(".{cluster}");
+        if self.0.ends_with(&suffix) { Ok(self.clone()) } else { format!("{self}{suffix}").parse() }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -140,5 +158,14 @@ mod tests {
     fn an_oversized_name_is_cut_in_its_error() {
         let text = "x".repeat(100_000).parse::<NodeName>().unwrap_err().to_string();
         assert!(text.len() < 300, "{}", text.len());
+    }
+
+    #[test]
+    fn a_node_bears_its_clusters_name_once() {
+        let (node, cluster): (NodeName, ClusterName) = ("a.b".parse().unwrap(), "west".parse().unwrap());
+        let named = node.of_cluster(&cluster).unwrap();
+        assert_eq!(named.as_str(), "a.b.west");
+        assert_eq!(named.of_cluster(&cluster).unwrap(), named);
+        assert!("a".repeat(253).parse::<NodeName>().unwrap().of_cluster(&cluster).is_err());
     }
 }

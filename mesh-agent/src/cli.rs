@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::commands::join::Join;
+use crate::federate::Federate;
+
 /// A node of an encrypted mesh.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-agent", version, about, max_term_width = 100)]
@@ -22,6 +25,10 @@ pub enum Command {
         #[arg(long, env = "SENNIT_CONFIG", default_value = "/etc/sennit/agent.yaml")]
         config: PathBuf,
     },
+    /// Register this host, which has no Kubernetes, with a cluster, and write its configuration and credentials.
+    Join(Join),
+    /// Mirror the nodes of other clusters into MeshNodes of this one.
+    Federate(Federate),
     /// Show peers, paths, handshakes and refusals of the running agent.
     Status {
         /// Its socket.

@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod cleanup;
+pub mod join;
 mod plan;
 mod status;
 
@@ -11,7 +12,7 @@ use tokio::task::LocalSet;
 
 use crate::cli::{Cli, Command};
 use crate::config::Config;
-use crate::run;
+use crate::{federate, run};
 
 /// Runs a command to its end.
 ///
@@ -23,6 +24,11 @@ pub fn execute(cli: Cli) -> anyhow::Result<()> {
             let config = Config::load(&config)?;
             start_log(&config);
             block_on(run::run(config))
+        }
+        Command::Join(asked) => block_on(join::join(&asked)),
+        Command::Federate(asked) => {
+            log_to_stderr("info");
+            block_on(federate::federate(&asked))
         }
         Command::Status { socket, output } => block_on(status::show(&socket, output)),
         Command::Plan { state, node, config, output } => plan::show(&state, &node, config.as_deref(), output),
@@ -44,7 +50,11 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 }
 
 fn start_log(config: &Config) {
-    let fallback = tracing_subscriber::EnvFilter::new(config.log.as_str());
+    log_to_stderr(config.log.as_str());
+}
+
+fn log_to_stderr(level: &str) {
+    let fallback = tracing_subscriber::EnvFilter::new(level);
     let filter = tracing_subscriber::EnvFilter::try_from_env("SENNIT_LOG").unwrap_or(fallback);
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }

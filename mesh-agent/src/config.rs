@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use mesh_keyring::{MeshName, NodeName, SiteName};
+use mesh_keyring::{ClusterName, MeshName, NodeName, SiteName};
 use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST};
 use mesh_overlay::local::{InterfaceName, Routing};
 use mesh_overlay::wireguard::Choice;
@@ -88,12 +88,24 @@ pub struct Underlay {
     pub mtu: Option<u16>,
 }
 
-/// The `registry` section.
+/// The `registry` section: one of these.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RegistryChoice {
+#[serde(rename_all = "camelCase")]
+pub enum RegistryChoice {
     /// A directory of manifests.
-    pub file: FileRegistryConfig,
+    File(FileRegistryConfig),
+    /// A cluster's API.
+    Kube(KubeRegistryConfig),
+}
+
+/// The `registry.kube` section.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct KubeRegistryConfig {
+    /// How to reach the API; absent: as a pod of the cluster, by its service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// This cluster's name, in a mesh of several: its nodes are known as NODE.CLUSTER in all of them, and so is this one.
+    pub cluster: Option<ClusterName>,
 }
 
 /// The `registry.file` section.
@@ -222,7 +234,7 @@ impl Config {
             field: field.to_owned(),
             reason,
         };
-        let node = match document.node {
+        let mut node: NodeName = match document.node {
             Some(node) => node,
             None => host
                 .unwrap_or_default()
@@ -280,11 +292,16 @@ impl Config {
         if routing.protocol < 5 {
             return Err(bad("routing.protocol", "5 to 255: the lower ones belong to the kernel".to_owned()));
         }
-        for (field, dir) in [
-            ("registry.file.dir", Some(&document.registry.file.dir)),
-            ("stateDir", document.state_dir.as_ref()),
-            ("runDir", document.run_dir.as_ref()),
-        ] {
+        if let RegistryChoice::Kube(KubeRegistryConfig { cluster: Some(cluster), .. }) = &document.registry {
+            node = node.of_cluster(cluster).map_err(|e| bad("registry.kube.cluster", e.to_string()))?;
+        }
+        let registry = match &document.registry {
+            RegistryChoice::File(file) => ("registry.file.dir", Some(&file.dir)),
+            RegistryChoice::Kube(kube) => ("registry.kube.kubeconfig", kube.kubeconfig.as_ref()),
+        };
+        for (field, dir) in
+            [registry, ("stateDir", document.state_dir.as_ref()), ("runDir", document.run_dir.as_ref())]
+        {
             if dir.is_some_and(|dir| !dir.is_absolute()) {
                 return Err(bad(field, "an absolute path is needed".to_owned()));
             }

@@ -12,6 +12,7 @@ pub mod atomic;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod federate;
 pub mod manifest;
 pub mod notify;
 pub mod reconcile;

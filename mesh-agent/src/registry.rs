@@ -1,12 +1,89 @@
-//! Where nodes are published: what a registry yields, and the one that is a directory of manifests.
+//! Where nodes are published: what a registry yields, the one that is a directory of manifests, and the one that is a
+//! cluster's API.
 
 pub mod file;
+pub mod kube;
 pub mod merge;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use mesh_keyring::NodeName;
-use mesh_overlay::NodeRecord;
+use mesh_overlay::{Advertisement, NodeRecord};
+
+use self::file::FileRegistry;
+use self::kube::KubeRegistry;
+use crate::config::RegistryChoice;
+
+/// The registry that is configured.
+pub enum Registry {
+    /// A directory of manifests.
+    File(FileRegistry),
+    /// A cluster's API.
+    Kube(KubeRegistry),
+}
+
+impl Registry {
+    /// Opens it; nothing need be there yet. Also says which addresses it is reached at, which no peer may hold.
+    ///
+    /// # Errors
+    /// [`RegistryError::Credentials`].
+    pub async fn open(choice: &RegistryChoice) -> Result<(Self, Vec<IpAddr>), RegistryError> {
+        match choice {
+            RegistryChoice::File(file) => Ok((Self::File(FileRegistry::new(&file.dir)), Vec::new())),
+            RegistryChoice::Kube(kube) => {
+                let config = self::kube::api_config(kube.kubeconfig.as_deref()).await?;
+                let server = config.cluster_url.host().unwrap_or_default();
+                let address = server.trim_start_matches('[').trim_end_matches(']').parse().ok();
+                Ok((
+                    Self::Kube(KubeRegistry::new(config, kube.cluster.clone())?),
+                    address.into_iter().collect(),
+                ))
+            }
+        }
+    }
+
+    /// Everything that it holds.
+    ///
+    /// # Errors
+    /// When that is not known; what was read before stays in force.
+    pub fn read(&mut self) -> Result<Snapshot, RegistryError> {
+        match self {
+            Self::File(file) => file.read(),
+            Self::Kube(kube) => kube.read(),
+        }
+    }
+
+    /// Publishes what this node says of itself, if it differs from what stands there; says whether it wrote.
+    ///
+    /// # Errors
+    /// The previous publication stays in force.
+    pub async fn publish(&self, node: &NodeName, claim: &Advertisement) -> Result<bool, RegistryError> {
+        match self {
+            Self::File(file) => file.publish(node, claim),
+            Self::Kube(kube) => kube.publish(node, claim).await,
+        }
+    }
+
+    /// Takes this node's publication away.
+    ///
+    /// # Errors
+    /// When it may still be there. No publication is no error.
+    pub async fn withdraw(&self, node: &NodeName) -> Result<(), RegistryError> {
+        match self {
+            Self::File(file) => file.withdraw(node),
+            Self::Kube(kube) => kube.withdraw(node).await,
+        }
+    }
+
+    /// Waits until something may have changed. Safe to drop and call again.
+    pub async fn changed(&mut self) {
+        match self {
+            Self::File(file) => file.changed().await,
+            Self::Kube(kube) => kube.changed().await,
+        }
+    }
+}
 
 /// Everything that a registry holds at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +94,8 @@ pub struct Snapshot {
     pub problems: Vec<Problem>,
     /// A file of the operator could not be read, and what it held before is not known: nodes may be missing.
     pub incomplete: bool,
+    /// Why some of it may be out of date, as a sentence for the status. It counts all the same.
+    pub stale: Option<String>,
     /// Nodes whose publication could not be read, and what it held before is not known.
     pub unreadable: BTreeSet<NodeName>,
 }
@@ -48,5 +127,38 @@ pub enum RegistryError {
         path: String,
         /// The answer of the system.
         source: std::io::Error,
+    },
+    /// No way to the API is known. Only when the agent starts.
+    #[error("{what}: {reason}")]
+    Credentials {
+        /// File, or what stands for one.
+        what: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Not everything is known. What was known stays in force.
+    #[error("API server {server}: {reason}; the last good state stays in force")]
+    Unreachable {
+        /// Its address.
+        server: String,
+        /// What stands in the way.
+        reason: String,
+    },
+    /// Nobody has registered this node.
+    #[error(
+        "the cluster has neither a Node nor a MeshNode {0}: nothing is published; set `node`, or create the MeshNode"
+    )]
+    Unregistered(NodeName),
+    /// This node's annotations could not be applied.
+    #[error(
+        "applying the annotations of {object} to API server {server}: {reason}; the previous publication stays in force"
+    )]
+    Apply {
+        /// Kind and name.
+        object: String,
+        /// Where.
+        server: String,
+        /// What it said.
+        reason: String,
     },
 }

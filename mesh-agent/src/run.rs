@@ -26,7 +26,7 @@ use crate::atomic;
 use crate::config::Config;
 use crate::notify::notify;
 use crate::reconcile::{Pass, Reconciler};
-use crate::registry::file::FileRegistry;
+use crate::registry::Registry;
 use crate::resolve::Resolver;
 use crate::state::LastGoodFile;
 use crate::status::{GuardStatus, Health, RefusedStatus, Status, rfc3339};
@@ -132,7 +132,7 @@ struct Running {
     config: Config,
     public_key: PublicKey,
     agent: Agent,
-    registry: FileRegistry,
+    registry: Registry,
     resolver: Resolver,
     reconciler: Reconciler<Wireguard, Netlink, Nft>,
     last_good: LastGoodFile,
@@ -151,9 +151,12 @@ struct Running {
 /// Runs until SIGTERM or SIGINT. What carries traffic stays as it is.
 ///
 /// # Errors
-/// Only before the loop: a bad key, a second agent, no netlink. Everything later is retried and told in status.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+/// Only before the loop: a bad key, a second agent, no netlink, no credentials for the registry. Everything later is retried and told in status.
+pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let _lock = lock(&config)?;
+    let (registry, servers) = Registry::open(&config.registry).await?;
+    // A peer that held them would take the API away from us.
+    config.grants.protected.extend(servers);
     let key_file = key_file(&config);
     let stored = key_file.load_or_create()?;
     let public_key = stored.key.public();
@@ -172,7 +175,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let reconciler = Reconciler::new(wireguard(&config, Some(public_key))?, net, Nft::new(), stored.key);
     let server = server::Server::bind(&config.socket())?;
     let mut running = Running {
-        registry: FileRegistry::new(&config.registry.file.dir),
+        registry,
         config,
         public_key,
         agent,
@@ -237,6 +240,7 @@ impl Running {
         let mut errors = Vec::new();
         match self.registry.read() {
             Ok(snapshot) => {
+                errors.extend(snapshot.stale.clone());
                 if let Err(why) = self.agent.snapshot(snapshot, std::time::Instant::now()) {
                     errors.push(why);
                 }
@@ -274,7 +278,7 @@ impl Running {
         // Others may dial only what is there: publish after the device listens.
         let mut published = false;
         if pass.device.is_some() && !failed {
-            match self.registry.publish(&self.config.node, &self.desired.publish) {
+            match self.registry.publish(&self.config.node, &self.desired.publish).await {
                 Ok(_) => published = true,
                 Err(e) => errors.push(e.to_string()),
             }

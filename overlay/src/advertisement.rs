@@ -25,7 +25,8 @@ pub const INTERNAL_ENDPOINTS: &str = "sennit.dev/internal-endpoints";
 /// The MTU of the node's underlay, in bytes.
 pub const MTU: &str = "sennit.dev/mtu";
 
-const KNOWN: [&str; 6] = [PUBLIC_KEY, EPOCH, SITE, ENDPOINTS, INTERNAL_ENDPOINTS, MTU];
+/// All annotations that an agent reads and writes.
+pub const KNOWN: [&str; 6] = [PUBLIC_KEY, EPOCH, SITE, ENDPOINTS, INTERNAL_ENDPOINTS, MTU];
 
 /// The longest annotation value that is read, in bytes.
 pub const VALUE_MOST: usize = 2048;

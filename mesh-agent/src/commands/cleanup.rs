@@ -11,7 +11,7 @@ use mesh_overlay::nft::Nft;
 
 use super::shown;
 use crate::config::Config;
-use crate::registry::file::FileRegistry;
+use crate::registry::Registry;
 use crate::run;
 use crate::state::LastGoodFile;
 
@@ -26,8 +26,11 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
         }
     };
     // The publication first: the others stop sending before the device goes.
-    let registry = FileRegistry::new(&config.registry.file.dir);
-    tried("publication", registry.withdraw(&config.node).map_err(|e| e.to_string()));
+    let withdrawn = match Registry::open(&config.registry).await {
+        Ok((registry, _)) => registry.withdraw(&config.node).await,
+        Err(e) => Err(e),
+    };
+    tried("publication", withdrawn.map_err(|e| e.to_string()));
     let device = match run::wireguard(config, None) {
         Ok(mut wireguard) => wireguard.remove().await.map_err(|e| e.to_string()),
         Err(e) => Err(e.to_string()),

@@ -68,3 +68,30 @@ fn a_configuration_that_is_no_yaml_is_refused() {
         assert!(Config::parse("agent.yaml", text, Some("n")).is_err(), "{text:?}");
     }
 }
+
+#[test]
+fn the_registry_is_a_directory_or_a_clusters_api_and_not_both() {
+    let parse = |registry: &str| {
+        let text = format!("site: aws\nmesh: prod\nregistry: {registry}\n");
+        Config::parse("agent.yaml", &text, Some("node-1")).map(|config| config.registry)
+    };
+    let RegistryChoice::Kube(kube) = parse("{kube: {}}").unwrap() else { panic!() };
+    assert_eq!(kube.kubeconfig, None);
+    let RegistryChoice::Kube(kube) = parse("{kube: {kubeconfig: /etc/sennit/kubeconfig}}").unwrap() else {
+        panic!()
+    };
+    assert_eq!(kube.kubeconfig, Some(PathBuf::from("/etc/sennit/kubeconfig")));
+    let text = "site: aws\nmesh: prod\nregistry: {kube: {cluster: west}}\n";
+    assert_eq!(Config::parse("agent.yaml", text, Some("node-1")).unwrap().node.as_str(), "node-1.west");
+    for (bad, wanted) in [
+        ("{kube: {cluster: 'a.b'}}", "cluster name"),
+        ("{kube: {kubeconfig: relative}}", "registry.kube.kubeconfig"),
+        ("{kube: {kubecfg: /a}}", "kubecfg"),
+        ("{file: {dir: /a}, kube: {}}", "line 3"),
+        ("{}", "line 3"),
+        ("{etcd: {}}", "etcd"),
+    ] {
+        let message = parse(bad).unwrap_err().to_string();
+        assert!(message.contains(wanted), "{bad}: {message}");
+    }
+}

@@ -84,3 +84,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_documents_name_each_annotation_and_no_other() {
+    let text = include_str!("../../../docs/annotations.md");
+    let rows =
+        text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`').map(|(first, _)| first));
+    let documented: Vec<&str> = rows.filter(|first| first.starts_with(DOMAIN)).collect();
+    assert_eq!(documented, KNOWN);
+    let limits = [VALUE_MOST, ENDPOINTS_MOST, usize::from(MTU_LEAST)];
+    for number in limits.map(|n| if n < 1000 { format!("at most {n}") } else { n.to_string() }) {
+        assert!(text.replace(',', "").contains(&number), "{number}");
+    }
+}

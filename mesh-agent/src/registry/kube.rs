@@ -1,0 +1,456 @@
+//! A cluster's API: Nodes and MeshNodes are watched, this node's annotations are applied.
+//!
+//! A task for each kind lists and watches it; what comes goes into a [`Directory`], and only what matters to the mesh wakes
+//! the agent. The library's own watcher does not tell when a connection is back that brings nothing new, and
+//! status has to.
+
+pub mod directory;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use kube::api::{ListParams, Patch, PatchParams, WatchEvent, WatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::{ApiResource, Resource};
+use kube::{Api, Client};
+use mesh_keyring::{ClusterName, NodeName};
+use mesh_overlay::{Advertisement, NodeRecord};
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use super::{RegistryError, Snapshot};
+pub use directory::LINK;
+use directory::{Directory, Entry, Kind, MeshNode, Node};
+
+/// Our group of custom resources.
+pub const GROUP: &str = "sennit.dev";
+/// Its version.
+pub const VERSION: &str = "v1alpha1";
+/// Who owns the annotations in the API's books (server-side apply).
+pub const FIELD_MANAGER: &str = "sennit-agent";
+
+// Objects in one answer of a list.
+const PAGE: u32 = 500;
+// The server ends a watch after this many seconds, in which it need not have said anything; later the connection is dead.
+const WATCH_SECONDS: u32 = 240;
+const SILENCE: Duration = Duration::from_secs(270);
+const CONNECT: Duration = Duration::from_secs(5);
+// What `cleanup` waits for the lists.
+const LISTING: Duration = Duration::from_secs(10);
+// A write that takes longer than this is tried again in the next pass.
+const WRITE: Duration = Duration::from_secs(3);
+// The first wait after a failure, and the longest.
+const RETRY: Duration = Duration::from_millis(500);
+const RETRY_MOST: Duration = Duration::from_secs(30);
+// A watch that lasts less did not last.
+const BRIEF: Duration = Duration::from_secs(1);
+// Changes that come together are one.
+const QUIET: Duration = Duration::from_millis(30);
+const SETTLED: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+struct Shared {
+    directory: Mutex<Directory>,
+    changed: Arc<Notify>,
+}
+
+impl Shared {
+    fn update(&self, change: impl FnOnce(&mut Directory) -> bool) {
+        if change(&mut self.directory.lock()) {
+            self.changed.notify_one();
+        }
+    }
+}
+
+/// The registry that is a cluster's API.
+pub struct KubeRegistry {
+    client: Client,
+    server: String,
+    cluster: Option<ClusterName>,
+    shared: Arc<Shared>,
+    watches: Vec<JoinHandle<()>>,
+    // A change was taken notice of that `changed` has not answered for yet.
+    stirred: bool,
+}
+
+impl Drop for KubeRegistry {
+    fn drop(&mut self) {
+        self.watches.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// How to reach the API: by a kubeconfig file, or as a pod with the files that the cluster mounts.
+///
+/// # Errors
+/// A sentence that names the file and what is wrong with it.
+pub async fn api_config(kubeconfig: Option<&Path>) -> Result<kube::Config, RegistryError> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let bad = |e: kube::config::KubeconfigError| RegistryError::Credentials {
+                what: format!("kubeconfig {}", path.display()),
+                reason: e.to_string(),
+            };
+            let file = Kubeconfig::read_from(path).map_err(bad)?;
+            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(bad)?
+        }
+        None => kube::Config::incluster().map_err(|e| RegistryError::Credentials {
+            what: "the pod's service account (registry.kube.kubeconfig names a file where there is none)"
+                .into(),
+            reason: e.to_string(),
+        })?,
+    };
+    Ok(limits(config))
+}
+
+/// The same configuration with our limits of time.
+pub fn limits(mut config: kube::Config) -> kube::Config {
+    config.connect_timeout = Some(CONNECT);
+    config.read_timeout = Some(SILENCE);
+    config.write_timeout = Some(CONNECT);
+    config
+}
+
+impl KubeRegistry {
+    /// Begins to watch. In a mesh of several clusters, `cluster` is the name of this one.
+    ///
+    /// # Errors
+    /// [`RegistryError::Credentials`]; an API that does not answer is no error here.
+    pub fn new(config: kube::Config, cluster: Option<ClusterName>) -> Result<Self, RegistryError> {
+        Self::with_bell(config, cluster, Arc::default())
+    }
+
+    /// The same, with a bell of the caller's that is rung at each change.
+    ///
+    /// # Errors
+    /// As [`KubeRegistry::new`].
+    pub fn with_bell(
+        config: kube::Config,
+        cluster: Option<ClusterName>,
+        bell: Arc<Notify>,
+    ) -> Result<Self, RegistryError> {
+        let server = config.cluster_url.to_string();
+        let client = Client::try_from(config).map_err(|e| RegistryError::Credentials {
+            what: format!("credentials for {server}"),
+            reason: e.to_string(),
+        })?;
+        let shared = Arc::new(Shared { directory: Mutex::default(), changed: bell });
+        let watches = vec![
+            tokio::spawn(watch::<Node>(api(&client, Kind::Node), Kind::Node, Arc::clone(&shared))),
+            tokio::spawn(watch::<MeshNode>(
+                api(&client, Kind::MeshNode),
+                Kind::MeshNode,
+                Arc::clone(&shared),
+            )),
+        ];
+        Ok(Self { client, server, cluster, shared, watches, stirred: false })
+    }
+
+    /// What is known.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unreachable`] while something has never been listed.
+    pub fn read(&self) -> Result<Snapshot, RegistryError> {
+        let directory = self.shared.directory.lock();
+        match directory.obstacle() {
+            Some(reason) => Err(self.unreachable(reason)),
+            None => {
+                let stale = directory.staleness().map(|reason| self.unreachable(reason).to_string());
+                Ok(Snapshot { stale, ..directory.snapshot(self.cluster.as_ref()) })
+            }
+        }
+    }
+
+    /// What is known of the cluster itself, and apart from it, by link, the MeshNodes that stand in for others' nodes.
+    ///
+    /// # Errors
+    /// As [`KubeRegistry::read`].
+    pub fn own_and_mirrors(&self) -> Result<(Snapshot, BTreeMap<String, Vec<NodeRecord>>), RegistryError> {
+        let directory = self.shared.directory.lock();
+        // Of what may be out of date nobody is judged.
+        match directory.obstacle().or_else(|| directory.staleness()) {
+            Some(reason) => Err(self.unreachable(reason)),
+            None => Ok(directory.own_and_mirrors(self.cluster.as_ref())),
+        }
+    }
+
+    fn unreachable(&self, reason: String) -> RegistryError {
+        RegistryError::Unreachable { server: self.server.clone(), reason }
+    }
+
+    /// Applies this node's annotations, where they differ from what stands there; says whether it wrote.
+    ///
+    /// # Errors
+    /// [`RegistryError::Apply`].
+    pub async fn publish(&self, node: &NodeName, claim: &Advertisement) -> Result<bool, RegistryError> {
+        let annotations = claim.to_annotations();
+        let (kind, name) = {
+            let directory = self.shared.directory.lock();
+            match directory.find(node, self.cluster.as_ref()) {
+                Some((_, entry)) if *entry.annotations() == annotations => return Ok(false),
+                Some((kind, entry)) => (kind, entry.name().to_owned()),
+                // Not before everything was listed is it known to be missing.
+                None => match directory.obstacle() {
+                    Some(reason) => return Err(self.unreachable(reason)),
+                    None => return Err(RegistryError::Unregistered(node.clone())),
+                },
+            }
+        };
+        self.apply(kind, &name, json!(annotations)).await?;
+        Ok(true)
+    }
+
+    /// Takes this node's annotations away, once it is known where they are.
+    ///
+    /// # Errors
+    /// [`RegistryError::Apply`], or [`RegistryError::Unreachable`]. A node that is not there is no error.
+    pub async fn withdraw(&self, node: &NodeName) -> Result<(), RegistryError> {
+        let found = async {
+            loop {
+                let changed = self.shared.changed.notified();
+                {
+                    let directory = self.shared.directory.lock();
+                    let found = directory.find(node, self.cluster.as_ref());
+                    if found.is_some() || directory.obstacle().is_none() {
+                        return found.map(|(kind, entry)| (kind, entry.name().to_owned()));
+                    }
+                }
+                changed.await;
+            }
+        };
+        match timeout(LISTING, found).await {
+            Ok(Some((kind, name))) => self.apply(kind, &name, json!({})).await,
+            Ok(None) => Ok(()),
+            Err(_) => {
+                let reason = self.shared.directory.lock().obstacle().unwrap_or_default();
+                Err(self.unreachable(reason))
+            }
+        }
+    }
+
+    async fn apply(
+        &self,
+        kind: Kind,
+        name: &str,
+        annotations: serde_json::Value,
+    ) -> Result<(), RegistryError> {
+        let resource = resource(kind);
+        let body = json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": { "name": name, "annotations": annotations },
+        });
+        // Whoever has edited our annotations by hand loses them to us.
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        let applied = async {
+            Ok(match kind {
+                Kind::Node => api::<Node>(&self.client, kind)
+                    .patch(name, &parameters, &Patch::Apply(&body))
+                    .await?
+                    .into(),
+                Kind::MeshNode => api::<MeshNode>(&self.client, kind)
+                    .patch(name, &parameters, &Patch::Apply(&body))
+                    .await?
+                    .into(),
+            })
+        };
+        let entry: Entry = match timeout(WRITE, applied).await {
+            Ok(Ok(entry)) => entry,
+            Ok(Err(e)) => {
+                let e: kube::Error = e;
+                return Err(self.refused(kind, name, reason(&e)));
+            }
+            Err(_) => {
+                return Err(self.refused(kind, name, format!("no answer within {} s", WRITE.as_secs())));
+            }
+        };
+        // The watch will say the same, which is no news then.
+        self.shared.update(|directory| directory.apply(kind, entry));
+        Ok(())
+    }
+
+    fn refused(&self, kind: Kind, name: &str, reason: String) -> RegistryError {
+        RegistryError::Apply {
+            object: format!("{} {name}", kind.as_str()),
+            server: self.server.clone(),
+            reason,
+        }
+    }
+
+    /// Waits until something that matters has changed. Safe to drop and call again.
+    pub async fn changed(&mut self) {
+        if !self.stirred {
+            self.shared.changed.notified().await;
+            self.stirred = true;
+        }
+        let settled = Instant::now() + SETTLED;
+        while Instant::now() < settled && timeout(QUIET, self.shared.changed.notified()).await.is_ok() {}
+        self.stirred = false;
+    }
+}
+
+fn resource(kind: Kind) -> ApiResource {
+    let (group, version, plural) = match kind {
+        Kind::Node => ("", "v1", "nodes"),
+        Kind::MeshNode => (GROUP, VERSION, "meshnodes"),
+    };
+    let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    ApiResource {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        api_version,
+        kind: kind.as_str().to_owned(),
+        plural: plural.to_owned(),
+    }
+}
+
+fn api<K: Resource<DynamicType = ApiResource>>(client: &Client, kind: Kind) -> Api<K> {
+    Api::all_with(client.clone(), &resource(kind))
+}
+
+/// What the API said, without what the library thinks of it.
+pub fn reason(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        kube::Error::Service(source) => root(source.as_ref()),
+        kube::Error::HyperError(source) => root(source),
+        other => other.to_string(),
+    }
+}
+
+// The innermost cause says what happened.
+fn root(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+// Why a watch has to begin anew.
+enum Again {
+    // From a list: its version is too old.
+    List,
+    // From where it was.
+    Watch,
+}
+
+async fn watch<K>(api: Api<K>, kind: Kind, shared: Arc<Shared>)
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug + Into<Entry> + Resource<DynamicType = ApiResource>,
+{
+    let mut failures = 0;
+    'list: loop {
+        let mut version = match list(&api).await {
+            Ok((entries, version)) => {
+                shared.update(|directory| directory.replace(kind, entries));
+                version
+            }
+            Err(error) => {
+                note(&shared, kind, &error);
+                pause(&mut failures).await;
+                continue;
+            }
+        };
+        loop {
+            let began = Instant::now();
+            let ended = follow(&api, kind, &shared, &mut version).await;
+            // A server that ends what it has just begun is not asked without end.
+            let brief = began.elapsed() < BRIEF;
+            if !brief {
+                failures = 0;
+            }
+            match ended {
+                Ok(again) => {
+                    if brief {
+                        pause(&mut failures).await;
+                    }
+                    if let Again::List = again {
+                        continue 'list;
+                    }
+                }
+                Err(error) => {
+                    note(&shared, kind, &error);
+                    pause(&mut failures).await;
+                }
+            }
+        }
+    }
+}
+
+fn note(shared: &Shared, kind: Kind, error: &kube::Error) {
+    shared.update(|directory| match error {
+        kube::Error::Api(status) if status.code == 404 && kind == Kind::MeshNode => directory.unknown(kind),
+        error => directory.trouble(kind, reason(error)),
+    });
+}
+
+async fn list<K>(api: &Api<K>) -> Result<(Vec<Entry>, String), kube::Error>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug + Into<Entry>,
+{
+    let mut entries = Vec::new();
+    let mut parameters = ListParams::default().limit(PAGE);
+    loop {
+        let page = api.list(&parameters).await?;
+        entries.extend(page.items.into_iter().map(Into::into));
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => parameters = parameters.continue_token(&token),
+            None => return Ok((entries, page.metadata.resource_version.unwrap_or_default())),
+        }
+    }
+}
+
+async fn follow<K>(
+    api: &Api<K>,
+    kind: Kind,
+    shared: &Shared,
+    version: &mut String,
+) -> Result<Again, kube::Error>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug + Into<Entry> + Resource<DynamicType = ApiResource>,
+{
+    let parameters = WatchParams::default().timeout(WATCH_SECONDS);
+    let events = match api.watch(&parameters, version).await {
+        Err(kube::Error::Api(status)) if status.code == 410 => return Ok(Again::List),
+        result => result?,
+    };
+    shared.update(|directory| directory.connected(kind));
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.next().await {
+        match event? {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                take_version(&object, version);
+                shared.update(|directory| directory.apply(kind, object.into()));
+            }
+            WatchEvent::Deleted(object) => {
+                take_version(&object, version);
+                shared.update(|directory| directory.delete(kind, &object.into()));
+            }
+            WatchEvent::Bookmark(bookmark) => *version = bookmark.metadata.resource_version,
+            WatchEvent::Error(status) if status.code == 410 => return Ok(Again::List),
+            WatchEvent::Error(status) => return Err(kube::Error::Api(status)),
+        }
+    }
+    Ok(Again::Watch)
+}
+
+fn take_version<K: Resource>(object: &K, version: &mut String) {
+    if let Some(newer) = &object.meta().resource_version {
+        version.clone_from(newer);
+    }
+}
+
+// Doubling, and by chance between half and all of it, so that a thousand agents do not come back at once.
+async fn pause(failures: &mut u32) {
+    let most = RETRY.saturating_mul(2u32.saturating_pow((*failures).min(16))).min(RETRY_MOST);
+    *failures = failures.saturating_add(1);
+    let chance = getrandom::u32().unwrap_or(0);
+    tokio::time::sleep(most / 2 + most.mul_f64(f64::from(chance) / f64::from(u32::MAX) / 2.0)).await;
+}

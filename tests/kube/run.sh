@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The mesh over a real Kubernetes API: `make kube-test`. Arguments go to the test programs, such as the name of one test.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+started=$SECONDS
+step() { echo "== $((SECONDS - started)) s: $*"; }
+
+step "the programs of a cluster"
+status=0
+bin=$(tests/kube/binaries.sh) || status=$?
+if ((status == 3)); then
+  echo "SKIPPED kube-test: what it lacks is named above" >&2
+  [[ ${CI:-} != true ]] || { echo "under CI nothing is skipped" >&2; exit 1; }
+  exit 0
+fi
+((status == 0)) || exit "$status"
+
+step "building the programs"
+cargo build --locked -p mesh-agent -p mesh-wg --bins
+cargo test --locked --no-run -p kube-tests
+
+step "running the tests"
+# One cluster at a time: an API server takes a core for seconds.
+SENNIT_KUBE_BIN=$bin cargo test --locked -p kube-tests --no-fail-fast -- --test-threads=1 "$@" || status=$?
+step "done"
+exit "$status"

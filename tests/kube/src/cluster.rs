@@ -1,0 +1,295 @@
+//! A control plane: etcd and kube-apiserver in one host of a lab.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use netlab::{Host, Output, Process};
+use serde_json::{Value, json};
+
+use crate::pki::{Pki, write_private};
+use crate::{eventually, programs};
+
+const PORT: u16 = 6443;
+const SERVICES: &str = "10.97.0.0/16";
+const COMMAND: Duration = Duration::from_secs(30);
+
+/// A control plane, up.
+pub struct Cluster {
+    host: Host,
+    address: IpAddr,
+    dir: PathBuf,
+    pki: Pki,
+    _etcd: Process,
+    api: Option<Process>,
+}
+
+/// What a service account token is bound to.
+#[derive(Clone, Copy, Debug)]
+pub enum Bound<'a> {
+    /// Nothing.
+    Nothing,
+    /// A Node.
+    Node(&'a str),
+    /// A Pod of namespace `sennit`.
+    Pod(&'a str),
+}
+
+impl Cluster {
+    /// Starts one in this host, with its files in `dir`, and waits until it is ready.
+    ///
+    /// # Errors
+    /// What does not come up, with its last words.
+    pub fn start(host: &Host, dir: &Path) -> anyhow::Result<Self> {
+        let address =
+            *host.addresses().iter().find(|a| a.is_ipv4()).context("the host has no IPv4 address")?;
+        std::fs::create_dir_all(dir)?;
+        let pki = Pki::new(dir)?;
+        pki.issue("apiserver", "kube-apiserver", None, Some(address))?;
+        pki.issue("admin", "admin", Some("system:masters"), None)?;
+        let (client, peer) = ("http://127.0.0.1:2379", "http://127.0.0.1:2380");
+        let etcd = host
+            .command(programs::kubernetes("etcd"))
+            .args(["--name", "test", "--data-dir", &dir.join("etcd").display().to_string()])
+            .args(["--listen-client-urls", client, "--advertise-client-urls", client])
+            .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer])
+            .args(["--initial-cluster", &format!("test={peer}"), "--log-level", "warn"])
+            // Nothing here outlives a crash of the machine.
+            .arg("--unsafe-no-fsync")
+            .log_to(dir.join("etcd.log"))
+            .spawn()?;
+        let mut cluster =
+            Self { host: host.clone(), address, dir: dir.to_owned(), pki, _etcd: etcd, api: None };
+        let admin = json!({"client-certificate": cluster.pki.path("admin.crt"), "client-key": cluster.pki.path("admin.key")});
+        cluster.write_kubeconfig("admin", &admin)?;
+        cluster.start_api()?;
+        Ok(cluster)
+    }
+
+    /// Starts the API server and waits until it is ready.
+    ///
+    /// # Errors
+    /// With its last words.
+    pub fn start_api(&mut self) -> anyhow::Result<()> {
+        let pki = |file: &str| self.pki.path(file);
+        let flags = [
+            ("etcd-servers", "http://127.0.0.1:2379".to_owned()),
+            ("bind-address", self.address.to_string()),
+            ("advertise-address", self.address.to_string()),
+            ("secure-port", PORT.to_string()),
+            ("tls-cert-file", pki("apiserver.crt")),
+            ("tls-private-key-file", pki("apiserver.key")),
+            ("client-ca-file", pki("ca.crt")),
+            ("service-account-issuer", "https://kubernetes.default.svc".to_owned()),
+            ("service-account-key-file", pki("sa.pub")),
+            ("service-account-signing-key-file", pki("sa.key")),
+            ("authorization-mode", "Node,RBAC".to_owned()),
+            ("enable-admission-plugins", "NodeRestriction".to_owned()),
+            // No controller makes service accounts here.
+            ("disable-admission-plugins", "ServiceAccount".to_owned()),
+            ("service-cluster-ip-range", SERVICES.to_owned()),
+            ("allow-privileged", "true".to_owned()),
+        ];
+        let process = self
+            .host
+            .command(programs::kubernetes("kube-apiserver"))
+            .args(flags.map(|(flag, value)| format!("--{flag}={value}")))
+            .log_to(self.dir.join("apiserver.log"))
+            .spawn()?;
+        let ready = eventually("the API server is ready", || {
+            if let Some(status) = process.try_wait()? {
+                bail!("it ended with {status}");
+            }
+            self.kubectl(&["get", "--raw", "/readyz"]).map(drop)
+        });
+        self.api = Some(process);
+        ready.with_context(|| self.log("apiserver.log"))
+    }
+
+    /// Kills the API server.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn stop_api(&mut self) -> anyhow::Result<()> {
+        if let Some(process) = self.api.take() {
+            process.kill()?;
+            ensure!(process.wait(COMMAND)?.is_some(), "the API server does not end");
+        }
+        Ok(())
+    }
+
+    /// Where the API is.
+    pub fn server(&self) -> String {
+        format!("https://{}:{PORT}", self.address)
+    }
+
+    /// Where the API's host is.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// The administrator's kubeconfig file.
+    pub fn admin(&self) -> String {
+        self.dir.join("admin.kubeconfig").display().to_string()
+    }
+
+    fn write_kubeconfig(&self, name: &str, user: &Value) -> anyhow::Result<PathBuf> {
+        let path = self.dir.join(format!("{name}.kubeconfig"));
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": self.server(), "certificate-authority": self.pki.path("ca.crt")}}],
+            "users": [{"name": "u", "user": user}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        });
+        write_private(&path, &config.to_string())?;
+        Ok(path)
+    }
+
+    /// A kubeconfig file for a service account token.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn kubeconfig(&self, name: &str, token: &str) -> anyhow::Result<PathBuf> {
+        self.write_kubeconfig(name, &json!({"token": token}))
+    }
+
+    /// A kubeconfig for others, with all that it needs in it.
+    ///
+    /// # Errors
+    /// When the authority's file cannot be read.
+    pub fn portable_kubeconfig(&self, token: &str) -> anyhow::Result<Value> {
+        use base64::Engine as _;
+        let authority = std::fs::read(self.pki.path("ca.crt"))?;
+        let authority = base64::engine::general_purpose::STANDARD.encode(authority);
+        Ok(json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": self.server(), "certificate-authority-data": authority}}],
+            "users": [{"name": "u", "user": {"token": token}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }))
+    }
+
+    /// Starts a program of ours in the cluster's own host.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run(&self, program: &str, args: &[&str], log: &str) -> anyhow::Result<Process> {
+        let command = self.host.command(programs::ours(program)).args(args.iter().copied());
+        Ok(command.log_to(self.dir.join(log)).spawn()?)
+    }
+
+    /// The end of a log of this cluster's.
+    pub fn log(&self, name: &str) -> String {
+        let log = std::fs::read_to_string(self.dir.join(name)).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(12)..].join("\n")
+    }
+
+    /// Runs kubectl as somebody, whatever comes of it.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn kubectl_as(&self, kubeconfig: &str, args: &[&str], input: &str) -> anyhow::Result<Output> {
+        let kubeconfig = self.dir.join(format!("{kubeconfig}.kubeconfig"));
+        let command = self
+            .host
+            .command(programs::kubernetes("kubectl"))
+            .arg(format!("--kubeconfig={}", kubeconfig.display()))
+            .args(args.iter().copied())
+            .env("KUBECACHEDIR", self.dir.join("cache"))
+            .stdin(input);
+        Ok(command.output(COMMAND)?)
+    }
+
+    /// Runs kubectl as administrator; what it prints.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
+        self.checked(args, "")
+    }
+
+    fn checked(&self, args: &[&str], input: &str) -> anyhow::Result<String> {
+        let output = self.kubectl_as("admin", args, input)?;
+        ensure!(output.success(), "kubectl {}: {}", args.join(" "), output.stderr_text().trim());
+        Ok(output.stdout_text())
+    }
+
+    /// Creates or changes objects.
+    ///
+    /// # Errors
+    /// What the API server said.
+    pub fn apply(&self, manifest: &Value) -> anyhow::Result<()> {
+        let args = ["apply", "--server-side", "--field-manager=operator", "-f", "-"];
+        self.checked(&args, &manifest.to_string()).map(drop)
+    }
+
+    /// Installs what `deploy/kubernetes/base` holds, and waits until the admission policy bites.
+    ///
+    /// # Errors
+    /// What the API server said.
+    pub fn deploy(&self) -> anyhow::Result<()> {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/kubernetes/base");
+        self.checked(&["apply", "--server-side", "-k", &base.display().to_string()], "")?;
+        let kinds = ["crd/meshnodes.sennit.dev", "crd/clusterlinks.sennit.dev"];
+        self.checked(&["wait", "--for=condition=Established", kinds[0], kinds[1], "--timeout=30s"], "")?;
+        // A token bound to nothing is the first thing that the policy refuses.
+        self.kubeconfig("nobody", &self.token(Bound::Nothing)?)?;
+        self.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "policy-probe"}}))?;
+        eventually("the admission policy is in force", || {
+            let args = ["annotate", "node", "policy-probe", "--overwrite", "sennit.dev/probe=1"];
+            let output = self.kubectl_as("nobody", &args, "")?;
+            ensure!(
+                !output.success() && output.stderr_text().contains("bound to no node"),
+                "{}",
+                output.stderr_text()
+            );
+            Ok(())
+        })?;
+        self.checked(&["delete", "node", "policy-probe"], "").map(drop)
+    }
+
+    /// A token of the agents' service account.
+    ///
+    /// # Errors
+    /// What the API server said.
+    pub fn token(&self, bound: Bound<'_>) -> anyhow::Result<String> {
+        self.token_of("sennit-agent", bound)
+    }
+
+    /// A token of a service account in namespace `sennit`.
+    ///
+    /// # Errors
+    /// What the API server said.
+    pub fn token_of(&self, account: &str, bound: Bound<'_>) -> anyhow::Result<String> {
+        let mut args: Vec<String> =
+            ["create", "token", account, "-n", "sennit"].into_iter().map(str::to_owned).collect();
+        let object = match bound {
+            Bound::Nothing => None,
+            Bound::Node(name) => Some(("Node", name, vec!["get", "node", name])),
+            Bound::Pod(name) => Some(("Pod", name, vec!["get", "pod", "-n", "sennit", name])),
+        };
+        if let Some((kind, name, mut get)) = object {
+            get.extend(["-o", "jsonpath={.metadata.uid}"]);
+            let uid = self.kubectl(&get)?;
+            args.push(format!("--bound-object-kind={kind}"));
+            args.push(format!("--bound-object-name={name}"));
+            args.push(format!("--bound-object-uid={uid}"));
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        Ok(self.kubectl(&args)?.trim().to_owned())
+    }
+
+    /// An object as it stands.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn get(&self, kind: &str, name: &str) -> anyhow::Result<Value> {
+        Ok(serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"])?)?)
+    }
+}

@@ -1,0 +1,264 @@
+//! Agents that register with a real API server become one mesh, and stay one whatever happens to the API.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use kube_tests::mesh::{As, MARKER, Mesh};
+use kube_tests::{eventually, programs};
+use netlab::flow::{self, FlowSpec};
+use netlab::probe::Kind;
+use serde_json::Value;
+
+const ALL: [&str; 4] = ["aws-1", "aws-2", "gcp-1", "onprem-1"];
+
+fn mesh() -> Mesh {
+    Mesh::new(&[
+        ("aws", &[("aws-1", As::Node), ("aws-2", As::Granted)]),
+        ("gcp", &[("gcp-1", As::Node)]),
+        ("onprem", &[("onprem-1", As::MeshNode)]),
+    ])
+    .unwrap()
+}
+
+fn up() -> Mesh {
+    let mut mesh = mesh();
+    for node in ALL {
+        mesh.start(node).unwrap();
+    }
+    mesh.stands(&ALL).unwrap();
+    mesh
+}
+
+fn annotations(mesh: &Mesh, kind: &str, name: &str) -> Value {
+    mesh.cluster().get(kind, name).unwrap()["metadata"]["annotations"].clone()
+}
+
+/// A flow of 200 packets a second between two pods.
+fn traffic(mesh: &Mesh, from: &str, to: &str) -> flow::Flow {
+    let ((from, _), (_, to)) = (mesh.pod(from).unwrap(), mesh.pod(to).unwrap());
+    flow::start(&from, FlowSpec { to, kind: Kind::Icmp, rate: 200, payload: MARKER.into() }).unwrap()
+}
+
+fn lossless(flow: flow::Flow) {
+    let report = flow.stop(Duration::from_secs(2)).unwrap();
+    assert!(report.sent > 20 && report.lost == 0, "{report:?}");
+}
+
+#[test]
+fn nodes_and_hosts_publish_keys_and_become_one_encrypted_mesh() {
+    if !programs::can_run("nodes_and_hosts_publish_keys_and_become_one_encrypted_mesh") {
+        return;
+    }
+    let mesh = mesh();
+    let captures = mesh.watch().unwrap();
+    let mut mesh = mesh;
+    for node in ALL {
+        mesh.start(node).unwrap();
+    }
+    mesh.stands(&ALL).unwrap();
+    // Four nodes of two pods: 48 pairs, over both families.
+    assert_eq!(mesh.reaches(&ALL).unwrap(), 96);
+    for capture in captures {
+        let report = capture.stop().unwrap();
+        assert!(report.is_clean(), "{report:?}");
+    }
+    for (kind, node) in [("node", "aws-1"), ("node", "aws-2"), ("node", "gcp-1"), ("meshnode", "onprem-1")] {
+        let annotations = annotations(&mesh, kind, node);
+        let status = mesh.status(node).unwrap();
+        assert_eq!(annotations["sennit.dev/public-key"], status["publicKey"], "{node}");
+        assert_eq!(annotations["sennit.dev/site"], mesh.lab.host(node).unwrap().site());
+    }
+    assert_eq!(annotations(&mesh, "meshnode", "aws-2"), Value::Null, "what a Node says is in the Node");
+    let described = mesh.cluster().kubectl(&["describe", "node", "aws-1"]).unwrap();
+    assert!(described.contains("sennit.dev/public-key"), "{described}");
+    let owner =
+        mesh.cluster().kubectl(&["get", "node", "aws-1", "-o", "yaml", "--show-managed-fields"]).unwrap();
+    assert!(owner.contains("manager: sennit-agent") && owner.contains("operation: Apply"), "{owner}");
+}
+
+#[test]
+fn without_the_api_server_no_packet_is_lost_and_agents_restart_from_what_they_knew() {
+    if !programs::can_run("without_the_api_server_no_packet_is_lost_and_agents_restart_from_what_they_knew") {
+        return;
+    }
+    let mut mesh = up();
+    let flows =
+        [traffic(&mesh, "aws-1-pod-1", "gcp-1-pod-1"), traffic(&mesh, "onprem-1-pod-1", "aws-2-pod-1")];
+    mesh.cluster_mut().stop_api().unwrap();
+    eventually("status tells that the API is away", || {
+        let status = mesh.status("aws-1")?;
+        let told = status["errors"].to_string();
+        anyhow::ensure!(told.contains("API server") && told.contains("last good state"), "{told}");
+        Ok(())
+    })
+    .unwrap();
+    // One agent dies meanwhile, and one device is made anew from what its agent remembers.
+    mesh.kill("gcp-1").unwrap();
+    mesh.restart("gcp-1").unwrap();
+    eventually("the restarted agent has its peers", || {
+        let status = mesh.status("gcp-1")?;
+        anyhow::ensure!(
+            status["peers"].as_array().is_some_and(|peers| peers.len() == 3),
+            "{}",
+            status["peers"]
+        );
+        anyhow::ensure!(status["synced"] == false && status["ready"] == false, "{status}");
+        Ok(())
+    })
+    .unwrap();
+    mesh.reaches(&ALL).unwrap();
+    mesh.cluster_mut().start_api().unwrap();
+    mesh.stands(&ALL).unwrap();
+    // A server that has just started refuses everybody for a moment.
+    eventually("nobody misses anything any more", || {
+        for node in ALL {
+            let errors = mesh.status(node)?["errors"].to_string();
+            anyhow::ensure!(errors == "[]", "{node}: {errors}");
+        }
+        Ok(())
+    })
+    .unwrap();
+    flows.into_iter().for_each(lossless);
+}
+
+#[test]
+fn a_deleted_node_is_nobodys_peer_and_comes_back_with_a_new_key() {
+    if !programs::can_run("a_deleted_node_is_nobodys_peer_and_comes_back_with_a_new_key") {
+        return;
+    }
+    let mut mesh = up();
+    let flow = traffic(&mesh, "aws-1-pod-1", "onprem-1-pod-1");
+    let key = annotations(&mesh, "node", "gcp-1")["sennit.dev/public-key"].clone();
+    mesh.kill("gcp-1").unwrap();
+    mesh.agent("gcp-1", &["cleanup", "--config", "/run/netlab/private/agent.yaml"]).unwrap();
+    assert_eq!(annotations(&mesh, "node", "gcp-1"), Value::Null, "cleanup takes the annotations away");
+    mesh.cluster().kubectl(&["delete", "node", "gcp-1"]).unwrap();
+    mesh.stands(&["aws-1", "aws-2", "onprem-1"]).unwrap();
+    mesh.register("gcp-1").unwrap();
+    mesh.start("gcp-1").unwrap();
+    mesh.stands(&ALL).unwrap();
+    assert_ne!(annotations(&mesh, "node", "gcp-1")["sennit.dev/public-key"], key);
+    mesh.reaches(&ALL).unwrap();
+    lossless(flow);
+}
+
+#[test]
+fn annotations_edited_by_hand_are_put_right_and_a_copied_key_takes_nothing() {
+    if !programs::can_run("annotations_edited_by_hand_are_put_right_and_a_copied_key_takes_nothing") {
+        return;
+    }
+    let mesh = up();
+    let flow = traffic(&mesh, "aws-1-pod-1", "gcp-1-pod-1");
+    let key = annotations(&mesh, "node", "aws-1")["sennit.dev/public-key"].clone();
+    mesh.cluster()
+        .kubectl(&[
+            "annotate",
+            "node",
+            "aws-1",
+            "--overwrite",
+            "sennit.dev/public-key=garbage",
+            "sennit.dev/mtu-",
+        ])
+        .unwrap();
+    eventually("the agent applies its annotations again", || {
+        let now = annotations(&mesh, "node", "aws-1");
+        anyhow::ensure!(now["sennit.dev/public-key"] == key && now["sennit.dev/mtu"].is_string(), "{now}");
+        Ok(())
+    })
+    .unwrap();
+    // A node that nobody runs, with the key of another.
+    let thief = serde_json::json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "thief", "annotations": {
+            "sennit.dev/public-key": key, "sennit.dev/epoch": "1", "sennit.dev/site": "gcp",
+        }},
+        "spec": {"podCIDR": "10.200.0.0/24", "podCIDRs": ["10.200.0.0/24"]},
+    });
+    mesh.cluster().apply(&thief).unwrap();
+    eventually("everybody refuses the copied key", || {
+        for node in ["aws-2", "gcp-1", "onprem-1"] {
+            let refused = mesh.status(node)?["refused"].to_string();
+            anyhow::ensure!(refused.contains("thief") && refused.contains("public-key"), "{node}: {refused}");
+        }
+        Ok(())
+    })
+    .unwrap();
+    mesh.stands(&ALL).unwrap();
+    mesh.reaches(&ALL).unwrap();
+    lossless(flow);
+}
+
+#[test]
+fn nothing_is_written_where_nothing_changed() {
+    if !programs::can_run("nothing_is_written_where_nothing_changed") {
+        return;
+    }
+    let mesh = up();
+    let version = |node| mesh.cluster().get("node", node).unwrap()["metadata"]["resourceVersion"].clone();
+    let before = ["aws-1", "aws-2", "gcp-1"].map(version);
+    // A label of somebody else's wakes nobody; one of ours is looked at.
+    mesh.cluster().kubectl(&["label", "node", "aws-2", "color=red"]).unwrap();
+    let changed = version("aws-2");
+    eventually("a pass or two", || {
+        let status = mesh.status("aws-1")?;
+        anyhow::ensure!(status["changes"][0] == 0, "{}", status["changes"]);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(["aws-1", "gcp-1"].map(version), [before[0].clone(), before[2].clone()]);
+    assert_eq!(version("aws-2"), changed);
+}
+
+#[test]
+fn a_host_joins_with_a_token_for_its_own_annotations_alone() {
+    if !programs::can_run("a_host_joins_with_a_token_for_its_own_annotations_alone") {
+        return;
+    }
+    let mut mesh =
+        Mesh::new(&[("aws", &[("aws-1", As::Node)]), ("onprem", &[("onprem-1", As::Unknown)])]).unwrap();
+    mesh.start("aws-1").unwrap();
+    let host = mesh.lab.host("onprem-1").unwrap().clone();
+    let prefixes: Vec<String> = host.pod_prefixes().iter().map(ToString::to_string).collect();
+    let admin = mesh.cluster().admin();
+    let directory = "/run/netlab/private/etc";
+    let join = |cidrs: &[&str]| {
+        let mut args = vec!["join", "--kubeconfig", &admin, "--mesh", "kube-test", "--site", "onprem"];
+        args.extend(["--node", "onprem-1", "--directory", directory]);
+        args.extend(cidrs.iter().flat_map(|cidr| ["--pod-cidr", *cidr]));
+        mesh.agent("onprem-1", &args)
+    };
+    let refused = join(&["0.0.0.0/0"]).unwrap_err().to_string();
+    assert!(refused.contains("--pod-cidr 0.0.0.0/0"), "{refused}");
+    let said = join(&prefixes.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    assert!(said.contains("MeshNode onprem-1 is registered for site onprem"), "{said}");
+    // Renewed without a word on prefixes: they stay.
+    join(&[]).unwrap();
+    assert_eq!(
+        mesh.cluster().get("meshnode", "onprem-1").unwrap()["spec"]["podCIDRs"].as_array().unwrap().len(),
+        prefixes.len()
+    );
+    let etc = host.private_dir().join("etc");
+    for secret in ["token", "kubeconfig"] {
+        use std::os::unix::fs::PermissionsExt as _;
+        assert_eq!(
+            std::fs::metadata(etc.join(secret)).unwrap().permissions().mode() & 0o777,
+            0o600,
+            "{secret}"
+        );
+    }
+    let configuration = std::fs::read_to_string(etc.join("agent.yaml")).unwrap();
+    assert!(configuration.contains("node: onprem-1\nsite: onprem\nmesh: kube-test"), "{configuration}");
+    mesh.start_with("onprem-1", format!("{directory}/kubeconfig").as_ref()).unwrap();
+    let both = ["aws-1", "onprem-1"];
+    mesh.stands(&both).unwrap();
+    mesh.reaches(&both).unwrap();
+    let token = std::fs::read_to_string(etc.join("token")).unwrap();
+    mesh.cluster().kubeconfig("joined", &token).unwrap();
+    for target in ["node/aws-1", "meshnode/aws-1", "meshnode/onprem-1"] {
+        let output = mesh
+            .cluster()
+            .kubectl_as("joined", &["annotate", target, "--overwrite", "sennit.dev/probe=1"], "")
+            .unwrap();
+        assert_eq!(output.success(), target == "meshnode/onprem-1", "{target}: {}", output.stderr_text());
+    }
+}

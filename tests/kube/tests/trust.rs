@@ -1,0 +1,232 @@
+//! A stolen agent token can do nothing to another node: each token against each change, on a real API server.
+#![allow(clippy::unwrap_used)]
+
+use kube_tests::cluster::{Bound, Cluster};
+use kube_tests::programs;
+use netlab::{HostSpec, Lab, LabSpec, SiteSpec};
+use serde_json::{Value, json};
+
+struct Stage {
+    cluster: Cluster,
+    _lab: Lab,
+    _dir: tempfile::TempDir,
+}
+
+fn stage() -> Stage {
+    let lab = Lab::build(&LabSpec::new().site(SiteSpec::new("cluster").host(HostSpec::new("cp")))).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(lab.host("cp").unwrap(), dir.path()).unwrap();
+    cluster.deploy().unwrap();
+    for name in ["node-1", "node-2"] {
+        let metadata = json!({"name": name, "labels": {"a": "b"}, "annotations": {"other.io/k": "v"}});
+        cluster.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata})).unwrap();
+        cluster.apply(&mesh_node(name, "10.1.0.0/24")).unwrap();
+    }
+    cluster.apply(&mesh_node("host-1", "10.3.0.0/24")).unwrap();
+    cluster
+        .apply(&json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "host-host-1", "namespace": "sennit"}}))
+        .unwrap();
+    cluster
+        .apply(&json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "sennit"}}))
+        .unwrap();
+    cluster
+        .apply(&json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "agent", "namespace": "sennit"},
+            "spec": {
+                "serviceAccountName": "sennit-agent", "nodeName": "node-1", "automountServiceAccountToken": false,
+                "containers": [{"name": "agent", "image": "none"}],
+            },
+        }))
+        .unwrap();
+    for (who, account, bound) in [
+        ("node-1", "sennit-agent", Bound::Node("node-1")),
+        ("pod-on-node-1", "sennit-agent", Bound::Pod("agent")),
+        ("node-2", "sennit-agent", Bound::Node("node-2")),
+        ("unbound", "sennit-agent", Bound::Nothing),
+        ("host-1", "host-host-1", Bound::Nothing),
+        ("somebody", "default", Bound::Node("node-1")),
+        ("federate", "sennit-federate", Bound::Node("node-1")),
+    ] {
+        cluster.kubeconfig(who, &cluster.token_of(account, bound).unwrap()).unwrap();
+    }
+    Stage { cluster, _lab: lab, _dir: dir }
+}
+
+fn mesh_node(name: &str, cidr: &str) -> Value {
+    json!({
+        "apiVersion": "sennit.dev/v1alpha1", "kind": "MeshNode", "metadata": {"name": name},
+        "spec": {"site": "aws", "podCIDRs": [cidr]},
+    })
+}
+
+/// `somebody` is another account of the same namespace. Federation makes MeshNodes, but changes no Node either.
+const TOKENS: [&str; 6] = ["node-1", "pod-on-node-1", "node-2", "unbound", "host-1", "somebody"];
+
+/// Who may, by name of the change, for changes to `node-1`, and to `host-1` where the name says so.
+const CHANGES: &[(&str, &[&str], &str, &[&str])] = &[
+    (
+        "own annotation",
+        &["patch", "node", "node-1"],
+        r#"{"metadata":{"annotations":{"sennit.dev/epoch":"WHO"}}}"#,
+        &["node-1", "pod-on-node-1"],
+    ),
+    (
+        "own annotation away",
+        &["patch", "node", "node-1"],
+        r#"{"metadata":{"annotations":{"sennit.dev/epoch":null}}}"#,
+        &["node-1", "pod-on-node-1"],
+    ),
+    (
+        "annotation of the MeshNode of its name",
+        &["patch", "meshnode", "node-1"],
+        r#"{"metadata":{"annotations":{"sennit.dev/epoch":"WHO"}}}"#,
+        &[],
+    ),
+    (
+        "host's annotation",
+        &["patch", "meshnode", "host-1"],
+        r#"{"metadata":{"annotations":{"sennit.dev/epoch":"WHO"}}}"#,
+        &["host-1"],
+    ),
+    ("label", &["patch", "node", "node-1"], r#"{"metadata":{"labels":{"sennit.dev/site":"gcp"}}}"#, &[]),
+    ("label away", &["patch", "node", "node-1"], r#"{"metadata":{"labels":{"a":null}}}"#, &[]),
+    (
+        "foreign annotation",
+        &["patch", "node", "node-1"],
+        r#"{"metadata":{"annotations":{"other.io/new":"v"}}}"#,
+        &[],
+    ),
+    (
+        "foreign annotation changed",
+        &["patch", "node", "node-1"],
+        r#"{"metadata":{"annotations":{"other.io/k":"w"}}}"#,
+        &[],
+    ),
+    (
+        "foreign annotation away",
+        &["patch", "node", "node-1"],
+        r#"{"metadata":{"annotations":{"other.io/k":null}}}"#,
+        &[],
+    ),
+    ("finalizer", &["patch", "node", "node-1"], r#"{"metadata":{"finalizers":["sennit.dev/stay"]}}"#, &[]),
+    (
+        "owner",
+        &["patch", "node", "node-1"],
+        r#"{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"Pod","name":"x","uid":"1"}]}}"#,
+        &[],
+    ),
+    ("spec", &["patch", "node", "node-1"], r#"{"spec":{"unschedulable":true}}"#, &[]),
+    (
+        "taint",
+        &["patch", "node", "node-1"],
+        r#"{"spec":{"taints":[{"key":"a","effect":"NoSchedule"}]}}"#,
+        &[],
+    ),
+    (
+        "prefixes",
+        &["patch", "node", "node-1"],
+        r#"{"spec":{"podCIDR":"10.9.0.0/24","podCIDRs":["10.9.0.0/24"]}}"#,
+        &[],
+    ),
+    (
+        "status",
+        &["patch", "node", "node-1", "--subresource=status"],
+        r#"{"status":{"phase":"Running"}}"#,
+        &[],
+    ),
+    (
+        "MeshNode's prefixes",
+        &["patch", "meshnode", "node-1"],
+        r#"{"spec":{"podCIDRs":["10.9.0.0/24"]}}"#,
+        &[],
+    ),
+    ("host's prefixes", &["patch", "meshnode", "host-1"], r#"{"spec":{"podCIDRs":["10.9.0.0/24"]}}"#, &[]),
+];
+
+#[test]
+fn each_token_changes_its_own_nodes_mesh_annotations_and_nothing_else() {
+    if !programs::can_run("each_token_changes_its_own_nodes_mesh_annotations_and_nothing_else") {
+        return;
+    }
+    let stage = stage();
+    let mut wrong = Vec::new();
+    for (what, target, patch, may) in CHANGES {
+        for who in TOKENS {
+            let patch = patch.replace("WHO", who);
+            let args: Vec<&str> = target.iter().copied().chain(["--type=merge", "-p", &patch]).collect();
+            let output = stage.cluster.kubectl_as(who, &args, "").unwrap();
+            let refused = output.stderr_text().contains("orbidden");
+            if output.success() != may.contains(&who) || output.success() == refused {
+                wrong.push(format!("{who}: {what}: {}{}", output.stdout_text(), output.stderr_text()));
+            }
+        }
+    }
+    for (what, target, patch, _) in CHANGES.iter().filter(|(_, target, ..)| target[1] == "node") {
+        let args: Vec<&str> = target.iter().copied().chain(["--type=merge", "-p", patch]).collect();
+        let output = stage.cluster.kubectl_as("federate", &args, "").unwrap();
+        if output.success() || !output.stderr_text().contains("orbidden") {
+            wrong.push(format!("federate: {what}: {}", output.stderr_text()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_token_creates_or_deletes() {
+    if !programs::can_run("no_token_creates_or_deletes") {
+        return;
+    }
+    let stage = stage();
+    let created = [
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-9"}}),
+        mesh_node("node-1-too", "10.9.0.0/24"),
+    ];
+    for who in TOKENS {
+        for manifest in &created {
+            // By server-side apply too, which creates what is not there.
+            for apply in
+                [&["create", "-f", "-"][..], &["apply", "--server-side", "--validate=false", "-f", "-"]]
+            {
+                let output = stage.cluster.kubectl_as(who, apply, &manifest.to_string()).unwrap();
+                assert!(!output.success(), "{who}: {}", output.stdout_text());
+                assert!(output.stderr_text().contains("orbidden"), "{who}: {}", output.stderr_text());
+            }
+        }
+        for target in [["node", "node-1"], ["meshnode", "node-1"], ["meshnode", "host-1"]] {
+            let output = stage.cluster.kubectl_as(who, &["delete", target[0], target[1]], "").unwrap();
+            assert!(
+                !output.success() && output.stderr_text().contains("orbidden"),
+                "{who} deletes {target:?}"
+            );
+        }
+        for secret in ["secrets", "pods", "configmaps"] {
+            let output = stage.cluster.kubectl_as(who, &["get", secret, "-A"], "").unwrap();
+            assert!(!output.success(), "{who} reads {secret}");
+        }
+    }
+    for name in ["node-1", "node-2"] {
+        assert_eq!(stage.cluster.get("node", name).unwrap()["metadata"]["annotations"]["other.io/k"], "v");
+    }
+}
+
+#[test]
+fn a_mesh_node_grants_prefixes_only() {
+    if !programs::can_run("a_mesh_node_grants_prefixes_only") {
+        return;
+    }
+    let stage = stage();
+    for (cidr, wanted) in [
+        ("0.0.0.0/0", "default route"),
+        ("::/0", "default route"),
+        ("10.1.2.3/16", "behind the prefix length"),
+        ("10.1.0.0", "no prefix"),
+        ("nonsense", "no prefix"),
+    ] {
+        let error = stage.cluster.apply(&mesh_node("wide", cidr)).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{cidr}: {error}");
+    }
+    let explained = stage.cluster.kubectl(&["explain", "meshnode.spec"]).unwrap();
+    assert!(explained.contains("podCIDRs") && explained.contains("peers route to this node"), "{explained}");
+    let listed = stage.cluster.kubectl(&["get", "meshnodes"]).unwrap();
+    assert!(listed.lines().next().unwrap().contains("SITE") && listed.contains("host-1"), "{listed}");
+}
