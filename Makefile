@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SCENARIO ?= deploy/examples/four-clouds.yaml
 BIN := target/release
 
-.PHONY: help setup build demo test kernel-test kube-test unit check deny bench fuzz clean
+.PHONY: help setup build demo test kernel-test kube-test kube-bench unit check deny bench fuzz clean
 help:            ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
@@ -24,6 +24,9 @@ kernel-test: setup ## the mesh with the kernel's WireGuard, on an emulated machi
 
 kube-test: setup ## the mesh over a real Kubernetes API (needs root; builds kube-apiserver the first time, ten minutes)
 	@tests/kube/run.sh $(TEST_ARGS)
+
+kube-bench: build ## how long a node takes to join over a Kubernetes API (two minutes)
+	@SENNIT_KUBE_BIN=$$(tests/kube/binaries.sh) SENNIT_BIN_DIR=$(CURDIR)/$(BIN) $(BIN)/join-latency $(BENCH_ARGS)
 
 unit:            ## the tests that need neither root nor packages
 	cargo test --locked --lib --bins -p mesh-keyring -p mesh-overlay -p mesh-policy -p mesh-agent -p mesh-wg -p sennit-bench

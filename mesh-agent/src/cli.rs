@@ -29,6 +29,15 @@ pub enum Command {
     Join(Join),
     /// Mirror the nodes of other clusters into MeshNodes of this one.
     Federate(Federate),
+    /// Tell what will not work on this host and why, before anything is changed. Writes nothing.
+    InstallCheck {
+        /// The configuration that the agent would run with.
+        #[arg(long, env = "SENNIT_CONFIG", default_value = "/etc/sennit/agent.yaml")]
+        config: PathBuf,
+        /// Form of the output.
+        #[arg(short, long, value_enum, default_value_t = StatusOutput::Table)]
+        output: StatusOutput,
+    },
     /// Show peers, paths, handshakes and refusals of the running agent.
     Status {
         /// Its socket.

@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod check;
 mod cleanup;
 pub mod join;
 mod plan;
@@ -30,6 +31,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<()> {
             log_to_stderr("info");
             block_on(federate::federate(&asked))
         }
+        Command::InstallCheck { config, output } => block_on(check::check(&config, output)),
         Command::Status { socket, output } => block_on(status::show(&socket, output)),
         Command::Plan { state, node, config, output } => plan::show(&state, &node, config.as_deref(), output),
         Command::Cleanup { config, keep_key } => {
@@ -54,7 +56,8 @@ fn start_log(config: &Config) {
 }
 
 fn log_to_stderr(level: &str) {
-    let fallback = tracing_subscriber::EnvFilter::new(level);
+    // The API's client would log whole answers that it cannot read.
+    let fallback = tracing_subscriber::EnvFilter::new(format!("{level},kube_client=error"));
     let filter = tracing_subscriber::EnvFilter::try_from_env("SENNIT_LOG").unwrap_or(fallback);
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }

@@ -18,10 +18,10 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::config::KubeConfigOptions;
 use kube::core::ApiResource;
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
 use mesh_keyring::{ClusterName, NodeName};
 use mesh_overlay::NodeRecord;
 use serde_json::{Value, json};
@@ -32,9 +32,9 @@ use tokio::time::{Instant, timeout};
 use crate::registry::Snapshot;
 use crate::registry::kube::{GROUP, KubeRegistry, LINK, VERSION, api_config, limits, reason};
 use crate::status::rfc3339;
-use election::Election;
+use election::{Election, Term};
 use link::{ClusterLink, SECRET_KEY};
-use mirror::{Held, Link, Mirror, Outcome, judge};
+use mirror::{Held, Link, Mirror, Outcome, is_allowed, judge};
 
 /// Where links' Secrets and the Lease are.
 pub const NAMESPACE: &str = "sennit";
@@ -42,6 +42,11 @@ const FIELD_MANAGER: &str = "sennit-federate";
 const WRITE: Duration = Duration::from_secs(3);
 // Links and Secrets are looked at this often, and everything else when it changes.
 const LOOK: Duration = Duration::from_secs(5);
+const QUIET: Duration = Duration::from_millis(30);
+// What fails is tried again no sooner than this.
+const BREATH: Duration = Duration::from_secs(1);
+// In one turn through one link.
+const WRITES_MOST: usize = 200;
 // The most refused nodes that a condition names.
 const NAMED: usize = 8;
 
@@ -60,10 +65,14 @@ pub struct Federate {
 }
 
 struct Remote {
+    // A link of the same name that was made anew is another one.
+    uid: Option<String>,
     link: Result<Link, String>,
     // Of the Secret that the registry was made from.
     version: Option<String>,
     registry: Result<KubeRegistry, String>,
+    // The condition as it stands there.
+    standing: Value,
     told: Option<Value>,
 }
 
@@ -73,10 +82,12 @@ struct Federator {
     grace: Duration,
     local: KubeRegistry,
     bell: Arc<Notify>,
-    election: Election,
+    term: Arc<Term>,
     links: BTreeMap<String, Remote>,
-    looked: Option<Instant>,
+    look_at: Instant,
     gone: BTreeMap<NodeName, Instant>,
+    // Something is left to be written.
+    pending: bool,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -87,72 +98,68 @@ pub async fn federate(asked: &Federate) -> anyhow::Result<()> {
     let own: ClusterName = asked.cluster.parse().context("--cluster")?;
     let config = api_config(asked.kubeconfig.as_deref()).await?;
     let client = Client::try_from(config.clone())?;
-    let bell = Arc::new(Notify::new());
     let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let identity =
-        format!("{host}-{:016x}", getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness: {e}"))?);
+    let random = getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+    let identity = format!("{host}-{random:016x}");
     tracing::info!(cluster = %own, identity, "federating");
+    let election = Election::new(client.clone(), NAMESPACE, identity);
+    let (stop, bell) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let mut federator = Federator {
         local: KubeRegistry::with_bell(config, Some(own.clone()), Arc::clone(&bell))?,
-        election: Election::new(client.clone(), NAMESPACE, identity),
         client,
         own,
         grace: Duration::from_secs(asked.grace),
-        bell,
+        bell: Arc::clone(&bell),
+        term: election.term(),
         links: BTreeMap::new(),
-        looked: None,
+        look_at: Instant::now(),
         gone: BTreeMap::new(),
+        pending: false,
     };
+    let election = tokio::spawn(election.run(Arc::clone(&stop), bell));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut led = false;
     loop {
         tokio::select! {
             () = federator.turn() => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
-        let leads = federator.election.leads();
-        if leads != led {
-            tracing::info!(leads, "election");
-            led = leads;
-        }
         tokio::select! {
-            () = federator.bell.notified() => tokio::time::sleep(Duration::from_millis(30)).await,
+            () = federator.bell.notified() => tokio::time::sleep(QUIET).await,
             () = tokio::time::sleep_until(federator.wake_at()) => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
-    federator.election.resign().await;
+    stop.notify_one();
+    let _ = timeout(WRITE * 2, election).await;
     Ok(())
 }
 
 impl Federator {
     fn wake_at(&self) -> Instant {
-        let grace = self.gone.values().min().map(|since| *since + self.grace);
-        let look = self.looked.map(|at| at + LOOK);
-        [Some(self.election.next()), look, grace]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or_else(Instant::now)
-            .max(Instant::now() + Duration::from_millis(100))
+        let now = Instant::now();
+        if self.pending && self.term.is_ours() {
+            return now + QUIET;
+        }
+        let grace = self.gone.values().map(|since| *since + self.grace).min();
+        grace.map_or(self.look_at, |grace| grace.min(self.look_at)).max(now + BREATH)
     }
 
     async fn turn(&mut self) {
-        self.election.step().await;
-        if let Some(why) = self.election.trouble() {
-            tracing::warn!("lease: {why}");
-        }
-        if !self.election.leads() {
-            // Whoever leads next begins from what it sees then.
+        self.pending = false;
+        if !self.term.is_ours() {
+            // Whoever leads next begins from what it sees then, and so do we.
             self.gone.clear();
+            self.links.values_mut().for_each(|remote| remote.told = None);
+            self.look_at = Instant::now() + LOOK;
             return;
         }
-        if self.looked.is_none_or(|at| at.elapsed() >= LOOK) {
+        if Instant::now() >= self.look_at || self.links.is_empty() {
+            self.look_at = Instant::now() + LOOK;
             match timeout(WRITE * 2, self.look()).await {
-                Ok(Ok(())) => self.looked = Some(Instant::now()),
+                Ok(Ok(())) => {}
                 Ok(Err(e)) => return tracing::warn!("ClusterLinks: {}", reason(&e)),
                 Err(_) => return tracing::warn!("ClusterLinks: no answer"),
             }
@@ -169,8 +176,7 @@ impl Federator {
 
     /// Reads links and Secrets, and makes a registry for each that is new or has changed.
     async fn look(&mut self) -> Result<(), kube::Error> {
-        let resource = links_resource();
-        let links: Api<ClusterLink> = Api::all_with(self.client.clone(), &resource);
+        let links: Api<ClusterLink> = Api::all_with(self.client.clone(), &links_resource());
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), NAMESPACE);
         let listed = links.list(&ListParams::default()).await?;
         let names: BTreeSet<String> =
@@ -178,24 +184,35 @@ impl Federator {
         self.links.retain(|name, _| names.contains(name));
         for object in listed.items {
             let Some(name) = object.metadata.name.clone() else { continue };
-            let parsed = link::parse(&object);
+            let link = link::parse(&object, &self.own);
             let secret_name = &object.spec.kubeconfig_secret.name;
-            let secret = match &parsed {
-                Ok(_) => secrets.get_opt(secret_name).await?,
-                Err(_) => None,
+            let secret = match &link {
+                Ok(_) => secrets
+                    .get_opt(secret_name)
+                    .await
+                    .map_err(|e| format!("Secret {NAMESPACE}/{secret_name}: {}", reason(&e))),
+                Err(_) => Ok(None),
             };
-            let version = secret.as_ref().and_then(|secret| secret.metadata.resource_version.clone());
-            let known = self.links.remove(&name);
+            let version = secret
+                .as_ref()
+                .ok()
+                .and_then(Option::as_ref)
+                .and_then(|secret| secret.metadata.resource_version.clone());
+            let uid = object.metadata.uid.clone();
+            let standing = object.status.as_ref().and_then(|status| status.pointer("/conditions/0")).cloned();
+            let known = self.links.remove(&name).filter(|known| known.uid == uid);
             let told = known.as_ref().and_then(|known| known.told.clone());
-            let registry = match known {
-                Some(known) if known.version == version && known.link == parsed => known.registry,
-                _ => match (&parsed, &secret) {
-                    (Ok(link), Some(secret)) => self.connect(link, secret).await,
-                    (Ok(_), None) => Err(format!("Secret {NAMESPACE}/{secret_name} is not there")),
-                    (Err(why), _) => Err(why.clone()),
-                },
+            let registry = match (known, &link, secret) {
+                (_, Err(why), _) => Err(why.clone()),
+                (None, _, Err(why)) => Err(why),
+                // A Secret that cannot be read now has not changed.
+                (Some(known), Ok(_), Err(_)) => known.registry,
+                (Some(known), _, _) if known.version == version && known.link == link => known.registry,
+                (_, Ok(link), Ok(Some(secret))) => self.connect(link, &secret).await,
+                (_, Ok(_), Ok(None)) => Err(format!("Secret {NAMESPACE}/{secret_name} is not there")),
             };
-            self.links.insert(name, Remote { link: parsed, version, registry, told });
+            let standing = standing.unwrap_or_default();
+            self.links.insert(name, Remote { uid, link, version, registry, standing, told });
         }
         Ok(())
     }
@@ -212,45 +229,29 @@ impl Federator {
             .map_err(|e| e.to_string())
     }
 
-    /// Who has a mirror is judged before who has none, over all links, so that nobody new takes anything away.
     fn judge(
         &self,
         own: &Snapshot,
         mirrors: &BTreeMap<String, Vec<NodeRecord>>,
     ) -> BTreeMap<String, Result<Outcome, String>> {
-        let mut held = Held::of(&own.nodes);
-        let mut outcomes: BTreeMap<String, Result<Outcome, String>> = BTreeMap::new();
-        let mut snapshots = Vec::new();
+        let mut held = Held::of(&own.nodes, mirrors);
+        let mut outcomes = BTreeMap::new();
         for (name, remote) in &self.links {
-            let known = mirrors.get(name).map(Vec::as_slice).unwrap_or_default();
-            let names: BTreeSet<&NodeName> = known.iter().map(|record| &record.name).collect();
-            let read = match (&remote.link, &remote.registry) {
-                (Ok(link), Ok(registry)) => match registry.read() {
-                    Ok(Snapshot { stale: Some(why), .. }) => Err(why),
-                    Ok(snapshot) => Ok((link, snapshot)),
+            let outcome = match (&remote.link, &remote.registry) {
+                (Ok(link), Ok(registry)) => match registry.own_and_mirrors() {
+                    Ok((theirs, passed_on)) => {
+                        let mut nodes = theirs.nodes;
+                        // What a cluster has from others is theirs to tell, unless it is there to pass it on.
+                        if link.site.is_none() {
+                            nodes.extend(passed_on.into_values().flatten());
+                        }
+                        Ok(judge(link, &self.own, &nodes, &mut held))
+                    }
                     Err(e) => Err(e.to_string()),
                 },
                 (Err(why), _) | (_, Err(why)) => Err(why.clone()),
             };
-            match read {
-                Ok((link, snapshot)) => {
-                    let (old, new) =
-                        snapshot.nodes.into_iter().partition::<Vec<_>, _>(|n| names.contains(&n.name));
-                    outcomes.insert(name.clone(), Ok(judge(link, &self.own, &old, &mut held)));
-                    snapshots.push((name, link, new));
-                }
-                Err(why) => {
-                    held.keep(known, name);
-                    outcomes.insert(name.clone(), Err(why));
-                }
-            }
-        }
-        for (name, link, new) in snapshots {
-            let more = judge(link, &self.own, &new, &mut held);
-            if let Some(Ok(outcome)) = outcomes.get_mut(name) {
-                outcome.mirrors.extend(more.mirrors);
-                outcome.refused.extend(more.refused);
-            }
+            outcomes.insert(name.clone(), outcome);
         }
         outcomes
     }
@@ -258,12 +259,22 @@ impl Federator {
     async fn write(&mut self, name: &str, outcome: Result<&Outcome, &String>, known: &[NodeRecord]) {
         let mut failed = None;
         if let Ok(outcome) = outcome {
-            let known: BTreeMap<&NodeName, Mirror> =
-                known.iter().filter_map(|record| Some((&record.name, Mirror::of(record)?))).collect();
-            for (node, mirror) in &outcome.mirrors {
-                if known.get(node) != Some(mirror)
-                    && let Err(why) = self.apply(name, node, mirror).await
-                {
+            let known: BTreeMap<&NodeName, Option<Mirror>> =
+                known.iter().map(|record| (&record.name, Mirror::of(record))).collect();
+            let changed = |(node, mirror): &(&NodeName, &Mirror)| {
+                known.get(node).and_then(Option::as_ref) != Some(*mirror)
+            };
+            for (writes, (node, mirror)) in outcome.mirrors.iter().filter(changed).enumerate() {
+                // No link keeps the others waiting.
+                if writes == WRITES_MOST {
+                    self.pending = true;
+                    break;
+                }
+                let written = match known.contains_key(node) {
+                    true => self.replace(name, node, mirror).await,
+                    false => self.create(name, node, mirror).await,
+                };
+                if let Err(why) = written {
                     failed = Some(format!("MeshNode {node}: {why}"));
                     break;
                 }
@@ -271,10 +282,10 @@ impl Federator {
         }
         let condition = condition(outcome, failed.as_deref());
         let Some(remote) = self.links.get(name) else { return };
-        if remote.told.as_ref() == Some(&condition) {
+        if self.pending || remote.told.as_ref() == Some(&condition) {
             return;
         }
-        match self.tell(name, &condition).await {
+        match self.tell(name, &condition, &remote.standing).await {
             Ok(()) => {
                 if let Some(remote) = self.links.get_mut(name) {
                     remote.told = Some(condition);
@@ -284,40 +295,51 @@ impl Federator {
         }
     }
 
-    /// Deletes mirrors whose node or link has been gone for a while.
+    /// Deletes mirrors whose node or link has been gone for a while, or that their link does not allow any more.
     async fn sweep(
         &mut self,
         outcomes: &BTreeMap<String, Result<Outcome, String>>,
         mirrors: &BTreeMap<String, Vec<NodeRecord>>,
     ) {
-        let mut gone = BTreeSet::new();
-        for (link, known) in mirrors {
-            match outcomes.get(link) {
-                // A remote API that is away says nothing about its nodes.
-                Some(Err(_)) => {}
-                // One that says something else than before, which is refused, is still there.
-                Some(Ok(outcome)) => {
-                    let there = |node: &NodeName| {
-                        outcome.mirrors.contains_key(node) || outcome.refused.contains_key(node)
-                    };
-                    gone.extend(known.iter().map(|record| &record.name).filter(|node| !there(node)).cloned());
+        let mut gone = BTreeMap::new();
+        for (name, known) in mirrors {
+            let link = self.links.get(name).and_then(|remote| remote.link.as_ref().ok());
+            for record in known {
+                let there = match (outcomes.get(name), link) {
+                    // A remote API that is away says nothing about its nodes.
+                    (Some(Err(_)), None) => true,
+                    (Some(Err(_)), Some(link)) => {
+                        Mirror::of(record).is_some_and(|mirror| is_allowed(link, &mirror))
+                    }
+                    // One that says something else than before, which is refused, is still there.
+                    (Some(Ok(outcome)), Some(link)) => {
+                        outcome.mirrors.contains_key(&record.name)
+                            || outcome.refused.contains_key(&record.name)
+                                && Mirror::of(record).is_some_and(|mirror| is_allowed(link, &mirror))
+                    }
+                    _ => false,
+                };
+                if !there {
+                    gone.insert(record.name.clone(), name.clone());
                 }
-                None => gone.extend(known.iter().map(|record| record.name.clone())),
             }
         }
-        self.gone.retain(|node, _| gone.contains(node));
+        self.gone.retain(|node, _| gone.contains_key(node));
         let now = Instant::now();
-        for node in gone {
+        for (node, link) in gone {
             let since = *self.gone.entry(node.clone()).or_insert(now);
             if now.saturating_duration_since(since) < self.grace {
                 continue;
             }
-            match self.delete(&node).await {
+            match self.delete(&link, &node).await {
                 Ok(()) => {
                     self.gone.remove(&node);
                     tracing::info!(%node, "mirror deleted");
                 }
-                Err(why) => tracing::warn!("deleting MeshNode {node}: {why}"),
+                Err(why) => {
+                    tracing::warn!("deleting MeshNode {node}: {why}");
+                    break;
+                }
             }
         }
     }
@@ -326,39 +348,56 @@ impl Federator {
         Api::all_with(self.client.clone(), &resource("MeshNode", "meshnodes"))
     }
 
-    async fn apply(&self, link: &str, node: &NodeName, mirror: &Mirror) -> Result<(), String> {
-        let object = json!({
-            "apiVersion": format!("{GROUP}/{VERSION}"),
-            "kind": "MeshNode",
-            "metadata": {
-                "name": node,
-                "labels": {LINK: link, "app.kubernetes.io/managed-by": FIELD_MANAGER},
-                "annotations": mirror.annotations,
-            },
-            "spec": {"site": mirror.site, "podCIDRs": mirror.pod_cidrs},
-        });
-        let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let patch = Patch::Apply(&object);
+    async fn create(&self, link: &str, node: &NodeName, mirror: &Mirror) -> Result<(), String> {
+        let mut object = DynamicObject::new(node.as_str(), &resource("MeshNode", "meshnodes"));
+        fill(&mut object, link, mirror);
+        // One that somebody else makes at this moment is in the way, and stays.
         let api = self.mesh_nodes();
-        self.fenced(api.patch(node.as_str(), &parameters, &patch)).await
+        self.fenced(api.create(
+            &PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() },
+            &object,
+        ))
+        .await
     }
 
-    async fn delete(&self, node: &NodeName) -> Result<(), String> {
+    async fn replace(&self, link: &str, node: &NodeName, mirror: &Mirror) -> Result<(), String> {
+        let Some(mut object) = self.standing(link, node).await? else {
+            return self.create(link, node, mirror).await;
+        };
+        fill(&mut object, link, mirror);
+        // With the version that was read: what others change in between is not overwritten.
+        let parameters = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let api = self.mesh_nodes();
-        let Some(object) = api.get_opt(node.as_str()).await.map_err(|e| reason(&e))? else { return Ok(()) };
-        if !object.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(LINK)) {
-            return Err("it is no mirror any more".into());
-        }
+        self.fenced(api.replace(node.as_str(), &parameters, &object)).await
+    }
+
+    async fn delete(&self, link: &str, node: &NodeName) -> Result<(), String> {
+        let Some(object) = self.standing(link, node).await? else { return Ok(()) };
         // The very object that was judged, and no other of its name.
         let preconditions =
             Preconditions { uid: object.metadata.uid, resource_version: object.metadata.resource_version };
         let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        let api = self.mesh_nodes();
         self.fenced(api.delete(node.as_str(), &parameters)).await
     }
 
-    async fn tell(&self, link: &str, condition: &Value) -> Result<(), String> {
+    /// The mirror as it stands; one that is not this link's is not touched.
+    async fn standing(&self, link: &str, node: &NodeName) -> Result<Option<DynamicObject>, String> {
+        let read = timeout(WRITE, self.mesh_nodes().get_opt(node.as_str())).await;
+        let object = read.map_err(|_| "no answer".to_owned())?.map_err(|e| reason(&e))?;
+        match object {
+            Some(object) if object.labels().get(LINK).map(String::as_str) != Some(link) => {
+                Err(format!("there is one that is no mirror of link {link}"))
+            }
+            object => Ok(object),
+        }
+    }
+
+    async fn tell(&self, link: &str, condition: &Value, standing: &Value) -> Result<(), String> {
         let mut condition = condition.clone();
-        condition["lastTransitionTime"] = json!(rfc3339(SystemTime::now()));
+        // It says since when the status has been what it is.
+        let since = standing.get("lastTransitionTime").filter(|_| standing["status"] == condition["status"]);
+        condition["lastTransitionTime"] = since.cloned().unwrap_or_else(|| json!(rfc3339(SystemTime::now())));
         let nodes = condition.as_object_mut().and_then(|fields| fields.remove("nodes")).unwrap_or_default();
         let status = json!({
             "apiVersion": format!("{GROUP}/{VERSION}"),
@@ -372,9 +411,10 @@ impl Federator {
         self.fenced(api.patch_status(link, &parameters, &patch)).await
     }
 
-    /// A write is begun only while the Lease is surely ours, and given up before somebody else can hold it.
+    /// A write is begun only while the Lease is surely ours, and given up before somebody else can hold it. One that arrives
+    /// late all the same changes nothing that was changed since: it names the version that it was made for.
     async fn fenced<T>(&self, write: impl Future<Output = Result<T, kube::Error>>) -> Result<(), String> {
-        if !self.election.leads() {
+        if !self.term.is_ours() {
             return Err("the Lease is not ours any more".into());
         }
         match timeout(WRITE, write).await {
@@ -383,6 +423,14 @@ impl Federator {
             Err(_) => Err(format!("no answer within {} s", WRITE.as_secs())),
         }
     }
+}
+
+fn fill(object: &mut DynamicObject, link: &str, mirror: &Mirror) {
+    let labels = [(LINK, link), ("app.kubernetes.io/managed-by", FIELD_MANAGER)];
+    object.metadata.labels = Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+    object.metadata.annotations = Some(mirror.annotations.clone());
+    object.metadata.managed_fields = None;
+    object.data["spec"] = json!({"site": mirror.site, "podCIDRs": mirror.pod_cidrs});
 }
 
 fn resource(kind: &str, plural: &str) -> ApiResource {

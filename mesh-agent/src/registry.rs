@@ -65,6 +65,17 @@ impl Registry {
         }
     }
 
+    /// Whether this node's publication could be written. Writes nothing.
+    ///
+    /// # Errors
+    /// Why it could not.
+    pub async fn may_publish(&self, node: &NodeName) -> Result<(), RegistryError> {
+        match self {
+            Self::File(file) => file.may_publish(node),
+            Self::Kube(kube) => kube.may_publish(node).await,
+        }
+    }
+
     /// Takes this node's publication away.
     ///
     /// # Errors

@@ -9,14 +9,14 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::Kubeconfig;
 use kube::core::{ApiResource, GroupVersionKind};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
 use mesh_keyring::{ClusterName, MeshName, NodeName, SiteName};
 use mesh_overlay::prefix;
 use serde_json::{Value, json};
 
 use super::{print, shown};
 use crate::atomic;
-use crate::registry::kube::{GROUP, VERSION, api_config, reason};
+use crate::registry::kube::{GROUP, LINK, VERSION, api_config, reason};
 
 /// The namespace of the host's service account.
 const NAMESPACE: &str = "sennit";
@@ -58,10 +58,11 @@ pub(super) async fn join(asked: &Join) -> anyhow::Result<()> {
     let site: SiteName = asked.site.parse().context("--site")?;
     let cluster: Option<ClusterName> =
         asked.cluster.as_deref().map(str::parse).transpose().context("--cluster")?;
-    let mut node = node_name(asked.node.as_deref())?;
-    if let Some(cluster) = &cluster {
-        node = node.of_cluster(cluster).context("--cluster")?;
-    }
+    let short = node_name(asked.node.as_deref())?;
+    let node = match &cluster {
+        Some(cluster) => short.of_cluster(cluster).context("--cluster")?,
+        None => short.clone(),
+    };
     for net in &asked.pod_cidrs {
         if let Some(why) = prefix::forbidden(net) {
             bail!("--pod-cidr {net}: {why}");
@@ -86,6 +87,9 @@ pub(super) async fn join(asked: &Join) -> anyhow::Result<()> {
     // Joining again to renew the token takes no prefix away.
     let standing =
         mesh_nodes.get_opt(node.as_str()).await.map_err(said.clone()(format!("MeshNode {node}")))?;
+    if standing.as_ref().is_some_and(|object| object.labels().contains_key(LINK)) {
+        bail!("MeshNode {node} stands for a node of another cluster: give this host another name by --node");
+    }
     let standing = standing.and_then(|object| object.data.pointer("/spec/podCIDRs").cloned());
     let pod_cidrs = match standing {
         Some(standing) if asked.pod_cidrs.is_empty() => standing,
@@ -136,7 +140,7 @@ pub(super) async fn join(asked: &Join) -> anyhow::Result<()> {
     let wrote = if configuration.exists() {
         format!("{} was there and is left as it is", shown(&configuration))
     } else {
-        let text = agent(&node, &site, &mesh, cluster.as_ref(), &credentials);
+        let text = agent(&short, &site, &mesh, cluster.as_ref(), &credentials);
         atomic::replace(&configuration, text.as_bytes(), 0o644).with_context(|| shown(&configuration))?;
         format!("{} is written", shown(&configuration))
     };
@@ -157,7 +161,8 @@ fn node_name(given: Option<&str>) -> anyhow::Result<NodeName> {
 
 /// The cluster of the operator's kubeconfig, with the host's own token.
 fn kubeconfig(operators: &Path, directory: &Path, token: &Path) -> anyhow::Result<Value> {
-    let file = Kubeconfig::read_from(operators).with_context(|| shown(operators))?;
+    // It was read before; what the parser says could quote it.
+    let Ok(file) = Kubeconfig::read_from(operators) else { bail!("{} is no kubeconfig", shown(operators)) };
     let context =
         file.current_context.as_deref().and_then(|name| file.contexts.iter().find(|c| c.name == name));
     let context =
@@ -212,7 +217,7 @@ mod tests {
     #[test]
     fn what_join_writes_is_a_configuration() {
         let text = agent(
-            &"onprem-1.west".parse().unwrap(),
+            &"onprem-1".parse().unwrap(),
             &"onprem".parse().unwrap(),
             &"prod".parse().unwrap(),
             Some(&"west".parse().unwrap()),

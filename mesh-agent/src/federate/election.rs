@@ -3,12 +3,15 @@
 //! Time is our own monotonic clock's: a holder counts as gone when its Lease has not changed for a whole term as we saw
 //! it, whatever the clocks say. And we stop before our term is over as others may see it, so that two never write.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kube::api::{ObjectMeta, PostParams};
 use kube::core::{ApiResource, NotUsed, Object};
 use kube::{Api, Client};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use crate::registry::kube::reason;
@@ -36,16 +39,30 @@ struct LeaseSpec {
 
 type Lease = Object<LeaseSpec, NotUsed>;
 
+/// Until when we may write. Read by those who write, renewed by the [`Election`] beside them.
+#[derive(Debug, Default)]
+pub struct Term(Mutex<Option<Instant>>);
+
+impl Term {
+    /// Whether we may write now.
+    pub fn is_ours(&self) -> bool {
+        self.0.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn set(&self, until: Option<Instant>) {
+        *self.0.lock() = until;
+    }
+}
+
 /// Our part in the election.
 #[derive(Debug)]
 pub struct Election {
     api: Api<Lease>,
     resource: ApiResource,
     identity: String,
+    term: Arc<Term>,
     // The Lease as another one held it, and since when we have seen it so.
     seen: Option<(LeaseSpec, Instant)>,
-    sure_until: Option<Instant>,
-    next: Instant,
     trouble: Option<String>,
 }
 
@@ -59,59 +76,57 @@ impl Election {
             kind: "Lease".into(),
             plural: "leases".into(),
         };
-        Self {
-            api: Api::namespaced_with(client, namespace, &resource),
-            resource,
-            identity,
-            seen: None,
-            sure_until: None,
-            next: Instant::now(),
-            trouble: None,
-        }
+        let api = Api::namespaced_with(client, namespace, &resource);
+        Self { api, resource, identity, term: Arc::default(), seen: None, trouble: None }
     }
 
-    /// Whether we may write now.
-    pub fn leads(&self) -> bool {
-        self.sure_until.is_some_and(|until| Instant::now() < until)
+    /// What it decides.
+    pub fn term(&self) -> Arc<Term> {
+        Arc::clone(&self.term)
     }
 
-    /// When to call [`Election::step`] again.
-    pub fn next(&self) -> Instant {
-        self.next
-    }
-
-    /// Why the last step failed.
-    pub fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
-    }
-
-    /// Renews, takes or watches the Lease, if it is time.
-    pub async fn step(&mut self) {
-        let began = Instant::now();
-        if began < self.next {
-            return;
-        }
-        self.next = began + RENEW;
-        self.trouble = match timeout(ANSWER, self.ask(began)).await {
-            Ok(Ok(true)) => {
-                self.sure_until = Some(began + SURE);
-                None
+    /// Takes part until `stop` is rung, then gives the Lease back. Rings `bell` when we have won or lost.
+    pub async fn run(mut self, stop: Arc<Notify>, bell: Arc<Notify>) {
+        loop {
+            let (began, led) = (Instant::now(), self.term.is_ours());
+            self.step().await;
+            if self.term.is_ours() != led {
+                tracing::info!(leads = !led, "election");
+                bell.notify_one();
             }
-            Ok(Ok(false)) => {
-                self.sure_until = None;
+            tokio::select! {
+                () = tokio::time::sleep_until(began + RENEW) => {}
+                () = stop.notified() => break,
+            }
+        }
+        self.resign().await;
+    }
+
+    /// Renews, takes or watches the Lease.
+    async fn step(&mut self) {
+        let began = Instant::now();
+        let trouble = match timeout(ANSWER, self.ask()).await {
+            Ok(Ok(ours)) => {
+                self.term.set(ours.then_some(began + SURE));
                 None
             }
             Ok(Err(e)) => Some(reason(&e)),
             Err(_) => Some(format!("no answer within {} s", ANSWER.as_secs())),
         };
+        if let Some(why) = trouble.as_ref().filter(|_| trouble != self.trouble) {
+            tracing::warn!("Lease {LEASE}: {why}");
+        }
+        self.trouble = trouble;
     }
 
-    async fn ask(&mut self, now: Instant) -> Result<bool, kube::Error> {
+    async fn ask(&mut self) -> Result<bool, kube::Error> {
         let Some(mut lease) = self.api.get_opt(LEASE).await? else {
             let mut lease = Lease::new(LEASE, &self.resource, self.spec(0));
             lease.spec.acquire_time.clone_from(&lease.spec.renew_time);
             return took(self.api.create(&PostParams::default(), &lease).await);
         };
+        // After the answer: a Lease is not older to us than we have seen it.
+        let now = Instant::now();
         let holder = lease.spec.holder_identity.clone().unwrap_or_default();
         let transitions = lease.spec.lease_transitions.unwrap_or_default();
         if holder == self.identity {
@@ -148,12 +163,12 @@ impl Election {
         }
     }
 
-    /// Gives the Lease back, so that the next one need not wait for the term to end.
-    pub async fn resign(&mut self) {
-        if !self.leads() {
+    // So that the next one need not wait for the term to end.
+    async fn resign(&mut self) {
+        if !self.term.is_ours() {
             return;
         }
-        self.sure_until = None;
+        self.term.set(None);
         let give = async {
             let mut lease = self.api.get(LEASE).await?;
             if lease.spec.holder_identity.as_deref() == Some(&self.identity) {

@@ -2,9 +2,11 @@
 
 use ipnet::IpNet;
 use kube::config::Kubeconfig;
-use kube::core::{NotUsed, Object};
+use kube::core::Object;
+use mesh_keyring::ClusterName;
 use mesh_overlay::prefix;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::mirror::Link;
 
@@ -12,7 +14,7 @@ use super::mirror::Link;
 pub const SECRET_KEY: &str = "kubeconfig";
 
 /// A ClusterLink.
-pub type ClusterLink = Object<ClusterLinkSpec, NotUsed>;
+pub type ClusterLink = Object<ClusterLinkSpec, Value>;
 
 /// Its `spec`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,8 +22,8 @@ pub type ClusterLink = Object<ClusterLinkSpec, NotUsed>;
 pub struct ClusterLinkSpec {
     /// The Secret in namespace `sennit`.
     pub kubeconfig_secret: SecretName,
-    /// The site that all nodes of the cluster count as.
-    pub site: String,
+    /// The site that all nodes of the cluster stand in.
+    pub site: Option<String>,
     /// What they may hold.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Vec<String>,
@@ -39,10 +41,14 @@ pub struct SecretName {
 ///
 /// # Errors
 /// A sentence that names the field.
-pub fn parse(link: &ClusterLink) -> Result<Link, String> {
+pub fn parse(link: &ClusterLink, own: &ClusterName) -> Result<Link, String> {
     let name = link.metadata.name.clone().unwrap_or_default();
-    let cluster = name.parse().map_err(|e| format!("metadata.name: {e}"))?;
-    let site = link.spec.site.parse().map_err(|e| format!("spec.site: {e}"))?;
+    let cluster: ClusterName = name.parse().map_err(|e| format!("metadata.name: {e}"))?;
+    if cluster == *own {
+        return Err(format!("metadata.name: {own} is this cluster itself"));
+    }
+    let site = link.spec.site.as_deref().map(str::parse).transpose();
+    let site = site.map_err(|e| format!("spec.site: {e}"))?;
     let mut grants = Vec::new();
     for text in &link.spec.pod_cidrs {
         let net: IpNet = text.parse().map_err(|_| format!("spec.podCIDRs: {text:?} is no prefix"))?;
@@ -67,6 +73,9 @@ pub fn kubeconfig(text: &[u8]) -> Result<Kubeconfig, String> {
     // What the parser says may quote what it has read.
     let config = Kubeconfig::from_yaml(text).map_err(|_| format!("{SECRET_KEY} is no kubeconfig"))?;
     for cluster in config.clusters.iter().filter_map(|named| named.cluster.as_ref()) {
+        if !cluster.server.as_ref().is_some_and(|server| server.starts_with("https://")) {
+            return Err("server: an address that begins with https:// is needed".into());
+        }
         if cluster.certificate_authority.is_some() {
             return Err("certificate-authority names a file: put it in as certificate-authority-data".into());
         }
@@ -96,14 +105,15 @@ mod tests {
 
     fn link(spec: serde_json::Value) -> Result<Link, String> {
         let link = json!({"apiVersion": "sennit.dev/v1alpha1", "kind": "ClusterLink", "metadata": {"name": "west"}, "spec": spec});
-        parse(&serde_json::from_value(link).unwrap())
+        parse(&serde_json::from_value(link).unwrap(), &"east".parse().unwrap())
     }
 
     #[test]
     fn a_link_is_parsed_or_refused_by_the_name_of_its_field() {
         let good = json!({"kubeconfigSecret": {"name": "west"}, "site": "west", "podCIDRs": ["10.2.0.0/16"]});
         let parsed = link(good.clone()).unwrap();
-        assert_eq!((parsed.cluster.as_str(), parsed.site.as_str(), parsed.grants.len()), ("west", "west", 1));
+        let site = parsed.site.as_ref().map(|site| site.as_str());
+        assert_eq!((parsed.cluster.as_str(), site, parsed.grants.len()), ("west", Some("west"), 1));
         for (field, value, wanted) in [
             ("site", json!("A B"), "spec.site"),
             ("podCIDRs", json!(["0.0.0.0/0"]), "spec.podCIDRs"),

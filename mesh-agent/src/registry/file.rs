@@ -191,6 +191,19 @@ impl FileRegistry {
         atomic::replace(&path, text.as_bytes(), 0o644).map_err(failed)
     }
 
+    /// Whether this node's publication could be written.
+    ///
+    /// # Errors
+    /// [`RegistryError::Publish`] with what the system says.
+    pub fn may_publish(&self, node: &NodeName) -> Result<(), RegistryError> {
+        let folder = [self.dir.join(PUBLISHED), self.dir.clone()].into_iter().find(|dir| dir.is_dir());
+        let folder = folder.unwrap_or_else(|| self.dir.clone());
+        nix::unistd::access(&folder, nix::unistd::AccessFlags::W_OK).map_err(|e| RegistryError::Publish {
+            path: own_path(&self.dir, node).display().to_string(),
+            source: e.into(),
+        })
+    }
+
     /// Takes this node's publication away.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use kube::api::{ListParams, Patch, PatchParams, WatchEvent, WatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::{ApiResource, Resource};
 use kube::{Api, Client};
 use mesh_keyring::{ClusterName, NodeName};
@@ -36,6 +36,12 @@ pub const VERSION: &str = "v1alpha1";
 /// Who owns the annotations in the API's books (server-side apply).
 pub const FIELD_MANAGER: &str = "sennit-agent";
 
+// Characters of what a server says that are repeated.
+const SAID_MOST: usize = 300;
+// The most objects of a kind that are read.
+const OBJECTS_MOST: usize = 50_000;
+// For an answer to a list or the beginning of a watch.
+const ANSWER: Duration = Duration::from_secs(30);
 // Objects in one answer of a list.
 const PAGE: u32 = 500;
 // The server ends a watch after this many seconds, in which it need not have said anything; later the connection is dead.
@@ -93,12 +99,18 @@ impl Drop for KubeRegistry {
 pub async fn api_config(kubeconfig: Option<&Path>) -> Result<kube::Config, RegistryError> {
     let config = match kubeconfig {
         Some(path) => {
-            let bad = |e: kube::config::KubeconfigError| RegistryError::Credentials {
+            let bad = |reason: String| RegistryError::Credentials {
                 what: format!("kubeconfig {}", path.display()),
-                reason: e.to_string(),
+                reason,
             };
-            let file = Kubeconfig::read_from(path).map_err(bad)?;
-            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(bad)?
+            let file = Kubeconfig::read_from(path).map_err(|e| match e {
+                KubeconfigError::ReadConfig(source, _) => bad(source.to_string()),
+                // What the parser says may quote what it has read.
+                _ => bad("it is no kubeconfig".into()),
+            })?;
+            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .map_err(|e| bad(e.to_string()))?
         }
         None => kube::Config::incluster().map_err(|e| RegistryError::Credentials {
             what: "the pod's service account (registry.kube.kubeconfig names a file where there is none)"
@@ -114,6 +126,8 @@ pub fn limits(mut config: kube::Config) -> kube::Config {
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(SILENCE);
     config.write_timeout = Some(CONNECT);
+    // It would wait unseen for as long as the server says.
+    config.default_retry = false;
     config
 }
 
@@ -206,6 +220,23 @@ impl KubeRegistry {
         Ok(true)
     }
 
+    /// Asks the API whether this node's annotations could be applied, without changing them.
+    ///
+    /// # Errors
+    /// [`RegistryError::Apply`] with what the API said, or [`RegistryError::Unregistered`].
+    pub async fn may_publish(&self, node: &NodeName) -> Result<(), RegistryError> {
+        let (kind, name, annotations) = {
+            let directory = self.shared.directory.lock();
+            let (kind, entry) = directory
+                .find(node, self.cluster.as_ref())
+                .ok_or_else(|| RegistryError::Unregistered(node.clone()))?;
+            (kind, entry.name().to_owned(), json!(entry.annotations()))
+        };
+        self.patch(kind, &name, &annotations, &PatchParams::apply(FIELD_MANAGER).force().dry_run())
+            .await
+            .map(drop)
+    }
+
     /// Takes this node's annotations away, once it is known where they are.
     ///
     /// # Errors
@@ -240,39 +271,40 @@ impl KubeRegistry {
         name: &str,
         annotations: serde_json::Value,
     ) -> Result<(), RegistryError> {
-        let resource = resource(kind);
-        let body = json!({
-            "apiVersion": resource.api_version,
-            "kind": resource.kind,
-            "metadata": { "name": name, "annotations": annotations },
-        });
         // Whoever has edited our annotations by hand loses them to us.
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let applied = async {
-            Ok(match kind {
-                Kind::Node => api::<Node>(&self.client, kind)
-                    .patch(name, &parameters, &Patch::Apply(&body))
-                    .await?
-                    .into(),
-                Kind::MeshNode => api::<MeshNode>(&self.client, kind)
-                    .patch(name, &parameters, &Patch::Apply(&body))
-                    .await?
-                    .into(),
-            })
-        };
-        let entry: Entry = match timeout(WRITE, applied).await {
-            Ok(Ok(entry)) => entry,
-            Ok(Err(e)) => {
-                let e: kube::Error = e;
-                return Err(self.refused(kind, name, reason(&e)));
-            }
-            Err(_) => {
-                return Err(self.refused(kind, name, format!("no answer within {} s", WRITE.as_secs())));
-            }
-        };
+        let entry = self.patch(kind, name, &annotations, &parameters).await?;
         // The watch will say the same, which is no news then.
         self.shared.update(|directory| directory.apply(kind, entry));
         Ok(())
+    }
+
+    async fn patch(
+        &self,
+        kind: Kind,
+        name: &str,
+        annotations: &serde_json::Value,
+        parameters: &PatchParams,
+    ) -> Result<Entry, RegistryError> {
+        let resource = resource(kind);
+        let body = Patch::Apply(json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": { "name": name, "annotations": annotations },
+        }));
+        let applied = async {
+            Ok::<Entry, kube::Error>(match kind {
+                Kind::Node => api::<Node>(&self.client, kind).patch(name, parameters, &body).await?.into(),
+                Kind::MeshNode => {
+                    api::<MeshNode>(&self.client, kind).patch(name, parameters, &body).await?.into()
+                }
+            })
+        };
+        match timeout(WRITE, applied).await {
+            Ok(Ok(entry)) => Ok(entry),
+            Ok(Err(e)) => Err(self.refused(kind, name, reason(&e))),
+            Err(_) => Err(self.refused(kind, name, format!("no answer within {} s", WRITE.as_secs()))),
+        }
     }
 
     fn refused(&self, kind: Kind, name: &str, reason: String) -> RegistryError {
@@ -316,12 +348,20 @@ fn api<K: Resource<DynamicType = ApiResource>>(client: &Client, kind: Kind) -> A
 
 /// What the API said, without what the library thinks of it.
 pub fn reason(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+    let text = match error {
+        kube::Error::Api(status) => format!("{} ({})", cut(&status.message), status.code),
         kube::Error::Service(source) => root(source.as_ref()),
         kube::Error::HyperError(source) => root(source),
+        // It would quote the answer.
+        kube::Error::SerdeError(_) => "the answer is not what was asked for".into(),
         other => other.to_string(),
-    }
+    };
+    cut(&text)
+}
+
+// A server may say anything, and at any length.
+fn cut(text: &str) -> String {
+    text.chars().take(SAID_MOST).collect()
 }
 
 // The innermost cause says what happened.
@@ -398,7 +438,10 @@ where
     let mut entries = Vec::new();
     let mut parameters = ListParams::default().limit(PAGE);
     loop {
-        let page = api.list(&parameters).await?;
+        let page = answered(api.list(&parameters)).await?;
+        if entries.len() + page.items.len() > OBJECTS_MOST {
+            return Err(kube::Error::Service(format!("it has more than {OBJECTS_MOST} objects").into()));
+        }
         entries.extend(page.items.into_iter().map(Into::into));
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => parameters = parameters.continue_token(&token),
@@ -417,7 +460,7 @@ where
     K: Clone + DeserializeOwned + std::fmt::Debug + Into<Entry> + Resource<DynamicType = ApiResource>,
 {
     let parameters = WatchParams::default().timeout(WATCH_SECONDS);
-    let events = match api.watch(&parameters, version).await {
+    let events = match answered(api.watch(&parameters, version)).await {
         Err(kube::Error::Api(status)) if status.code == 410 => return Ok(Again::List),
         result => result?,
     };
@@ -439,6 +482,11 @@ where
         }
     }
     Ok(Again::Watch)
+}
+
+async fn answered<T>(asked: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    let silence = |_| kube::Error::Service(format!("no answer within {} s", ANSWER.as_secs()).into());
+    timeout(ANSWER, asked).await.map_err(silence)?
 }
 
 fn take_version<K: Resource>(object: &K, version: &mut String) {

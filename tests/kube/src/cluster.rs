@@ -148,12 +148,14 @@ impl Cluster {
         Ok(path)
     }
 
-    /// A kubeconfig file for a service account token.
+    /// A kubeconfig file for a service account token, which lies beside it in `NAME.token`, as a projected one does.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn kubeconfig(&self, name: &str, token: &str) -> anyhow::Result<PathBuf> {
-        self.write_kubeconfig(name, &json!({"token": token}))
+        let file = self.dir.join(format!("{name}.token"));
+        write_private(&file, token)?;
+        self.write_kubeconfig(name, &json!({"tokenFile": file}))
     }
 
     /// A kubeconfig for others, with all that it needs in it.

@@ -228,6 +228,15 @@ impl Mesh {
     /// # Errors
     /// When it cannot be started.
     pub fn start_with(&mut self, node: &str, kubeconfig: &Path) -> anyhow::Result<()> {
+        self.configure(node, kubeconfig)?;
+        self.restart(node)
+    }
+
+    /// Writes a node's configuration.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn configure(&self, node: &str, kubeconfig: &Path) -> anyhow::Result<()> {
         let host = self.host(node)?;
         let (member, cluster, _) = self.member(node)?;
         let address = host.addresses().iter().find(|a| a.is_ipv4()).context("no IPv4 address")?;
@@ -242,8 +251,7 @@ impl Mesh {
             "underlay": {"endpoints": endpoints, "internalEndpoints": endpoints},
             "log": "debug",
         });
-        std::fs::write(host.private_dir().join("agent.yaml"), config.to_string())?;
-        self.restart(node)
+        Ok(std::fs::write(host.private_dir().join("agent.yaml"), config.to_string())?)
     }
 
     /// Starts a node's agent with the configuration that is there.

@@ -47,7 +47,7 @@ fn name(n: usize) -> NodeName {
 
 fn claim(n: usize) -> Advertisement {
     let mut key = [7; 32];
-    key[..8].copy_from_slice(&(n as u64).to_le_bytes());
+    key[1..9].copy_from_slice(&(n as u64).to_le_bytes());
     Advertisement {
         public_key: PrivateKey::from_bytes(&key).unwrap().public(),
         epoch: 1,

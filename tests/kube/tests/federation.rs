@@ -24,6 +24,15 @@ fn federate(cluster: &Cluster, name: &str, log: &str) -> Process {
 
 /// Links a cluster to another, whose nodes may hold these prefixes.
 fn link(cluster: &Cluster, to: &str, kubeconfig: &str, grants: &[&str]) {
+    link_at(cluster, to, Some(to), kubeconfig, grants);
+}
+
+/// The same with the site that all its nodes stand in, or none.
+fn link_at(cluster: &Cluster, to: &str, site: Option<&str>, kubeconfig: &str, grants: &[&str]) {
+    let mut spec = json!({"kubeconfigSecret": {"name": to}, "podCIDRs": grants});
+    if let Some(site) = site {
+        spec["site"] = json!(site);
+    }
     cluster
         .apply(&json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": to, "namespace": "sennit"},
@@ -33,7 +42,7 @@ fn link(cluster: &Cluster, to: &str, kubeconfig: &str, grants: &[&str]) {
     cluster
         .apply(&json!({
             "apiVersion": "sennit.dev/v1alpha1", "kind": "ClusterLink", "metadata": {"name": to},
-            "spec": {"kubeconfigSecret": {"name": to}, "site": to, "podCIDRs": grants},
+            "spec": spec,
         }))
         .unwrap();
 }
@@ -64,6 +73,24 @@ fn until_condition(cluster: &Cluster, link: &str, status: &str, wanted: &str) {
 fn mirrors(cluster: &Cluster) -> Vec<String> {
     let names = cluster.kubectl(&["get", "meshnodes", "-l", "sennit.dev/link", "-o", "name"]).unwrap();
     names.lines().map(|name| name.rsplit('/').next().unwrap().to_owned()).collect()
+}
+
+/// Waits for two renewals of the Lease, which take longer than the grace for mirrors; who held it then?
+fn holder_after_two_renewals(cluster: &Cluster) -> Value {
+    let lease = || -> anyhow::Result<Value> {
+        let text = cluster.kubectl(&["get", "lease", "-n", "sennit", "sennit-federate", "-o", "json"])?;
+        Ok(serde_json::from_str::<Value>(&text)?["spec"].clone())
+    };
+    let mut last = lease().unwrap();
+    for _ in 0..2 {
+        last = eventually("the Lease is renewed", || {
+            let now = lease()?;
+            anyhow::ensure!(now["renewTime"] != last["renewTime"], "{now}");
+            Ok(now)
+        })
+        .unwrap();
+    }
+    last["holderIdentity"].clone()
 }
 
 struct Stage {
@@ -119,7 +146,9 @@ fn two_clusters_with_the_same_node_names_become_one_mesh() {
     let flow = traffic(&stage.mesh, "east-1-pod-1", "west-1-pod-1");
 
     // A second federator waits, and takes over when the first dies. The remote node that came meanwhile is mirrored.
+    let first = holder_after_two_renewals(stage.mesh.cluster_named("east"));
     let second = federate(stage.mesh.cluster_named("east"), "east", "federate-2.log");
+    assert_eq!(holder_after_two_renewals(stage.mesh.cluster_named("east")), first);
     stage.federators.remove(0).kill().unwrap();
     let late = json!({
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-3"},
@@ -140,6 +169,7 @@ fn two_clusters_with_the_same_node_names_become_one_mesh() {
     // While the other API is away only a condition changes.
     stage.mesh.cluster_named("west").stop_api().unwrap();
     until_condition(stage.mesh.cluster_named("east"), "west", "False", "mirrors stay as they are");
+    assert_ne!(holder_after_two_renewals(stage.mesh.cluster_named("east")), first);
     assert_eq!(mirrors(stage.mesh.cluster_named("east")).len(), 3);
     stage.mesh.cluster_named("west").start_api().unwrap();
     until_condition(stage.mesh.cluster_named("east"), "west", "True", "");
@@ -212,4 +242,104 @@ fn what_a_remote_cluster_announces_beyond_its_grants_is_refused_and_named() {
     stage.mesh.stands(&ALL).unwrap();
     stage.mesh.reaches(&ALL).unwrap();
     lossless(flow);
+}
+
+#[test]
+fn what_is_made_by_hand_stays_what_is_edited_is_put_right_and_what_is_not_granted_any_more_goes() {
+    if !programs::can_run(
+        "what_is_made_by_hand_stays_what_is_edited_is_put_right_and_what_is_not_granted_any_more_goes",
+    ) {
+        return;
+    }
+    let mut stage = linked();
+    let by_hand = json!({
+        "apiVersion": "sennit.dev/v1alpha1", "kind": "MeshNode", "metadata": {"name": "node-9.west"},
+        "spec": {"site": "west", "podCIDRs": ["10.2.66.0/24"]},
+    });
+    stage.mesh.cluster_named("east").apply(&by_hand).unwrap();
+    let remote = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-9"},
+        "spec": {"podCIDR": "10.2.77.0/24", "podCIDRs": ["10.2.77.0/24"]},
+    });
+    stage.mesh.cluster_named("west").apply(&remote).unwrap();
+    until_condition(
+        stage.mesh.cluster_named("east"),
+        "west",
+        "False",
+        "its name is taken by node-9.west of this cluster",
+    );
+    let cluster = stage.mesh.cluster_named("east");
+    assert_eq!(cluster.get("meshnode", "node-9.west").unwrap()["spec"], by_hand["spec"]);
+    stage.mesh.cluster_named("west").kubectl(&["delete", "node", "node-9"]).unwrap();
+    let cluster = stage.mesh.cluster_named("east");
+    cluster.kubectl(&["delete", "meshnode", "node-9.west"]).unwrap();
+    until_condition(cluster, "west", "True", "");
+
+    let before = cluster.get("meshnode", "node-1.west").unwrap()["spec"].clone();
+    let wider = r#"{"spec":{"podCIDRs":["10.2.1.0/24","10.2.55.0/24"]}}"#;
+    cluster.kubectl(&["patch", "meshnode", "node-1.west", "--type=merge", "-p", wider]).unwrap();
+    eventually("the mirror is put right", || {
+        let now = cluster.get("meshnode", "node-1.west")?["spec"].clone();
+        anyhow::ensure!(now == before, "{now}");
+        Ok(())
+    })
+    .unwrap();
+
+    let grant = |cluster: &Cluster, grants: &[&str]| {
+        let patch = json!({"spec": {"podCIDRs": grants}}).to_string();
+        cluster.kubectl(&["patch", "clusterlink", "west", "--type=merge", "-p", &patch]).unwrap();
+    };
+    grant(cluster, &["10.2.1.0/24", "fd00:2:0:1::/64"]);
+    until_condition(cluster, "west", "False", "node-2.west");
+    eventually("what is not granted any more goes", || {
+        let left = mirrors(cluster);
+        anyhow::ensure!(left == ["node-1.west"], "{left:?}");
+        Ok(())
+    })
+    .unwrap();
+    grant(cluster, &["10.2.0.0/16", "fd00:2::/48"]);
+    until_condition(cluster, "west", "True", "");
+    stage.mesh.stands(&ALL).unwrap();
+    stage.mesh.reaches(&ALL).unwrap();
+}
+
+#[test]
+fn clusters_that_link_to_a_broker_alone_are_one_mesh() {
+    if !programs::can_run("clusters_that_link_to_a_broker_alone_are_one_mesh") {
+        return;
+    }
+    let mut mesh = Mesh::federated(&[
+        ("east", &[("east-1", "node-1")]),
+        ("west", &[("west-1", "node-1")]),
+        ("hub", &[("hub-1", "node-1")]),
+    ])
+    .unwrap();
+    let all = ["east-1", "west-1", "hub-1"];
+    for host in all {
+        mesh.start(host).unwrap();
+    }
+    // Site n of the lab has 10.n.0.0/16, in the order of their names: east, hub, west.
+    let grants = [
+        ("east", "10.1.0.0/16", "fd00:1::/48"),
+        ("hub", "10.2.0.0/16", "fd00:2::/48"),
+        ("west", "10.3.0.0/16", "fd00:3::/48"),
+    ];
+    let hub = credentials(mesh.cluster_named("hub"));
+    for (spoke, v4, v6) in [grants[0], grants[2]] {
+        let kubeconfig = credentials(mesh.cluster_named(spoke));
+        link(mesh.cluster_named("hub"), spoke, &kubeconfig, &[v4, v6]);
+        let all: Vec<&str> = grants.iter().flat_map(|(_, v4, v6)| [*v4, *v6]).collect();
+        link_at(mesh.cluster_named(spoke), "hub", None, &hub, &all);
+    }
+    let _federators =
+        ["east", "west", "hub"].map(|name| federate(mesh.cluster_named(name), name, "federate-1.log"));
+    mesh.stands(&all).unwrap();
+    mesh.reaches(&all).unwrap();
+    assert_eq!(mirrors(mesh.cluster_named("east")), ["node-1.hub", "node-1.west"]);
+    assert_eq!(mirrors(mesh.cluster_named("hub")), ["node-1.east", "node-1.west"]);
+    for (cluster, links) in [("east", &["hub"][..]), ("west", &["hub"]), ("hub", &["east", "west"])] {
+        for link in links {
+            until_condition(mesh.cluster_named(cluster), link, "True", "");
+        }
+    }
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use kube_tests::mesh::{As, MARKER, Mesh};
 use kube_tests::{eventually, programs};
+use mesh_keyring::PrivateKey;
 use netlab::flow::{self, FlowSpec};
 use netlab::probe::Kind;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const ALL: [&str; 4] = ["aws-1", "aws-2", "gcp-1", "onprem-1"];
 
@@ -167,7 +168,7 @@ fn annotations_edited_by_hand_are_put_right_and_a_copied_key_takes_nothing() {
     })
     .unwrap();
     // A node that nobody runs, with the key of another.
-    let thief = serde_json::json!({
+    let thief = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": "thief", "annotations": {
             "sennit.dev/public-key": key, "sennit.dev/epoch": "1", "sennit.dev/site": "gcp",
@@ -261,4 +262,199 @@ fn a_host_joins_with_a_token_for_its_own_annotations_alone() {
             .unwrap();
         assert_eq!(output.success(), target == "meshnode/onprem-1", "{target}: {}", output.stderr_text());
     }
+}
+
+/// Nodes that nobody runs: with keys, but without endpoints, so that nobody dials them.
+fn strangers(kind: As, numbers: std::ops::Range<u32>) -> Value {
+    let stranger = |n: u32| {
+        let mut secret = [9; 32];
+        // Not in the first byte, whose lowest bits are cleared.
+        secret[1..5].copy_from_slice(&n.to_le_bytes());
+        let key = PrivateKey::from_bytes(&secret).unwrap().public().to_string();
+        let cidr = format!("10.{}.{}.0/26", 100 + n / 1024, (n / 4) % 256);
+        let cidr = cidr.replace(".0/26", &format!(".{}/26", (n % 4) * 64));
+        let metadata = json!({"name": format!("stranger-{n}"), "annotations": {
+            "sennit.dev/public-key": key, "sennit.dev/epoch": "1", "sennit.dev/site": "far",
+        }});
+        match kind {
+            As::Node => {
+                json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]}})
+            }
+            _ => {
+                json!({"apiVersion": "sennit.dev/v1alpha1", "kind": "MeshNode", "metadata": metadata, "spec": {"site": "far", "podCIDRs": [cidr]}})
+            }
+        }
+    };
+    json!({"apiVersion": "v1", "kind": "List", "items": numbers.map(stranger).collect::<Vec<_>>()})
+}
+
+/// All that an agent keeps in the kernel, but for counters and what changes by itself.
+fn host_state(mesh: &Mesh, node: &str) -> String {
+    let host = mesh.lab.host(node).unwrap();
+    let commands = [
+        "wg show sennit0 allowed-ips | sort",
+        "ip route show table all proto 82 | sort",
+        "ip -6 route show table all proto 82 | sort",
+        "ip rule",
+        "nft -s list table inet sennit | grep -v counter",
+    ];
+    let run = |command: &&str| {
+        let output = host.command("sh").args(["-c", command]).output(Duration::from_secs(20)).unwrap();
+        format!("{command}\n{}", output.stdout_text())
+    };
+    commands.iter().map(run).collect()
+}
+
+fn peers(mesh: &Mesh, node: &str) -> anyhow::Result<usize> {
+    let text = mesh
+        .lab
+        .host(node)?
+        .command("wg")
+        .args(["show", "sennit0", "peers"])
+        .output(Duration::from_secs(20))?
+        .stdout_text();
+    Ok(text.lines().count())
+}
+
+fn until_peers(mesh: &Mesh, node: &str, wanted: usize) {
+    eventually("peers in the device", || {
+        let found = peers(mesh, node)?;
+        anyhow::ensure!(
+            found == wanted,
+            "{node} has {found} peers instead of {wanted}: {}",
+            mesh.status(node)?["errors"]
+        );
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn fifty_nodes_that_come_and_go_leave_nothing_behind() {
+    if !programs::can_run("fifty_nodes_that_come_and_go_leave_nothing_behind") {
+        return;
+    }
+    let mesh = up();
+    let flow = traffic(&mesh, "aws-1-pod-1", "gcp-1-pod-1");
+    let before = host_state(&mesh, "aws-1");
+    for _ in 0..2 {
+        mesh.cluster().apply(&strangers(As::Node, 0..50)).unwrap();
+        until_peers(&mesh, "aws-1", 53);
+        assert_ne!(host_state(&mesh, "aws-1"), before);
+        let names: Vec<String> = (0..50).map(|n| format!("stranger-{n}")).collect();
+        let args: Vec<&str> =
+            ["delete", "node"].into_iter().chain(names.iter().map(String::as_str)).collect();
+        mesh.cluster().kubectl(&args).unwrap();
+        until_peers(&mesh, "aws-1", 3);
+        eventually("the host is as it was", || {
+            let now = host_state(&mesh, "aws-1");
+            anyhow::ensure!(now == before, "before:\n{before}\nnow:\n{now}");
+            Ok(())
+        })
+        .unwrap();
+    }
+    lossless(flow);
+}
+
+#[test]
+fn five_thousand_mesh_nodes_harm_nobody() {
+    if !programs::can_run("five_thousand_mesh_nodes_harm_nobody") {
+        return;
+    }
+    let mesh = up();
+    let flow = traffic(&mesh, "aws-1-pod-1", "gcp-1-pod-1");
+    for thousand in 0..5 {
+        mesh.cluster().apply(&strangers(As::MeshNode, thousand * 1000..(thousand + 1) * 1000)).unwrap();
+    }
+    for node in ["aws-1", "gcp-1"] {
+        until_peers(&mesh, node, 5003);
+    }
+    let rss = |program: &str| {
+        let script = format!("grep VmRSS /proc/$(pgrep -x {program} | head -n 1)/status");
+        let host = mesh.lab.host("aws-1").unwrap();
+        host.command("sh").args(["-c", &script]).output(Duration::from_secs(20)).unwrap().stdout_text()
+    };
+    println!("with 5,000 MeshNodes: mesh-agent {}mesh-wg {}", rss("mesh-agent"), rss("mesh-wg"));
+    mesh.reaches(&ALL).unwrap();
+    lossless(flow);
+}
+
+#[test]
+fn a_token_that_is_no_longer_good_costs_nothing_and_its_successor_is_taken_up() {
+    if !programs::can_run("a_token_that_is_no_longer_good_costs_nothing_and_its_successor_is_taken_up") {
+        return;
+    }
+    let mesh = up();
+    let flow = traffic(&mesh, "aws-1-pod-1", "gcp-1-pod-1");
+    let good = mesh.cluster().token(kube_tests::cluster::Bound::Node("gcp-1")).unwrap();
+    mesh.cluster().kubeconfig("gcp-1", "no token at all").unwrap();
+    // What is open goes on until the server ends it; a restart asks anew.
+    let mut mesh = mesh;
+    mesh.kill("gcp-1").unwrap();
+    mesh.restart("gcp-1").unwrap();
+    eventually("status says that the API refuses us", || {
+        let status = mesh.status("gcp-1")?;
+        let errors = status["errors"].to_string();
+        anyhow::ensure!(errors.contains("(401)"), "{errors}");
+        anyhow::ensure!(
+            status["peers"].as_array().is_some_and(|peers| peers.len() == 3),
+            "{}",
+            status["peers"]
+        );
+        Ok(())
+    })
+    .unwrap();
+    mesh.reaches(&ALL).unwrap();
+    mesh.cluster().kubeconfig("gcp-1", &good).unwrap();
+    // A token file is read again once a minute.
+    let taken = || mesh.stands(&ALL);
+    taken().or_else(|_| taken()).unwrap();
+    lossless(flow);
+}
+
+#[test]
+fn an_install_check_names_what_is_in_the_way_and_changes_nothing() {
+    if !programs::can_run("an_install_check_names_what_is_in_the_way_and_changes_nothing") {
+        return;
+    }
+    let mut mesh = mesh();
+    mesh.start("aws-1").unwrap();
+    mesh.stands(&["aws-1"]).unwrap();
+    let check = |node: &str, kubeconfig: &str| {
+        mesh.configure(node, kubeconfig.as_ref()).unwrap();
+        let args = ["install-check", "--config", "/run/netlab/private/agent.yaml"];
+        mesh.lab
+            .host(node)
+            .unwrap()
+            .command(programs::ours("mesh-agent"))
+            .args(args)
+            .output(Duration::from_secs(30))
+            .unwrap()
+    };
+    let before = host_state(&mesh, "gcp-1");
+    let own = mesh.credentials("gcp-1").unwrap().display().to_string();
+    let good = check("gcp-1", &own);
+    let said = good.stdout_text();
+    assert!(good.success(), "{said}{}", good.stderr_text());
+    for wanted in ["node gcp-1, site gcp", "gcp-1 holds 10.", "may be written", "51820 is free", "1 peers"] {
+        assert!(said.contains(wanted), "no {wanted:?} in:\n{said}");
+    }
+    assert_eq!(annotations(&mesh, "node", "gcp-1"), Value::Null);
+    // With the token of another node nothing may be written; without the API nothing is known.
+    let others = mesh.credentials("aws-2").unwrap().display().to_string();
+    let refused = check("gcp-1", &others);
+    assert!(!refused.success());
+    assert!(refused.stdout_text().contains("is bound to node \"aws-2\""), "{}", refused.stdout_text());
+    let garbage = check("gcp-1", "/dev/null");
+    assert!(
+        !garbage.success() && garbage.stdout_text().contains("OBSTACLE  registry"),
+        "{}",
+        garbage.stdout_text()
+    );
+    let taken =
+        mesh.lab.host("gcp-1").unwrap().run(|| std::net::UdpSocket::bind("0.0.0.0:51820")).unwrap().unwrap();
+    let taken_port = check("gcp-1", &own);
+    assert!(taken_port.stdout_text().contains("OBSTACLE  UDP port"), "{}", taken_port.stdout_text());
+    drop(taken);
+    assert_eq!(host_state(&mesh, "gcp-1"), before);
 }

@@ -204,6 +204,21 @@ fn no_token_creates_or_deletes() {
             assert!(!output.success(), "{who} reads {secret}");
         }
     }
+    // Federation makes and deletes mirrors, and no other MeshNodes.
+    let plain = stage.cluster.kubectl_as(
+        "federate",
+        &["create", "-f", "-"],
+        &mesh_node("plain", "10.9.0.0/24").to_string(),
+    );
+    assert!(plain.unwrap().stderr_text().contains("orbidden"));
+    let deleted = stage.cluster.kubectl_as("federate", &["delete", "meshnode", "host-1"], "").unwrap();
+    assert!(deleted.stderr_text().contains("is no mirror"), "{}", deleted.stderr_text());
+    let mut mirror = mesh_node("n.west", "10.9.0.0/24");
+    mirror["metadata"]["labels"] = json!({"sennit.dev/link": "west"});
+    for args in [&["create", "-f", "-"][..], &["delete", "-f", "-"]] {
+        let output = stage.cluster.kubectl_as("federate", args, &mirror.to_string()).unwrap();
+        assert!(output.success(), "{}", output.stderr_text());
+    }
     for name in ["node-1", "node-2"] {
         assert_eq!(stage.cluster.get("node", name).unwrap()["metadata"]["annotations"]["other.io/k"], "v");
     }
