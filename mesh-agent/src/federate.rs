@@ -88,6 +88,7 @@ struct Federator {
     gone: BTreeMap<NodeName, Instant>,
     // Something is left to be written.
     pending: bool,
+    led: bool,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -115,6 +116,7 @@ pub async fn federate(asked: &Federate) -> anyhow::Result<()> {
         look_at: Instant::now(),
         gone: BTreeMap::new(),
         pending: false,
+        led: false,
     };
     let election = tokio::spawn(election.run(Arc::clone(&stop), bell));
     let mut terminate = signal(SignalKind::terminate())?;
@@ -149,14 +151,18 @@ impl Federator {
 
     async fn turn(&mut self) {
         self.pending = false;
-        if !self.term.is_ours() {
-            // Whoever leads next begins from what it sees then, and so do we.
+        let leads = self.term.is_ours();
+        if leads != std::mem::replace(&mut self.led, leads) {
+            // Whoever leads begins from what it sees then.
             self.gone.clear();
             self.links.values_mut().for_each(|remote| remote.told = None);
+            self.look_at = Instant::now();
+        }
+        if !leads {
             self.look_at = Instant::now() + LOOK;
             return;
         }
-        if Instant::now() >= self.look_at || self.links.is_empty() {
+        if Instant::now() >= self.look_at {
             self.look_at = Instant::now() + LOOK;
             match timeout(WRITE * 2, self.look()).await {
                 Ok(Ok(())) => {}
@@ -286,9 +292,9 @@ impl Federator {
             return;
         }
         match self.tell(name, &condition, &remote.standing).await {
-            Ok(()) => {
+            Ok(standing) => {
                 if let Some(remote) = self.links.get_mut(name) {
-                    remote.told = Some(condition);
+                    (remote.standing, remote.told) = (standing, Some(condition));
                 }
             }
             Err(why) => tracing::warn!("status of ClusterLink {name}: {why}"),
@@ -393,7 +399,8 @@ impl Federator {
         }
     }
 
-    async fn tell(&self, link: &str, condition: &Value, standing: &Value) -> Result<(), String> {
+    /// Writes the condition; returns it as it stands then.
+    async fn tell(&self, link: &str, condition: &Value, standing: &Value) -> Result<Value, String> {
         let mut condition = condition.clone();
         // It says since when the status has been what it is.
         let since = standing.get("lastTransitionTime").filter(|_| standing["status"] == condition["status"]);
@@ -403,12 +410,12 @@ impl Federator {
             "apiVersion": format!("{GROUP}/{VERSION}"),
             "kind": "ClusterLink",
             "metadata": {"name": link},
-            "status": {"nodes": nodes, "conditions": [condition]},
+            "status": {"nodes": nodes, "conditions": [&condition]},
         });
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &links_resource());
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let patch = Patch::Apply(&status);
-        self.fenced(api.patch_status(link, &parameters, &patch)).await
+        self.fenced(api.patch_status(link, &parameters, &patch)).await.map(|()| condition)
     }
 
     /// A write is begun only while the Lease is surely ours, and given up before somebody else can hold it. One that arrives
