@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use netlab::flow::{self, Flow, FlowSpec};
 use netlab::probe::{Echo, Kind, Probe};
 use netlab::{
     Capture, CaptureSpec, Host, HostSpec, IpNet, Lab, LabSpec, Namespace, PodSpec, Process, SiteSpec,
@@ -357,6 +358,15 @@ impl Mesh {
         Ok((pod.namespace().clone(), address))
     }
 
+    /// A flow of 200 packets a second from pod to pod, each with [`MARKER`] in it.
+    ///
+    /// # Errors
+    /// When there is no such pod.
+    pub fn traffic(&self, from: &str, to: &str) -> anyhow::Result<Flow> {
+        let ((from, _), (_, to)) = (self.pod(from)?, self.pod(to)?);
+        Ok(flow::start(&from, FlowSpec { to, kind: Kind::Icmp, rate: 200, payload: MARKER.into() })?)
+    }
+
     /// Captures what crosses the underlay: the link of each site to the core.
     ///
     /// # Errors
@@ -383,4 +393,14 @@ impl Mesh {
         }
         text
     }
+}
+
+/// Ends a flow, which must have lost nothing.
+///
+/// # Errors
+/// What it lost.
+pub fn lossless(flow: Flow) -> anyhow::Result<()> {
+    let report = flow.stop(Duration::from_secs(2))?;
+    ensure!(report.sent > 20 && report.lost == 0, "{report:?}");
+    Ok(())
 }

@@ -1,14 +1,10 @@
 //! Two clusters become one mesh by links in both; what one says is never to the harm of the other.
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
-
 use kube_tests::cluster::{Bound, Cluster};
-use kube_tests::mesh::{MARKER, Mesh};
+use kube_tests::mesh::{Mesh, lossless};
 use kube_tests::{eventually, programs};
 use netlab::Process;
-use netlab::flow::{self, FlowSpec};
-use netlab::probe::Kind;
 use serde_json::{Value, json};
 
 const ALL: [&str; 4] = ["east-1", "east-2", "west-1", "west-2"];
@@ -119,16 +115,6 @@ fn linked() -> Stage {
     Stage { mesh, federators }
 }
 
-fn traffic(mesh: &Mesh, from: &str, to: &str) -> flow::Flow {
-    let ((from, _), (_, to)) = (mesh.pod(from).unwrap(), mesh.pod(to).unwrap());
-    flow::start(&from, FlowSpec { to, kind: Kind::Icmp, rate: 200, payload: MARKER.into() }).unwrap()
-}
-
-fn lossless(flow: flow::Flow) {
-    let report = flow.stop(Duration::from_secs(2)).unwrap();
-    assert!(report.sent > 20 && report.lost == 0, "{report:?}");
-}
-
 #[test]
 fn two_clusters_with_the_same_node_names_become_one_mesh() {
     if !programs::can_run("two_clusters_with_the_same_node_names_become_one_mesh") {
@@ -143,7 +129,7 @@ fn two_clusters_with_the_same_node_names_become_one_mesh() {
         let listed = cluster.kubectl(&["get", "clusterlinks"]).unwrap();
         assert!(listed.contains("Mirrored"), "{listed}");
     }
-    let flow = traffic(&stage.mesh, "east-1-pod-1", "west-1-pod-1");
+    let flow = stage.mesh.traffic("east-1-pod-1", "west-1-pod-1").unwrap();
 
     // A second federator waits, and takes over when the first dies. The remote node that came meanwhile is mirrored.
     let first = holder_after_two_renewals(stage.mesh.cluster_named("east"));
@@ -182,7 +168,7 @@ fn two_clusters_with_the_same_node_names_become_one_mesh() {
         Ok(())
     })
     .unwrap();
-    lossless(flow);
+    lossless(flow).unwrap();
     stage.mesh.cluster_named("east").kubectl(&["delete", "clusterlink", "west"]).unwrap();
     eventually("all mirrors go", || {
         let left = mirrors(stage.mesh.cluster_named("east"));
@@ -199,7 +185,7 @@ fn what_a_remote_cluster_announces_beyond_its_grants_is_refused_and_named() {
         return;
     }
     let mut stage = linked();
-    let flow = traffic(&stage.mesh, "east-1-pod-1", "east-2-pod-1");
+    let flow = stage.mesh.traffic("east-1-pod-1", "east-2-pod-1").unwrap();
     let api = stage.mesh.cluster_named("east").address();
     let east_key = stage.mesh.cluster_named("east").get("node", "node-1").unwrap()["metadata"]["annotations"]
         ["sennit.dev/public-key"]
@@ -241,7 +227,7 @@ fn what_a_remote_cluster_announces_beyond_its_grants_is_refused_and_named() {
     assert_eq!(mirrors(stage.mesh.cluster_named("east")), ["node-1.west", "node-2.west"]);
     stage.mesh.stands(&ALL).unwrap();
     stage.mesh.reaches(&ALL).unwrap();
-    lossless(flow);
+    lossless(flow).unwrap();
 }
 
 #[test]

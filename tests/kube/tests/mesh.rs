@@ -3,11 +3,9 @@
 
 use std::time::Duration;
 
-use kube_tests::mesh::{As, MARKER, Mesh};
+use kube_tests::mesh::{As, Mesh, lossless};
 use kube_tests::{eventually, programs};
 use mesh_keyring::PrivateKey;
-use netlab::flow::{self, FlowSpec};
-use netlab::probe::Kind;
 use serde_json::{Value, json};
 
 const ALL: [&str; 4] = ["aws-1", "aws-2", "gcp-1", "onprem-1"];
@@ -32,17 +30,6 @@ fn up() -> Mesh {
 
 fn annotations(mesh: &Mesh, kind: &str, name: &str) -> Value {
     mesh.cluster().get(kind, name).unwrap()["metadata"]["annotations"].clone()
-}
-
-/// A flow of 200 packets a second between two pods.
-fn traffic(mesh: &Mesh, from: &str, to: &str) -> flow::Flow {
-    let ((from, _), (_, to)) = (mesh.pod(from).unwrap(), mesh.pod(to).unwrap());
-    flow::start(&from, FlowSpec { to, kind: Kind::Icmp, rate: 200, payload: MARKER.into() }).unwrap()
-}
-
-fn lossless(flow: flow::Flow) {
-    let report = flow.stop(Duration::from_secs(2)).unwrap();
-    assert!(report.sent > 20 && report.lost == 0, "{report:?}");
 }
 
 #[test]
@@ -83,8 +70,10 @@ fn without_the_api_server_no_packet_is_lost_and_agents_restart_from_what_they_kn
         return;
     }
     let mut mesh = up();
-    let flows =
-        [traffic(&mesh, "aws-1-pod-1", "gcp-1-pod-1"), traffic(&mesh, "onprem-1-pod-1", "aws-2-pod-1")];
+    let flows = [
+        mesh.traffic("aws-1-pod-1", "gcp-1-pod-1").unwrap(),
+        mesh.traffic("onprem-1-pod-1", "aws-2-pod-1").unwrap(),
+    ];
     mesh.cluster_mut().stop_api().unwrap();
     eventually("status tells that the API is away", || {
         let status = mesh.status("aws-1")?;
@@ -119,7 +108,7 @@ fn without_the_api_server_no_packet_is_lost_and_agents_restart_from_what_they_kn
         Ok(())
     })
     .unwrap();
-    flows.into_iter().for_each(lossless);
+    flows.into_iter().for_each(|flow| lossless(flow).unwrap());
 }
 
 #[test]
@@ -128,7 +117,7 @@ fn a_deleted_node_is_nobodys_peer_and_comes_back_with_a_new_key() {
         return;
     }
     let mut mesh = up();
-    let flow = traffic(&mesh, "aws-1-pod-1", "onprem-1-pod-1");
+    let flow = mesh.traffic("aws-1-pod-1", "onprem-1-pod-1").unwrap();
     let key = annotations(&mesh, "node", "gcp-1")["sennit.dev/public-key"].clone();
     mesh.kill("gcp-1").unwrap();
     mesh.agent("gcp-1", &["cleanup", "--config", "/run/netlab/private/agent.yaml"]).unwrap();
@@ -140,7 +129,7 @@ fn a_deleted_node_is_nobodys_peer_and_comes_back_with_a_new_key() {
     mesh.stands(&ALL).unwrap();
     assert_ne!(annotations(&mesh, "node", "gcp-1")["sennit.dev/public-key"], key);
     mesh.reaches(&ALL).unwrap();
-    lossless(flow);
+    lossless(flow).unwrap();
 }
 
 #[test]
@@ -149,7 +138,7 @@ fn annotations_edited_by_hand_are_put_right_and_a_copied_key_takes_nothing() {
         return;
     }
     let mesh = up();
-    let flow = traffic(&mesh, "aws-1-pod-1", "gcp-1-pod-1");
+    let flow = mesh.traffic("aws-1-pod-1", "gcp-1-pod-1").unwrap();
     let key = annotations(&mesh, "node", "aws-1")["sennit.dev/public-key"].clone();
     mesh.cluster()
         .kubectl(&[
@@ -186,7 +175,7 @@ fn annotations_edited_by_hand_are_put_right_and_a_copied_key_takes_nothing() {
     .unwrap();
     mesh.stands(&ALL).unwrap();
     mesh.reaches(&ALL).unwrap();
-    lossless(flow);
+    lossless(flow).unwrap();
 }
 
 #[test]
@@ -335,7 +324,7 @@ fn fifty_nodes_that_come_and_go_leave_nothing_behind() {
         return;
     }
     let mesh = up();
-    let flow = traffic(&mesh, "aws-1-pod-1", "gcp-1-pod-1");
+    let flow = mesh.traffic("aws-1-pod-1", "gcp-1-pod-1").unwrap();
     let before = host_state(&mesh, "aws-1");
     for _ in 0..2 {
         mesh.cluster().apply(&strangers(As::Node, 0..50)).unwrap();
@@ -353,7 +342,7 @@ fn fifty_nodes_that_come_and_go_leave_nothing_behind() {
         })
         .unwrap();
     }
-    lossless(flow);
+    lossless(flow).unwrap();
 }
 
 #[test]
@@ -362,7 +351,7 @@ fn five_thousand_mesh_nodes_harm_nobody() {
         return;
     }
     let mesh = up();
-    let flow = traffic(&mesh, "aws-1-pod-1", "gcp-1-pod-1");
+    let flow = mesh.traffic("aws-1-pod-1", "gcp-1-pod-1").unwrap();
     for thousand in 0..5 {
         mesh.cluster().apply(&strangers(As::MeshNode, thousand * 1000..(thousand + 1) * 1000)).unwrap();
     }
@@ -376,7 +365,7 @@ fn five_thousand_mesh_nodes_harm_nobody() {
     };
     println!("with 5,000 MeshNodes: mesh-agent {}mesh-wg {}", rss("mesh-agent"), rss("mesh-wg"));
     mesh.reaches(&ALL).unwrap();
-    lossless(flow);
+    lossless(flow).unwrap();
 }
 
 #[test]
@@ -385,7 +374,7 @@ fn a_token_that_is_no_longer_good_costs_nothing_and_its_successor_is_taken_up() 
         return;
     }
     let mesh = up();
-    let flow = traffic(&mesh, "aws-1-pod-1", "gcp-1-pod-1");
+    let flow = mesh.traffic("aws-1-pod-1", "gcp-1-pod-1").unwrap();
     let good = mesh.cluster().token(kube_tests::cluster::Bound::Node("gcp-1")).unwrap();
     mesh.cluster().kubeconfig("gcp-1", "no token at all").unwrap();
     // What is open goes on until the server ends it; a restart asks anew.
@@ -409,7 +398,7 @@ fn a_token_that_is_no_longer_good_costs_nothing_and_its_successor_is_taken_up() 
     // A token file is read again once a minute.
     let taken = || mesh.stands(&ALL);
     taken().or_else(|_| taken()).unwrap();
-    lossless(flow);
+    lossless(flow).unwrap();
 }
 
 #[test]
