@@ -30,7 +30,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use crate::registry::Snapshot;
-use crate::registry::kube::{GROUP, KubeRegistry, LINK, VERSION, api_config, limits, reason};
+use crate::registry::kube::{
+    GROUP, KubeRegistry, LINK, VERSION, api_config, custom, limits, mesh_nodes, reason,
+};
 use crate::status::rfc3339;
 use election::{Election, Term};
 use link::{ClusterLink, SECRET_KEY};
@@ -351,11 +353,11 @@ impl Federator {
     }
 
     fn mesh_nodes(&self) -> Api<DynamicObject> {
-        Api::all_with(self.client.clone(), &resource("MeshNode", "meshnodes"))
+        Api::all_with(self.client.clone(), &mesh_nodes())
     }
 
     async fn create(&self, link: &str, node: &NodeName, mirror: &Mirror) -> Result<(), String> {
-        let mut object = DynamicObject::new(node.as_str(), &resource("MeshNode", "meshnodes"));
+        let mut object = DynamicObject::new(node.as_str(), &mesh_nodes());
         fill(&mut object, link, mirror);
         // One that somebody else makes at this moment is in the way, and stays.
         let api = self.mesh_nodes();
@@ -440,18 +442,8 @@ fn fill(object: &mut DynamicObject, link: &str, mirror: &Mirror) {
     object.data["spec"] = json!({"site": mirror.site, "podCIDRs": mirror.pod_cidrs});
 }
 
-fn resource(kind: &str, plural: &str) -> ApiResource {
-    ApiResource {
-        group: GROUP.into(),
-        version: VERSION.into(),
-        api_version: format!("{GROUP}/{VERSION}"),
-        kind: kind.into(),
-        plural: plural.into(),
-    }
-}
-
 fn links_resource() -> ApiResource {
-    resource("ClusterLink", "clusterlinks")
+    custom("ClusterLink", "clusterlinks")
 }
 
 /// The condition `Ready` of a link, and beside it how many nodes it mirrors.

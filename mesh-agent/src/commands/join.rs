@@ -8,7 +8,6 @@ use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::Kubeconfig;
-use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, ResourceExt as _};
 use mesh_keyring::{ClusterName, MeshName, NodeName, SiteName};
 use mesh_overlay::prefix;
@@ -16,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{print, shown};
 use crate::atomic;
-use crate::registry::kube::{GROUP, LINK, VERSION, api_config, reason};
+use crate::registry::kube::{GROUP, LINK, VERSION, api_config, mesh_nodes, reason};
 
 /// The namespace of the host's service account.
 const NAMESPACE: &str = "sennit";
@@ -80,10 +79,7 @@ pub(super) async fn join(asked: &Join) -> anyhow::Result<()> {
     let said =
         |what: String| move |e: kube::Error| anyhow::anyhow!("{what}: API server {server}: {}", reason(&e));
 
-    let mesh_nodes: Api<DynamicObject> = Api::all_with(
-        client.clone(),
-        &ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, VERSION, "MeshNode"), "meshnodes"),
-    );
+    let mesh_nodes: Api<DynamicObject> = Api::all_with(client.clone(), &mesh_nodes());
     // Joining again to renew the token takes no prefix away.
     let standing =
         mesh_nodes.get_opt(node.as_str()).await.map_err(said.clone()(format!("MeshNode {node}")))?;

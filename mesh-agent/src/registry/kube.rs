@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use kube::api::{ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
-use kube::core::{ApiResource, Resource};
+use kube::core::{ApiResource, GroupVersionKind, Resource};
 use kube::{Api, Client};
 use mesh_keyring::{ClusterName, NodeName};
 use mesh_overlay::{Advertisement, NodeRecord};
@@ -328,18 +328,20 @@ impl KubeRegistry {
 }
 
 fn resource(kind: Kind) -> ApiResource {
-    let (group, version, plural) = match kind {
-        Kind::Node => ("", "v1", "nodes"),
-        Kind::MeshNode => (GROUP, VERSION, "meshnodes"),
-    };
-    let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    ApiResource {
-        group: group.to_owned(),
-        version: version.to_owned(),
-        api_version,
-        kind: kind.as_str().to_owned(),
-        plural: plural.to_owned(),
+    match kind {
+        Kind::Node => ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "Node"), "nodes"),
+        Kind::MeshNode => custom(kind.as_str(), "meshnodes"),
     }
+}
+
+/// A custom resource of ours.
+pub fn custom(kind: &str, plural: &str) -> ApiResource {
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, VERSION, kind), plural)
+}
+
+/// The custom resource `MeshNode`.
+pub fn mesh_nodes() -> ApiResource {
+    resource(Kind::MeshNode)
 }
 
 fn api<K: Resource<DynamicType = ApiResource>>(client: &Client, kind: Kind) -> Api<K> {
