@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::join::Join;
 use crate::federate::Federate;
@@ -20,10 +20,16 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the agent in the foreground.
-    Run {
-        /// Its configuration.
-        #[arg(long, env = "SENNIT_CONFIG", default_value = "/etc/sennit/agent.yaml")]
-        config: PathBuf,
+    Run(Configured),
+    /// Run this host's userspace WireGuard device in the foreground, for agents with `wireguard.externalDevice`. Where the
+    /// kernel's WireGuard is used, wait.
+    Device {
+        /// The configuration.
+        #[command(flatten)]
+        configured: Configured,
+        /// Only tell by the exit code whether it runs and answers.
+        #[arg(long)]
+        probe: bool,
     },
     /// Register this host, which has no Kubernetes, with a cluster, and write its configuration and credentials.
     Join(Join),
@@ -31,9 +37,9 @@ pub enum Command {
     Federate(Federate),
     /// Tell what will not work on this host and why, before anything is changed. Writes nothing.
     InstallCheck {
-        /// The configuration that the agent would run with.
-        #[arg(long, env = "SENNIT_CONFIG", default_value = "/etc/sennit/agent.yaml")]
-        config: PathBuf,
+        /// The configuration.
+        #[command(flatten)]
+        configured: Configured,
         /// Form of the output.
         #[arg(short, long, value_enum, default_value_t = StatusOutput::Table)]
         output: StatusOutput,
@@ -46,6 +52,9 @@ pub enum Command {
         /// Form of the output.
         #[arg(short, long, value_enum, default_value_t = StatusOutput::Table)]
         output: StatusOutput,
+        /// Print what is amiss only, and fail unless the node is ready: published, and all as it should be.
+        #[arg(long)]
+        probe: bool,
     },
     /// Compute a node's plan from a directory of manifests, touching nothing.
     Plan {
@@ -64,13 +73,24 @@ pub enum Command {
     },
     /// Remove all that the agent ever made on this host: device, routes, rules, guard, state, publication.
     Cleanup {
-        /// The configuration that it ran with.
-        #[arg(long, env = "SENNIT_CONFIG", default_value = "/etc/sennit/agent.yaml")]
-        config: PathBuf,
+        /// The configuration.
+        #[command(flatten)]
+        configured: Configured,
         /// Leave the node's private key where it is.
         #[arg(long)]
         keep_key: bool,
     },
+}
+
+/// Which configuration a command works with.
+#[derive(Debug, Args)]
+pub struct Configured {
+    /// The agent's configuration.
+    #[arg(long, env = "SENNIT_CONFIG", default_value = "/etc/sennit/agent.yaml")]
+    pub config: PathBuf,
+    /// This node's name, where the configuration has none; without either it is the host's name.
+    #[arg(long, env = "SENNIT_NODE")]
+    pub node: Option<String>,
 }
 
 /// Forms of the status.

@@ -2,6 +2,7 @@
 
 mod check;
 mod cleanup;
+mod device;
 pub mod join;
 mod plan;
 mod status;
@@ -11,7 +12,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use tokio::task::LocalSet;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Configured};
 use crate::config::Config;
 use crate::{federate, run};
 
@@ -21,25 +22,34 @@ use crate::{federate, run};
 /// What went wrong, in one line for the terminal.
 pub fn execute(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Run { config } => {
-            let config = Config::load(&config)?;
+        Command::Run(configured) => {
+            let config = load(&configured)?;
             start_log(&config);
             block_on(run::run(config))
+        }
+        Command::Device { configured, probe } => {
+            let config = load(&configured)?;
+            start_log(&config);
+            if probe { block_on(device::probe(&config)) } else { block_on(device::run(&config)) }
         }
         Command::Join(asked) => block_on(join::join(&asked)),
         Command::Federate(asked) => {
             log_to_stderr("info");
             block_on(federate::federate(&asked))
         }
-        Command::InstallCheck { config, output } => block_on(check::check(&config, output)),
-        Command::Status { socket, output } => block_on(status::show(&socket, output)),
+        Command::InstallCheck { configured, output } => block_on(check::check(load(&configured)?, output)),
+        Command::Status { socket, output, probe } => block_on(status::show(&socket, output, probe)),
         Command::Plan { state, node, config, output } => plan::show(&state, &node, config.as_deref(), output),
-        Command::Cleanup { config, keep_key } => {
-            let config = Config::load(&config)?;
+        Command::Cleanup { configured, keep_key } => {
+            let config = load(&configured)?;
             start_log(&config);
             block_on(cleanup::clean(&config, keep_key))
         }
     }
+}
+
+fn load(configured: &Configured) -> anyhow::Result<Config> {
+    Ok(Config::load(&configured.config, configured.node.as_deref())?)
 }
 
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
@@ -56,8 +66,8 @@ fn start_log(config: &Config) {
 }
 
 fn log_to_stderr(level: &str) {
-    // The API's client would log whole answers that it cannot read.
-    let fallback = tracing_subscriber::EnvFilter::new(format!("{level},kube_client=error"));
+    // The API's client would log whole answers that it cannot read, and every failure, which status and our own log tell too.
+    let fallback = tracing_subscriber::EnvFilter::new(format!("{level},kube_client=off"));
     let filter = tracing_subscriber::EnvFilter::try_from_env("SENNIT_LOG").unwrap_or(fallback);
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }

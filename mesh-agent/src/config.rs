@@ -55,6 +55,9 @@ pub struct Wireguard {
     pub backend: Choice,
     /// The `mesh-wg` program: a name on PATH or a path.
     pub userspace_binary: PathBuf,
+    /// A userspace device's process is run by somebody else, such as the DaemonSet sennit-device: the agent waits for it,
+    /// and neither starts nor ends one.
+    pub external_device: bool,
     /// Seconds; 0 sends none.
     pub persistent_keepalive: u16,
 }
@@ -66,6 +69,7 @@ impl Default for Wireguard {
             listen_port: 51820,
             backend: Choice::Auto,
             userspace_binary: PathBuf::from("mesh-wg"),
+            external_device: false,
             persistent_keepalive: 25,
         }
     }
@@ -210,16 +214,16 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads a configuration file.
+    /// Reads a configuration file. Where it names no node, it is `node`, and without that the host's name.
     ///
     /// # Errors
     /// [`ConfigError`] names file, field or position, and what is allowed.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+    pub fn load(path: &Path, node: Option<&str>) -> Result<Self, ConfigError> {
         let shown = path.display().to_string();
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
         let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-        Self::parse(&shown, &text, host.as_deref())
+        Self::parse(&shown, &text, node.or(host.as_deref()))
     }
 
     /// Parses a configuration; `path` is for messages, `host` is the node's name where none is configured.

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::config::KubeConfigOptions;
@@ -29,6 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
+use crate::config::{Config, KubeRegistryConfig, RegistryChoice};
 use crate::registry::Snapshot;
 use crate::registry::kube::{
     GROUP, KubeRegistry, LINK, VERSION, api_config, custom, limits, mesh_nodes, reason,
@@ -56,8 +57,11 @@ const NAMED: usize = 8;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Federate {
     /// This cluster's name, as its agents have it in `registry.kube.cluster`.
-    #[arg(long, env = "SENNIT_CLUSTER")]
-    cluster: String,
+    #[arg(long, env = "SENNIT_CLUSTER", required_unless_present = "config")]
+    cluster: Option<String>,
+    /// The agents' configuration, to take the cluster's name from.
+    #[arg(long, conflicts_with = "cluster")]
+    config: Option<PathBuf>,
     /// How to reach this cluster's API. Default: as a pod, by its service account.
     #[arg(long)]
     kubeconfig: Option<PathBuf>,
@@ -93,12 +97,26 @@ struct Federator {
     led: bool,
 }
 
+impl Federate {
+    fn own(&self) -> anyhow::Result<ClusterName> {
+        if let Some(name) = &self.cluster {
+            return name.parse().context("--cluster");
+        }
+        let path = self.config.as_deref().context("neither --cluster nor --config")?;
+        // Whose node this is does not matter here.
+        match Config::load(path, Some("federate"))?.registry {
+            RegistryChoice::Kube(KubeRegistryConfig { cluster: Some(cluster), .. }) => Ok(cluster),
+            _ => bail!("configuration {}: registry.kube.cluster: federation needs the cluster's name", path.display()),
+        }
+    }
+}
+
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// Only before the loop: no credentials, a bad name.
 pub async fn federate(asked: &Federate) -> anyhow::Result<()> {
-    let own: ClusterName = asked.cluster.parse().context("--cluster")?;
+    let own = asked.own()?;
     let config = api_config(asked.kubeconfig.as_deref()).await?;
     let client = Client::try_from(config.clone())?;
     let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

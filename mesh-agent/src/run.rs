@@ -71,6 +71,7 @@ pub fn wireguard(config: &Config, own: Option<PublicKey>) -> anyhow::Result<Wire
         run_dir: config.run_dir.clone(),
         uapi_dir: PathBuf::from(UserspaceConfig::UAPI_DIR),
         own,
+        external: wireguard.external_device,
     };
     Ok(Wireguard::choose(wireguard.backend, userspace)?)
 }

@@ -76,8 +76,7 @@ impl Findings {
 }
 
 /// Checks this host and its registry against a configuration. Fails when there is an obstacle.
-pub(super) async fn check(path: &Path, output: StatusOutput) -> anyhow::Result<()> {
-    let mut config = Config::load(path)?;
+pub(super) async fn check(mut config: Config, output: StatusOutput) -> anyhow::Result<()> {
     let mut findings = Findings::default();
     findings.fine(
         "configuration",

@@ -25,7 +25,7 @@ struct Settings {
 
 impl Settings {
     fn load(config: Option<&Path>) -> anyhow::Result<Self> {
-        Ok(match config.map(Config::load).transpose()? {
+        Ok(match config.map(|path| Config::load(path, None)).transpose()? {
             Some(config) => {
                 Self { grants: config.grants, wireguard: config.wireguard, routing: config.routing }
             }

@@ -14,7 +14,7 @@ use crate::status::Status;
 /// How long the agent has to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-pub(super) async fn show(socket: &Path, output: StatusOutput) -> anyhow::Result<()> {
+pub(super) async fn show(socket: &Path, output: StatusOutput, probe: bool) -> anyhow::Result<()> {
     let read = async {
         let mut stream = UnixStream::connect(socket).await?;
         let mut text = String::new();
@@ -28,6 +28,10 @@ pub(super) async fn show(socket: &Path, output: StatusOutput) -> anyhow::Result<
         })?
         .with_context(|| format!("{}: is the agent running, and may you read its socket?", shown(socket)))?;
     let status: Status = serde_json::from_str(&text).context("the agent's answer")?;
+    if probe {
+        anyhow::ensure!(status.ready, "not ready: {}", status.errors.join("; "));
+        return Ok(());
+    }
     match output {
         StatusOutput::Json => print(&format!("{}\n", serde_json::to_string_pretty(&status)?)),
         StatusOutput::Table => print(&status.to_table()),

@@ -50,6 +50,8 @@ pub struct UserspaceConfig {
     pub uapi_dir: PathBuf,
     /// This node's public key: a device that has it is ours also without our alias.
     pub own: Option<PublicKey>,
+    /// The process is somebody else's: it is waited for, and neither started nor ended.
+    pub external: bool,
 }
 
 impl UserspaceConfig {
@@ -90,6 +92,14 @@ impl Userspace {
 
     pub(crate) fn interface(&self) -> &InterfaceName {
         &self.config.interface
+    }
+
+    /// Whether there is a device that answers, whoever it belongs to.
+    ///
+    /// # Errors
+    /// When its socket cannot be used.
+    pub async fn answers(&mut self) -> Result<bool, BackendError> {
+        Ok(matches!(self.ask().await?, Reply::Device(_)))
     }
 
     fn name(&self) -> &str {
@@ -229,6 +239,17 @@ impl Userspace {
         }
     }
 
+    /// Of an external device: who has to do something about it.
+    fn awaited(&self, what: &str) -> BackendError {
+        self.failed(
+            "waiting for",
+            format_args!(
+                "{what}; `wireguard.externalDevice` is set, so that whoever runs its process has to see to it: the \
+                 DaemonSet sennit-device, where the agent runs as a pod"
+            ),
+        )
+    }
+
     async fn create(&self) -> Result<(), BackendError> {
         let action = "starting a device for";
         // What a dead device left behind would only be in the way of the new one.
@@ -362,6 +383,10 @@ impl WireguardBackend for Userspace {
                 );
                 return Err(self.failed("adopting", reason));
             }
+            (Reply::Silent | Reply::Broken, ..) if self.config.external => {
+                return Err(self.awaited("its device does not answer"));
+            }
+            (Reply::Absent, ..) if self.config.external => return Err(self.awaited("there is no device")),
             (Reply::Silent | Reply::Broken, _, None) => {
                 return Err(
                     self.foreign(format!("its device does not answer, and no {} holds it", self.program))
@@ -429,6 +454,9 @@ impl WireguardBackend for Userspace {
     async fn remove(&mut self) -> Result<(), BackendError> {
         let reply = self.ask().await?;
         match self.own_link(&reply).await {
+            Ok(Some(_)) if self.config.external => {
+                return Err(self.failed("ending the device", "its process is not ours: whoever runs it has to end it"));
+            }
             Ok(Some(_)) => match self.owner() {
                 Some(pid) => {
                     // A stopped process would not see it.

@@ -174,6 +174,7 @@ pub(crate) fn config(kind: Kind, interface: &str, uapi_dir: &str) -> UserspaceCo
         run_dir: "/run/sennit".into(),
         uapi_dir: uapi_dir.into(),
         own: None,
+        external: false,
     }
 }
 

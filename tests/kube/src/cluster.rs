@@ -1,6 +1,6 @@
 //! A control plane: etcd and kube-apiserver in one host of a lab.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use crate::{eventually, programs};
 
 const PORT: u16 = 6443;
 const SERVICES: &str = "10.97.0.0/16";
+// The first of them is the API's own.
+const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 97, 0, 1));
 const COMMAND: Duration = Duration::from_secs(30);
 
 /// A control plane, up.
@@ -23,6 +25,13 @@ pub struct Cluster {
     pki: Pki,
     _etcd: Process,
     api: Option<Process>,
+    // None: no controllers.
+    controllers: Option<Vec<Process>>,
+}
+
+/// A folder of `deploy/`.
+pub fn deployment(folder: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(folder).display().to_string()
 }
 
 /// What a service account token is bound to.
@@ -42,12 +51,27 @@ impl Cluster {
     /// # Errors
     /// What does not come up, with its last words.
     pub fn start(host: &Host, dir: &Path) -> anyhow::Result<Self> {
+        Self::launch(host, dir, None)
+    }
+
+    /// The same with controller-manager and scheduler, for whole nodes.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn start_whole(host: &Host, dir: &Path) -> anyhow::Result<Self> {
+        let mut cluster = Self::launch(host, dir, Some(Vec::new()))?;
+        cluster.start_controllers()?;
+        Ok(cluster)
+    }
+
+    fn launch(host: &Host, dir: &Path, controllers: Option<Vec<Process>>) -> anyhow::Result<Self> {
         let address =
             *host.addresses().iter().find(|a| a.is_ipv4()).context("the host has no IPv4 address")?;
         std::fs::create_dir_all(dir)?;
         let pki = Pki::new(dir)?;
-        pki.issue("apiserver", "kube-apiserver", None, Some(address))?;
-        pki.issue("admin", "admin", Some("system:masters"), None)?;
+        // Pods know it by its Service.
+        pki.issue("apiserver", "kube-apiserver", None, &[address, SERVICE])?;
+        pki.issue("admin", "admin", Some("system:masters"), &[])?;
         let (client, peer) = ("http://127.0.0.1:2379", "http://127.0.0.1:2380");
         let etcd = host
             .command(programs::kubernetes("etcd"))
@@ -60,11 +84,68 @@ impl Cluster {
             .log_to(dir.join("etcd.log"))
             .spawn()?;
         let mut cluster =
-            Self { host: host.clone(), address, dir: dir.to_owned(), pki, _etcd: etcd, api: None };
-        let admin = json!({"client-certificate": cluster.pki.path("admin.crt"), "client-key": cluster.pki.path("admin.key")});
-        cluster.write_kubeconfig("admin", &admin)?;
+            Self { host: host.clone(), address, dir: dir.to_owned(), pki, _etcd: etcd, api: None, controllers };
+        cluster.kubeconfig_by_certificate("admin")?;
         cluster.start_api()?;
         Ok(cluster)
+    }
+
+    fn start_controllers(&mut self) -> anyhow::Result<()> {
+        let mut started = Vec::new();
+        for (program, extra) in [
+            (
+                "kube-controller-manager",
+                vec![
+                    "--use-service-account-credentials".to_owned(),
+                    format!("--service-account-private-key-file={}", self.pki.path("sa.key")),
+                    format!("--root-ca-file={}", self.pki.path("ca.crt")),
+                    format!("--service-cluster-ip-range={SERVICES}"),
+                    // Nodes that are made anew are noticed sooner than the default of 40 s.
+                    "--node-monitor-grace-period=20s".to_owned(),
+                ],
+            ),
+            ("kube-scheduler", Vec::new()),
+        ] {
+            let kubeconfig = self.client(&program.replace("kube-", ""), &format!("system:{program}"), None)?;
+            let kubeconfig = kubeconfig.display().to_string();
+            let command = self.host.command(programs::kubernetes(program)).args(extra);
+            let flags = ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"];
+            let command = command.args(flags.map(|flag| format!("--{flag}={kubeconfig}")));
+            let command = command.args(["--bind-address=127.0.0.1", "--leader-elect=false"]);
+            started.push(command.log_to(self.dir.join(format!("{program}.log"))).spawn()?);
+        }
+        self.controllers = Some(started);
+        Ok(())
+    }
+
+    /// Kills the controllers, and starts them again with the API.
+    ///
+    /// # Errors
+    /// When one cannot be started.
+    pub fn restart_controllers(&mut self) -> anyhow::Result<()> {
+        if self.controllers.take().is_some() {
+            self.start_controllers()?;
+        }
+        Ok(())
+    }
+
+    /// A kubeconfig file for somebody by certificate: `NAME.kubeconfig`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn client(&self, file: &str, name: &str, group: Option<&str>) -> anyhow::Result<PathBuf> {
+        self.pki.issue(file, name, group, &[])?;
+        self.kubeconfig_by_certificate(file)
+    }
+
+    fn kubeconfig_by_certificate(&self, file: &str) -> anyhow::Result<PathBuf> {
+        let [certificate, key] = ["crt", "key"].map(|kind| self.pki.path(&format!("{file}.{kind}")));
+        self.write_kubeconfig(file, &json!({"client-certificate": certificate, "client-key": key}))
+    }
+
+    /// The file of the authority that clients' certificates are checked with.
+    pub fn authority(&self) -> String {
+        self.pki.path("ca.crt")
     }
 
     /// Starts the API server and waits until it is ready.
@@ -86,15 +167,19 @@ impl Cluster {
             ("service-account-signing-key-file", pki("sa.key")),
             ("authorization-mode", "Node,RBAC".to_owned()),
             ("enable-admission-plugins", "NodeRestriction".to_owned()),
-            // No controller makes service accounts here.
-            ("disable-admission-plugins", "ServiceAccount".to_owned()),
+            ("kubelet-client-certificate", pki("admin.crt")),
+            ("kubelet-client-key", pki("admin.key")),
+            ("kubelet-preferred-address-types", "InternalIP".to_owned()),
             ("service-cluster-ip-range", SERVICES.to_owned()),
             ("allow-privileged", "true".to_owned()),
         ];
+        // Without controllers nobody makes the service account of a namespace.
+        let bare = self.controllers.is_none().then_some("--disable-admission-plugins=ServiceAccount");
         let process = self
             .host
             .command(programs::kubernetes("kube-apiserver"))
             .args(flags.map(|(flag, value)| format!("--{flag}={value}")))
+            .args(bare)
             .log_to(self.dir.join("apiserver.log"))
             .spawn()?;
         let ready = eventually("the API server is ready", || {
@@ -197,6 +282,16 @@ impl Cluster {
     /// # Errors
     /// When it cannot be run.
     pub fn kubectl_as(&self, kubeconfig: &str, args: &[&str], input: &str) -> anyhow::Result<Output> {
+        self.ask(kubeconfig, args, input, COMMAND)
+    }
+
+    fn ask(
+        &self,
+        kubeconfig: &str,
+        args: &[&str],
+        input: &str,
+        within: Duration,
+    ) -> anyhow::Result<Output> {
         let kubeconfig = self.dir.join(format!("{kubeconfig}.kubeconfig"));
         let command = self
             .host
@@ -205,7 +300,7 @@ impl Cluster {
             .args(args.iter().copied())
             .env("KUBECACHEDIR", self.dir.join("cache"))
             .stdin(input);
-        Ok(command.output(COMMAND)?)
+        Ok(command.output(within)?)
     }
 
     /// Runs kubectl as administrator; what it prints.
@@ -214,6 +309,16 @@ impl Cluster {
     /// What it said.
     pub fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
         self.checked(args, "")
+    }
+
+    /// The same for what takes longer.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn kubectl_within(&self, args: &[&str], within: Duration) -> anyhow::Result<String> {
+        let output = self.ask("admin", args, "", within)?;
+        ensure!(output.success(), "kubectl {}: {}", args.join(" "), output.stderr_text().trim());
+        Ok(output.stdout_text())
     }
 
     fn checked(&self, args: &[&str], input: &str) -> anyhow::Result<String> {
@@ -236,8 +341,15 @@ impl Cluster {
     /// # Errors
     /// What the API server said.
     pub fn deploy(&self) -> anyhow::Result<()> {
-        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/kubernetes/base");
-        self.checked(&["apply", "--server-side", "-k", &base.display().to_string()], "")?;
+        self.kubectl(&["apply", "--server-side", "-k", &deployment("kubernetes/base")])?;
+        self.in_force()
+    }
+
+    /// Waits until kinds are served and the admission policy bites.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn in_force(&self) -> anyhow::Result<()> {
         let kinds = ["crd/meshnodes.sennit.dev", "crd/clusterlinks.sennit.dev"];
         self.checked(&["wait", "--for=condition=Established", kinds[0], kinds[1], "--timeout=30s"], "")?;
         // A token bound to nothing is the first thing that the policy refuses.

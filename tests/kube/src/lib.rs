@@ -4,9 +4,12 @@
 //! nodes of one mesh that register with it. `run.sh` is the way in: `make kube-test`.
 
 pub mod cluster;
+pub mod images;
 pub mod mesh;
+pub mod node;
 pub mod pki;
 pub mod programs;
+pub mod whole;
 
 use std::time::{Duration, Instant};
 

@@ -35,7 +35,7 @@ impl Pki {
         Ok(pki)
     }
 
-    /// A certificate for a server at `address`, or for a client by name and group: `NAME.crt` and `NAME.key`.
+    /// A certificate for a server at these addresses, or for a client by name and group: `NAME.crt` and `NAME.key`.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -44,14 +44,14 @@ impl Pki {
         file: &str,
         name: &str,
         group: Option<&str>,
-        address: Option<IpAddr>,
+        addresses: &[IpAddr],
     ) -> anyhow::Result<()> {
         let mut parameters = CertificateParams::new(vec!["localhost".to_owned(), "kubernetes".to_owned()])?;
         parameters.distinguished_name.push(DnType::CommonName, name);
         if let Some(group) = group {
             parameters.distinguished_name.push(DnType::OrganizationName, group);
         }
-        parameters.subject_alt_names.extend(address.map(SanType::IpAddress));
+        parameters.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
         parameters.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate()?;

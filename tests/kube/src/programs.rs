@@ -6,6 +6,18 @@ use std::path::{Path, PathBuf};
 /// Set by `run.sh`: the folder of etcd, kube-apiserver and kubectl.
 const VARIABLE: &str = "SENNIT_KUBE_BIN";
 const NEEDED: [&str; 3] = ["etcd", "kube-apiserver", "kubectl"];
+const NODES: [&str; 10] = [
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "containerd",
+    "containerd-shim-runc-v2",
+    "ctr",
+    "runc",
+    "busybox",
+    "../cni/bridge",
+];
 
 /// A program of the cluster.
 pub fn kubernetes(name: &str) -> PathBuf {
@@ -21,9 +33,18 @@ pub fn ours(name: &str) -> PathBuf {
     std::env::var_os("SENNIT_BIN_DIR").map_or_else(built, PathBuf::from).join(name)
 }
 
+/// Whether whole nodes can be started here; else as [`can_run`].
+pub fn can_run_nodes(test: &str) -> bool {
+    can_run_all(test, &[&NEEDED[..], &NODES].concat())
+}
+
 /// Whether a cluster can be started here; if not, says so loudly, and under `CI=true` fails.
 pub fn can_run(test: &str) -> bool {
-    let cluster = NEEDED.into_iter().map(|name| (name, kubernetes(name)));
+    can_run_all(test, &NEEDED)
+}
+
+fn can_run_all(test: &str, needed: &[&'static str]) -> bool {
+    let cluster = needed.iter().copied().map(|name| (name, kubernetes(name)));
     let mesh = ["mesh-agent", "mesh-wg"].into_iter().map(|name| (name, ours(name)));
     let absent: Vec<&str> =
         cluster.chain(mesh).filter(|(_, path)| !path.is_file()).map(|(name, _)| name).collect();
