@@ -106,7 +106,10 @@ impl Federate {
         // Whose node this is does not matter here.
         match Config::load(path, Some("federate"))?.registry {
             RegistryChoice::Kube(KubeRegistryConfig { cluster: Some(cluster), .. }) => Ok(cluster),
-            _ => bail!("configuration {}: registry.kube.cluster: federation needs the cluster's name", path.display()),
+            _ => bail!(
+                "configuration {}: registry.kube.cluster: federation needs the cluster's name",
+                path.display()
+            ),
         }
     }
 }

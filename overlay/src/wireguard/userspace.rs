@@ -455,7 +455,8 @@ impl WireguardBackend for Userspace {
         let reply = self.ask().await?;
         match self.own_link(&reply).await {
             Ok(Some(_)) if self.config.external => {
-                return Err(self.failed("ending the device", "its process is not ours: whoever runs it has to end it"));
+                return Err(self
+                    .failed("ending the device", "its process is not ours: whoever runs it has to end it"));
             }
             Ok(Some(_)) => match self.owner() {
                 Some(pid) => {

@@ -83,8 +83,15 @@ impl Cluster {
             .arg("--unsafe-no-fsync")
             .log_to(dir.join("etcd.log"))
             .spawn()?;
-        let mut cluster =
-            Self { host: host.clone(), address, dir: dir.to_owned(), pki, _etcd: etcd, api: None, controllers };
+        let mut cluster = Self {
+            host: host.clone(),
+            address,
+            dir: dir.to_owned(),
+            pki,
+            _etcd: etcd,
+            api: None,
+            controllers,
+        };
         cluster.kubeconfig_by_certificate("admin")?;
         cluster.start_api()?;
         Ok(cluster)
@@ -106,7 +113,8 @@ impl Cluster {
             ),
             ("kube-scheduler", Vec::new()),
         ] {
-            let kubeconfig = self.client(&program.replace("kube-", ""), &format!("system:{program}"), None)?;
+            let kubeconfig =
+                self.client(&program.replace("kube-", ""), &format!("system:{program}"), None)?;
             let kubeconfig = kubeconfig.display().to_string();
             let command = self.host.command(programs::kubernetes(program)).args(extra);
             let flags = ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"];
@@ -285,13 +293,7 @@ impl Cluster {
         self.ask(kubeconfig, args, input, COMMAND)
     }
 
-    fn ask(
-        &self,
-        kubeconfig: &str,
-        args: &[&str],
-        input: &str,
-        within: Duration,
-    ) -> anyhow::Result<Output> {
+    fn ask(&self, kubeconfig: &str, args: &[&str], input: &str, within: Duration) -> anyhow::Result<Output> {
         let kubeconfig = self.dir.join(format!("{kubeconfig}.kubeconfig"));
         let command = self
             .host

@@ -20,7 +20,11 @@ const APPLETS: [&str; 8] = ["sh", "httpd", "nc", "grep", "echo", "printf", "mkdi
 pub fn ours(dir: &Path, name: &str) -> anyhow::Result<PathBuf> {
     let out = dir.join(format!("{}.tar", name.replace(['/', ':'], "-")));
     let programs = programs::ours("");
-    script("image/build.sh", &[&out.display().to_string()], &[("SENNIT_IMAGE", name), ("SENNIT_BIN_DIR", &programs.display().to_string())])?;
+    script(
+        "image/build.sh",
+        &[&out.display().to_string()],
+        &[("SENNIT_IMAGE", name), ("SENNIT_BIN_DIR", &programs.display().to_string())],
+    )?;
     Ok(out)
 }
 

@@ -48,7 +48,9 @@ impl Cgroup {
         for dir in group.dirs() {
             std::fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
             // A new group of cpuset holds nothing, and nothing can be put into it.
-            for file in ["cpuset.cpus", "cpuset.mems"].map(|file| dir.join(file)).iter().filter(|f| f.exists()) {
+            for file in
+                ["cpuset.cpus", "cpuset.mems"].map(|file| dir.join(file)).iter().filter(|f| f.exists())
+            {
                 let above = Path::new(CGROUPS).join("cpuset").join(file.file_name().unwrap_or_default());
                 std::fs::write(file, std::fs::read(above)?)?;
             }

@@ -1,12 +1,15 @@
 //! Two clusters of two whole nodes each, whose nodes have the same names, and two hosts without Kubernetes: everything on them
 //! comes from `deploy/examples/kubernetes` and `mesh-agent join`.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use netlab::flow::{self, Flow, FlowSpec};
+use netlab::probe::Kind;
 use netlab::{Capture, CaptureSpec, HostSpec, IpNet, Lab, LabSpec, Namespace, PodSpec, Process, SiteSpec};
 use serde_json::{Value, json};
 
@@ -102,10 +105,13 @@ impl Whole {
         }
         say(started, "containerd, kubelet and kube-proxy are started");
         for cluster in &whole.clusters {
+            let args = ["wait", "--for=condition=Ready", "node", "--all", "--timeout=60s"];
+            cluster.kubectl_within(&args, PATIENCE * 2).with_context(|| whole.logs())?;
             for web in WEBS {
                 cluster.apply(&web_server(web))?;
             }
         }
+        say(started, "nodes are ready");
         whole.serve_in_the_lab()?;
         for (n, cluster) in whole.clusters.iter().enumerate() {
             for web in WEBS {
@@ -116,7 +122,13 @@ impl Whole {
         Ok(whole)
     }
 
-    fn start_node(&mut self, cluster: usize, host: &str, name: &str, images: &[PathBuf]) -> anyhow::Result<()> {
+    fn start_node(
+        &mut self,
+        cluster: usize,
+        host: &str,
+        name: &str,
+        images: &[PathBuf],
+    ) -> anyhow::Result<()> {
         let on = self.lab.host(host)?.clone();
         let prefixes: Vec<String> = on.pod_prefixes().iter().map(IpNet::to_string).collect();
         // As a cluster's own allocator would, but the lab has chosen the prefixes already.
@@ -137,7 +149,8 @@ impl Whole {
         std::fs::write(page.join("index.html"), MARKER)?;
         for pod in self.lab.pods() {
             let busybox = pod.command(programs::kubernetes("busybox"));
-            let serve = busybox.args(["httpd", "-f", "-p", &WEB.to_string(), "-h", &page.display().to_string()]);
+            let serve =
+                busybox.args(["httpd", "-f", "-p", &WEB.to_string(), "-h", &page.display().to_string()]);
             self._servers.push(serve.spawn()?);
         }
         Ok(())
@@ -211,6 +224,8 @@ impl Whole {
     pub fn pods(&self) -> anyhow::Result<Vec<Pod>> {
         eventually("all pods have addresses", || {
             let pods = self.list_pods()?;
+            let all = CLUSTERS.len() * NODES.len() * WEBS.len() + self.lab.pods().len();
+            ensure!(pods.len() == all, "{} of {all} pods", pods.len());
             let without = pods.iter().find(|pod| pod.addresses.len() < 2);
             ensure!(without.is_none(), "{:?}", without.map(|pod| &pod.name));
             Ok(pods)
@@ -245,17 +260,19 @@ impl Whole {
     ///
     /// # Errors
     /// Who got no answer.
-    pub fn reaches(&self, pods: &[Pod]) -> anyhow::Result<usize> {
+    pub fn reaches<P: Borrow<Pod> + Sync>(&self, pods: &[P]) -> anyhow::Result<usize> {
+        let pods: Vec<&Pod> = pods.iter().map(Borrow::borrow).collect();
         let mut asked = 0;
         let silent = std::thread::scope(|scope| {
             let mut asking = Vec::new();
-            for from in pods {
+            for from in &pods {
                 let others = pods.iter().filter(|to| to.host != from.host).flat_map(|to| &to.addresses);
                 let others: Vec<String> = others.map(ToString::to_string).collect();
                 asked += others.len();
                 asking.push(scope.spawn(move || self.ask(from, &others)));
             }
-            let answers = asking.into_iter().map(|one| one.join().unwrap_or_else(|_| anyhow::bail!("panicked")));
+            let answers =
+                asking.into_iter().map(|one| one.join().unwrap_or_else(|_| anyhow::bail!("panicked")));
             answers.collect::<anyhow::Result<Vec<_>>>()
         })?;
         let silent: Vec<String> = silent.into_iter().flatten().collect();
@@ -292,6 +309,41 @@ impl Whole {
     /// Who does not.
     pub fn stands(&self, pods: &[Pod]) -> anyhow::Result<usize> {
         eventually("every pod reaches every other", || self.reaches(pods)).with_context(|| self.logs())
+    }
+
+    /// A flow from a pod of a host without Kubernetes to a pod of a cluster's node; the marker is in every packet.
+    ///
+    /// # Errors
+    /// When there is no such pod.
+    pub fn traffic(&self, pods: &[Pod], from: &str, to: &str, rate: u32) -> anyhow::Result<Flow> {
+        let from = self.lab.pod(from)?.namespace().clone();
+        let to = pods.iter().find(|pod| pod.host == to).context("no pod on that host")?;
+        let to = to.addresses.iter().copied().find(IpAddr::is_ipv4).context("a pod without IPv4")?;
+        Ok(flow::start(&from, FlowSpec { to, kind: Kind::Icmp, rate, payload: MARKER.into() })?)
+    }
+
+    /// Kills a container of ours on a node; its kubelet starts it anew. The pod stays.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill_container(&self, host: &str, container: &str) -> anyhow::Result<()> {
+        let node = self.nodes.get(host).context("no such node")?;
+        let label = format!("labels.\"io.kubernetes.container.name\"=={container}");
+        let listed = node.ctr(&["containers", "ls", "-q", &label])?;
+        let id = listed.lines().last().with_context(|| format!("{host} has no container {container}"))?;
+        node.ctr(&["tasks", "kill", "--signal", "SIGKILL", id]).map(drop)
+    }
+
+    /// Status as a node's agent tells it.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn status(&self, host: &str) -> anyhow::Result<Value> {
+        let on = self.lab.host(host)?;
+        let output =
+            on.command(programs::ours("mesh-agent")).args(["status", "-o", "json"]).output(COMMAND)?;
+        ensure!(output.success(), "{host}: {}", output.stderr_text());
+        Ok(serde_json::from_slice(&output.stdout)?)
     }
 
     /// Captures what crosses the underlay: the link of every host, and of each site to the core.
