@@ -33,6 +33,11 @@ pub fn ours(name: &str) -> PathBuf {
     std::env::var_os("SENNIT_BIN_DIR").map_or_else(built, PathBuf::from).join(name)
 }
 
+/// Whether a cluster can be started here and these programs are there; else as [`can_run`].
+pub fn can_run_with(test: &str, more: &[&'static str]) -> bool {
+    can_run_all(test, &[&NEEDED[..], more].concat())
+}
+
 /// Whether whole nodes can be started here; else as [`can_run`].
 pub fn can_run_nodes(test: &str) -> bool {
     can_run_all(test, &[&NEEDED[..], &NODES].concat())
