@@ -17,8 +17,9 @@ use mesh_overlay::{
     Admission, Advertisement, Endpoint, Grants, LocalNode, MeshPlan, NodeRecord, Peer, admit, prefix,
 };
 
-use crate::config::Config;
-use crate::registry::{Problem, Snapshot};
+use crate::config::{Config, KEEPALIVE, LISTEN_PORT};
+use crate::registry::{MeshWord, Problem, Snapshot};
+use crate::settings::Settings;
 use crate::state::LastGood;
 
 /// How long the others' last claims stand in for publications that are gone together with our own: a directory that was
@@ -26,6 +27,8 @@ use crate::state::LastGood;
 pub const HOLD: Duration = Duration::from_secs(60);
 /// The most names of one peer that are resolved.
 const NAMES_MOST: usize = 2;
+// To a site that the operator does not name where others are named.
+static NOTHING: Vec<IpNet> = Vec::new();
 /// The MTU assumed where neither the configuration nor the kernel tells one: Ethernet's, in bytes.
 const MTU_ASSUMED: u16 = 1500;
 
@@ -101,9 +104,25 @@ impl Agent {
                  to take this node out of the mesh, stop its agent and run `mesh-agent cleanup`"
             ));
         }
+        if snapshot.without_mesh_nodes && self.last_good.mesh_nodes {
+            return Err(
+                "the cluster does not know the kind MeshNode in our version any more, so what it says counts as incomplete: \
+                 nothing is pruned; apply the CRDs of deploy/kubernetes/base again"
+                    .to_owned(),
+            );
+        }
         let published = own.is_some_and(|n| n.annotations.contains_key(PUBLIC_KEY));
         if self.last_good.published && !published {
             self.hold_until = Some(now + HOLD);
+        }
+        match &snapshot.mesh {
+            MeshWord::Said(settings) => self.last_good.settings = settings.clone(),
+            MeshWord::Silent => self.last_good.settings = Settings::default(),
+            MeshWord::Unclear => {}
+        }
+        // An API that is away does not say where it is.
+        if !snapshot.servers.is_empty() {
+            self.last_good.servers = snapshot.servers.clone();
         }
         self.snapshot = Some(snapshot);
         Ok(())
@@ -112,6 +131,21 @@ impl Agent {
     /// Until when claims that are gone are held.
     pub fn holds_until(&self, now: Instant) -> Option<Instant> {
         self.hold_until.filter(|until| now < *until)
+    }
+
+    /// What the operator grants: agent.yaml's word before the Mesh's.
+    pub fn grants(&self) -> Grants {
+        let mut grants = self.config.grants.clone();
+        let settings = &self.last_good.settings;
+        if grants.sites.is_empty() {
+            grants.sites = settings.sites.clone();
+        }
+        grants.protected.extend(settings.protected.iter().chain(&self.last_good.servers));
+        grants
+    }
+
+    fn listen_port(&self) -> u16 {
+        self.config.wireguard.listen_port.or(self.last_good.settings.listen_port).unwrap_or(LISTEN_PORT)
     }
 
     /// The nodes to judge: the snapshot's, where it cannot be the whole truth filled up with what is remembered.
@@ -157,24 +191,34 @@ impl Agent {
     /// The desired state; remembers whom it admitted, so that later claims are judged against them.
     pub fn desired(&mut self, now: Instant) -> Desired {
         let mut warnings = Vec::new();
-        let own_prefixes = self.own_prefixes(&mut warnings);
+        let grants = &self.grants();
+        if !grants.sites.is_empty() && !grants.sites.contains_key(&self.config.site) {
+            warnings.push(format!(
+                "the Mesh {} has no site {}: this node may hold nothing; add it there, or correct `site` here",
+                grants.mesh, self.config.site
+            ));
+        }
+        let own_prefixes = self.own_prefixes(grants, &mut warnings);
         let local = self.local(own_prefixes.clone(), &mut warnings);
         let (admission, mut refused) = match &self.snapshot {
             Some(snapshot) => {
                 let records = self.records(snapshot, now);
-                let admission = admit(&local, &self.config.grants, &records, &self.last_good.peers);
+                let admission = admit(&local, grants, &records, &self.last_good.peers);
                 (admission, snapshot.problems.clone())
             }
             None => (Admission::remembered(&self.last_good.peers), Vec::new()),
         };
         let incomplete = self.snapshot.as_ref().is_some_and(|s| s.incomplete);
-        if self.snapshot.is_some() {
+        if let Some(snapshot) = &self.snapshot {
             let own = self.own_record();
             self.last_good = LastGood {
                 registered: own.is_some(),
                 published: own.is_some_and(|n| n.annotations.contains_key(PUBLIC_KEY)),
                 prefixes: own_prefixes,
                 peers: admission.memory(),
+                mesh_nodes: !snapshot.without_mesh_nodes,
+                settings: std::mem::take(&mut self.last_good.settings),
+                servers: std::mem::take(&mut self.last_good.servers),
             };
         }
         if incomplete {
@@ -188,7 +232,6 @@ impl Agent {
                 HOLD.as_secs()
             ));
         }
-        let grants = &self.config.grants;
         let plan = MeshPlan::compute(&local, grants, &admission.peers, &admission.reserved, &self.resolved);
         for (node, whys) in &admission.refused {
             refused.extend(whys.iter().map(|w| Problem { node: Some(node.clone()), text: w.to_string() }));
@@ -222,7 +265,7 @@ impl Agent {
         self.snapshot.as_ref()?.nodes.iter().find(|n| n.name == self.config.node)
     }
 
-    fn own_prefixes(&self, warnings: &mut Vec<String>) -> Vec<IpNet> {
+    fn own_prefixes(&self, grants: &Grants, warnings: &mut Vec<String>) -> Vec<IpNet> {
         let Some(snapshot) = &self.snapshot else { return self.last_good.prefixes.clone() };
         let Some(record) = snapshot.nodes.iter().find(|n| n.name == self.config.node) else {
             warnings.push(format!(
@@ -231,12 +274,13 @@ impl Agent {
             ));
             return Vec::new();
         };
-        own_prefixes(&self.config.grants, &self.config.site, record, warnings)
+        own_prefixes(grants, &self.config.site, record, warnings)
     }
 
     fn local(&self, prefixes: Vec<IpNet>, warnings: &mut Vec<String>) -> LocalNode {
         let observed = self.underlay.mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX));
-        let mut mtu = self.config.underlay.mtu.or(observed).unwrap_or(MTU_ASSUMED);
+        let settings = &self.last_good.settings;
+        let mut mtu = self.config.underlay.mtu.or(settings.mtu).or(observed).unwrap_or(MTU_ASSUMED);
         if mtu < MTU_LEAST {
             warnings.push(format!(
                 "the underlay's MTU of {mtu} bytes is below the {MTU_LEAST} that IPv6 inside of WireGuard needs: packets will be fragmented"
@@ -261,8 +305,15 @@ impl Agent {
             underlay_interfaces: self.underlay.default_route_interfaces.clone(),
             underlay_mtu: mtu,
             interface: self.config.wireguard.interface.clone(),
-            listen_port: self.config.wireguard.listen_port,
-            keepalive: Some(self.config.wireguard.persistent_keepalive).filter(|s| *s > 0),
+            listen_port: self.listen_port(),
+            keepalive: Some(
+                self.config
+                    .wireguard
+                    .persistent_keepalive
+                    .or(settings.persistent_keepalive)
+                    .unwrap_or(KEEPALIVE),
+            )
+            .filter(|seconds| *seconds > 0),
             routing: self.config.routing,
         }
     }
@@ -280,7 +331,7 @@ impl Agent {
     }
 
     fn advertisement(&self, mtu: u16) -> Advertisement {
-        let port = self.config.wireguard.listen_port;
+        let port = self.listen_port();
         let dialable = self.underlay.default_route_addresses.iter().filter(|ip| is_dialable(**ip));
         let derived: Vec<Endpoint> =
             dialable.take(ENDPOINTS_MOST).map(|ip| Endpoint::Address(SocketAddr::new(*ip, port))).collect();
@@ -324,7 +375,7 @@ pub fn own_prefixes(
             refuse("no prefix such as 10.1.0.0/24".to_owned());
             continue;
         };
-        let granted = grants.sites.get(site);
+        let granted = grants.sites.get(site).or((!grants.sites.is_empty()).then_some(&NOTHING));
         if let Some(why) = prefix::forbidden(&net) {
             refuse(why);
         } else if granted.is_some_and(|wide| !wide.iter().any(|w| w.contains(&net))) {

@@ -1,16 +1,17 @@
 //! The agent's configuration file: every value is parsed into its type here, at the edge.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
 use mesh_keyring::{ClusterName, MeshName, NodeName, SiteName};
 use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST};
 use mesh_overlay::local::{InterfaceName, Routing};
 use mesh_overlay::wireguard::Choice;
-use mesh_overlay::{Endpoint, Grants, prefix};
+use mesh_overlay::{Endpoint, Grants};
 use serde::Deserialize;
+
+use crate::settings::{SiteGrant, grants};
 
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -43,14 +44,19 @@ pub enum ConfigError {
     },
 }
 
+/// The UDP port where nobody names one.
+pub const LISTEN_PORT: u16 = 51820;
+/// Seconds between keepalives where nobody says.
+pub const KEEPALIVE: u16 = 25;
+
 /// The `wireguard` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Wireguard {
     /// Interface name.
     pub interface: InterfaceName,
-    /// UDP port.
-    pub listen_port: u16,
+    /// UDP port; absent: the Mesh's, or [`LISTEN_PORT`].
+    pub listen_port: Option<u16>,
     /// Implementation.
     pub backend: Choice,
     /// The `mesh-wg` program: a name on PATH or a path.
@@ -58,19 +64,19 @@ pub struct Wireguard {
     /// A userspace device's process is run by somebody else, such as the DaemonSet sennit-device: the agent waits for it,
     /// and neither starts nor ends one.
     pub external_device: bool,
-    /// Seconds; 0 sends none.
-    pub persistent_keepalive: u16,
+    /// Seconds, 0 sends none; absent: the Mesh's, or [`KEEPALIVE`].
+    pub persistent_keepalive: Option<u16>,
 }
 
 impl Default for Wireguard {
     fn default() -> Self {
         Self {
             interface: default_interface(),
-            listen_port: 51820,
+            listen_port: None,
             backend: Choice::Auto,
             userspace_binary: PathBuf::from("mesh-wg"),
             external_device: false,
-            persistent_keepalive: 25,
+            persistent_keepalive: None,
         }
     }
 }
@@ -118,13 +124,6 @@ pub struct KubeRegistryConfig {
 pub struct FileRegistryConfig {
     /// The directory.
     pub dir: PathBuf,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct SiteGrant {
-    name: SiteName,
-    prefixes: Vec<IpNet>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -245,28 +244,11 @@ impl Config {
                 .parse()
                 .map_err(|e| bad("node", format!("not set, and the host name does not serve: {e}")))?,
         };
-        let mut sites = BTreeMap::new();
-        for SiteGrant { name, prefixes } in document.sites {
-            for net in &prefixes {
-                if let Some(why) = prefix::forbidden(net) {
-                    return Err(bad("sites", format!("{name}: {net} cannot be granted: {why}")));
-                }
-                if net.trunc() != *net {
-                    return Err(bad(
-                        "sites",
-                        format!("{name}: {net} has host bits set; write {}", net.trunc()),
-                    ));
-                }
-            }
-            if sites.insert(name.clone(), prefixes).is_some() {
-                return Err(bad("sites", format!("{name} is named twice")));
-            }
-        }
-        overlapping(&sites).map_or(Ok(()), |reason| Err(bad("sites", reason)))?;
+        let sites = grants(document.sites).map_err(|reason| bad("sites", reason))?;
         if !sites.is_empty() && !sites.contains_key(&document.site) {
             return Err(bad("site", format!("{} has no entry under `sites`", document.site)));
         }
-        if document.wireguard.listen_port == 0 {
+        if document.wireguard.listen_port == Some(0) {
             return Err(bad("wireguard.listenPort", "the port has to be 1 to 65535".to_owned()));
         }
         if let Some(mtu) = document.underlay.mtu.filter(|mtu| *mtu < MTU_LEAST) {
@@ -328,14 +310,6 @@ impl Config {
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("agent.sock")
     }
-}
-
-fn overlapping(sites: &BTreeMap<SiteName, Vec<IpNet>>) -> Option<String> {
-    let all = sites.iter().flat_map(|(name, nets)| nets.iter().map(move |net| (*net, name)));
-    let index = prefix::PrefixIndex::new(all);
-    let pair = index.overlaps().find(|(a, b)| a.1 != b.1)?;
-    let ((outer, a), (inner, b)) = pair;
-    Some(format!("{inner} of {b} overlaps {outer} of {a}"))
 }
 
 #[cfg(test)]

@@ -19,5 +19,6 @@ pub mod reconcile;
 pub mod registry;
 pub mod resolve;
 pub mod run;
+pub mod settings;
 pub mod state;
 pub mod status;

@@ -8,12 +8,13 @@ pub mod merge;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use mesh_keyring::NodeName;
+use mesh_keyring::{MeshName, NodeName};
 use mesh_overlay::{Advertisement, NodeRecord};
 
 use self::file::FileRegistry;
 use self::kube::KubeRegistry;
 use crate::config::RegistryChoice;
+use crate::settings::Settings;
 
 /// The registry that is configured.
 pub enum Registry {
@@ -25,10 +26,14 @@ pub enum Registry {
 
 impl Registry {
     /// Opens it; nothing need be there yet. Also says which addresses it is reached at, which no peer may hold.
+    /// Of objects of kind Mesh, the one of this name counts.
     ///
     /// # Errors
     /// [`RegistryError::Credentials`].
-    pub async fn open(choice: &RegistryChoice) -> Result<(Self, Vec<IpAddr>), RegistryError> {
+    pub async fn open(
+        choice: &RegistryChoice,
+        mesh: &MeshName,
+    ) -> Result<(Self, Vec<IpAddr>), RegistryError> {
         match choice {
             RegistryChoice::File(file) => Ok((Self::File(FileRegistry::new(&file.dir)), Vec::new())),
             RegistryChoice::Kube(kube) => {
@@ -36,7 +41,7 @@ impl Registry {
                 let server = config.cluster_url.host().unwrap_or_default();
                 let address = server.trim_start_matches('[').trim_end_matches(']').parse().ok();
                 Ok((
-                    Self::Kube(KubeRegistry::new(config, kube.cluster.clone())?),
+                    Self::Kube(KubeRegistry::new(config, kube.cluster.clone(), mesh)?),
                     address.into_iter().collect(),
                 ))
             }
@@ -109,6 +114,24 @@ pub struct Snapshot {
     pub stale: Option<String>,
     /// Nodes whose publication could not be read, and what it held before is not known.
     pub unreadable: BTreeSet<NodeName>,
+    /// The cluster does not know the kind MeshNode, so that there are none.
+    pub without_mesh_nodes: bool,
+    /// What the operator says for the mesh as a whole.
+    pub mesh: MeshWord,
+    /// Where the registry itself is reached, beside what the configuration says.
+    pub servers: BTreeSet<IpAddr>,
+}
+
+/// What the registry's Mesh says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum MeshWord {
+    /// There is none.
+    #[default]
+    Silent,
+    /// This.
+    Said(Settings),
+    /// Nothing that can be understood: what it said before stays in force.
+    Unclear,
 }
 
 /// Something in the registry that was refused.

@@ -155,7 +155,7 @@ struct Running {
 /// Only before the loop: a bad key, a second agent, no netlink, no credentials for the registry. Everything later is retried and told in status.
 pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let _lock = lock(&config)?;
-    let (registry, servers) = Registry::open(&config.registry).await?;
+    let (registry, servers) = Registry::open(&config.registry, &config.grants.mesh).await?;
     // A peer that held them would take the API away from us.
     config.grants.protected.extend(servers);
     let key_file = key_file(&config);
@@ -334,8 +334,10 @@ impl Running {
         if self.failures > 0 {
             wake = wake.min(now + RETRY * 2u32.saturating_pow((self.failures - 1).min(8)));
         }
-        if let Some(at) = self.announced_at.filter(|_| !self.desired.announced) {
-            wake = wake.min(at + HEAD_START);
+        // Over long ago, it says nothing about a publication that differs again and cannot be written.
+        let head_start = self.announced_at.filter(|_| !self.desired.announced).map(|at| at + HEAD_START);
+        if let Some(due) = head_start.filter(|due| *due > now) {
+            wake = wake.min(due);
         }
         // While passes fail before they come to dialling, its timers stand still.
         if let Some(due) = self.reconciler.wake_at().filter(|_| self.failures == 0) {

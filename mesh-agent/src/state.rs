@@ -1,7 +1,9 @@
-//! What survives a restart besides the key: the last good peers.
+//! What survives a restart besides the key: the last good peers, and what the operator said for the mesh.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -9,6 +11,7 @@ use mesh_overlay::Memory;
 use serde::{Deserialize, Serialize};
 
 use crate::atomic;
+use crate::settings::Settings;
 
 /// What the agent knew when it last knew everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +25,15 @@ pub struct LastGood {
     pub prefixes: Vec<IpNet>,
     /// The peers.
     pub peers: Memory,
+    /// Whether the registry could hold MeshNodes.
+    #[serde(default)]
+    pub mesh_nodes: bool,
+    /// What the Mesh said.
+    #[serde(default)]
+    pub settings: Settings,
+    /// Where the API was reached.
+    #[serde(default)]
+    pub servers: BTreeSet<IpAddr>,
 }
 
 /// The file that holds it.

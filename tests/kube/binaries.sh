@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Gets the programs of a real Kubernetes cluster and prints the folder that holds them:
 #   kube-apiserver, kubectl, helm, ...   built from the Go module proxy; the first time takes ten minutes and 2 GB of memory
-#   etcd, containerd, runc, ...          from Debian packages, unpacked and not installed; CNI plugins go into `cni` beside `bin`
+#   etcd, containerd, libfaketime, ...   from Debian packages, unpacked and not installed; CNI plugins go into `cni` beside `bin`
 # Kept by version in ${SENNIT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sennit}/kube, with the SHA-256 of each in `manifest`.
 # What is there already is neither built nor looked up again. Exit code 3: something cannot be had here, and is named.
 #
@@ -132,6 +132,8 @@ deb() {
 }
 
 deb etcd-server bin usr/bin/etcd
+# The MT of its names is for programs with threads.
+deb libfaketime bin usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1
 for program in "${programs[@]}"; do kubernetes "$program"; done
 if $nodes; then
   deb containerd bin usr/bin/ctr usr/bin/containerd-shim-runc-v2 usr/bin/containerd

@@ -191,3 +191,89 @@ fn a_kernel_that_does_not_forward_is_named() {
     agent.underlay(ObservedUnderlay::default());
     assert!(agent.desired(start()).warnings.iter().any(|w| w.contains("net.ipv4.ip_forward")));
 }
+
+fn said(settings: serde_json::Value) -> MeshWord {
+    MeshWord::Said(Settings::from_spec(settings).unwrap())
+}
+
+fn bare() -> Config {
+    Config::parse("test", "node: me\nsite: aws\nmesh: test\nregistry: {kube: {}}\n", None).unwrap()
+}
+
+#[test]
+fn a_mesh_fills_in_what_the_configuration_leaves_out() {
+    let mut agent = agent(bare(), LastGood::default());
+    let mesh = said(serde_json::json!({
+        "sites": [{"name": "aws", "prefixes": ["10.1.0.0/16"]}, {"name": "gcp", "prefixes": ["10.2.1.0/24"]}],
+        "protectedAddresses": ["10.2.1.9"], "wireguard": {"listenPort": 4000}, "underlay": {"mtu": 1390},
+    }));
+    agent.snapshot(snapshot(&three()), start()).unwrap();
+    let before = agent.desired(start());
+    assert_eq!((before.plan.device.listen_port, before.plan.mtu, peers(&before).len()), (51820, 1320, 2));
+    // At once, and from then on; one peer holds a protected address, the other lies outside of its site's grant.
+    agent.snapshot(Snapshot { mesh: mesh.clone(), ..snapshot(&three()) }, start()).unwrap();
+    let after = agent.desired(start());
+    assert_eq!((after.plan.device.listen_port, after.plan.mtu), (4000, 1310));
+    assert_eq!(after.publish.endpoints[0].to_string(), "192.0.2.7:4000");
+    let all: Vec<String> = after.refused.iter().map(|problem| problem.text.clone()).collect();
+    assert!(all.iter().any(|text| text.contains("10.2.1.9")), "{all:?}");
+
+    // The word is remembered while the registry is away, and while it cannot be understood; without it, it is gone.
+    let mut again = self::agent(bare(), after.last_good.clone());
+    assert_eq!(again.desired(start()).plan.device.listen_port, 4000);
+    again.snapshot(Snapshot { mesh: MeshWord::Unclear, ..snapshot(&three()) }, start()).unwrap();
+    assert_eq!(again.desired(start()).plan.device.listen_port, 4000);
+    again.snapshot(snapshot(&three()), start()).unwrap();
+    assert_eq!(again.desired(start()).plan.device.listen_port, 51820);
+
+    // What the node's own file says comes first.
+    let mut own = self::agent(config("wireguard: {listenPort: 5000}"), LastGood::default());
+    own.snapshot(Snapshot { mesh, ..snapshot(&three()) }, start()).unwrap();
+    assert_eq!(own.desired(start()).plan.device.listen_port, 5000);
+    assert!(own.grants().sites[&"gcp".parse().unwrap()].contains(&"10.2.0.0/16".parse().unwrap()));
+}
+
+#[test]
+fn a_site_that_the_mesh_does_not_name_holds_nothing() {
+    let mut agent = agent(bare(), LastGood::default());
+    let mesh = said(serde_json::json!({"sites": [{"name": "gcp", "prefixes": ["10.2.0.0/16"]}]}));
+    agent.snapshot(Snapshot { mesh, ..snapshot(&three()) }, start()).unwrap();
+    let desired = agent.desired(start());
+    assert!(desired.warnings.iter().any(|w| w.contains("has no site aws")), "{:?}", desired.warnings);
+    assert!(desired.last_good.prefixes.is_empty());
+}
+
+#[test]
+fn where_the_registry_is_reached_no_peer_holds_it() {
+    let mut agent = agent(bare(), LastGood::default());
+    let servers = BTreeSet::from(["10.2.1.5".parse().unwrap()]);
+    agent.snapshot(Snapshot { servers, ..snapshot(&three()) }, start()).unwrap();
+    let desired = agent.desired(start());
+    let holds = |desired: &Desired| {
+        let peer = &desired.plan.peers[&"a".parse::<NodeName>().unwrap()];
+        peer.allowed_ips.contains(&"10.2.1.0/24".parse().unwrap())
+    };
+    assert!(!holds(&desired));
+    assert!(desired.refused.iter().any(|problem| problem.text.contains("10.2.1.5")), "{:?}", desired.refused);
+    // Later it is away and says nothing.
+    agent.snapshot(snapshot(&three()), start()).unwrap();
+    assert!(!holds(&agent.desired(start())));
+    let mut again = self::agent(bare(), desired.last_good);
+    assert!(again.grants().protected.contains(&"10.2.1.5".parse().unwrap()));
+    assert!(!holds(&again.desired(start())));
+}
+
+#[test]
+fn a_cluster_that_loses_our_kinds_is_not_believed() {
+    let without = Snapshot { without_mesh_nodes: true, ..snapshot(&three()[..1]) };
+    let mut agent = agent(bare(), LastGood::default());
+    agent.snapshot(without.clone(), start()).unwrap();
+    assert_eq!(peers(&agent.desired(start())).len(), 0, "one that never had them has none");
+    agent.snapshot(snapshot(&three()), start()).unwrap();
+    let memory = agent.desired(start()).last_good;
+    let mut again = self::agent(bare(), memory);
+    let why = again.snapshot(without, start()).unwrap_err();
+    assert!(why.contains("kind MeshNode") && why.contains("CRDs"), "{why}");
+    let desired = again.desired(start());
+    assert_eq!((peers(&desired).len(), desired.prune), (2, false));
+}

@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use super::print;
 use crate::agent::Agent;
 use crate::cli::StatusOutput;
-use crate::config::Config;
-use crate::registry::{Registry, RegistryError, Snapshot};
+use crate::config::{Config, LISTEN_PORT};
+use crate::registry::{MeshWord, Registry, RegistryError, Snapshot};
 use crate::run;
 use crate::state::LastGood;
 
@@ -84,7 +84,7 @@ pub(super) async fn check(mut config: Config, output: StatusOutput) -> anyhow::R
     );
     let snapshot = registry(&mut config, &mut findings).await;
     let device = device(&config, &mut findings).await;
-    port(&config, device, &mut findings);
+    port(port_of(&config, snapshot.as_ref()), device, &mut findings);
     match Nft::new().observe().await {
         Ok(_) => findings.fine("nftables", "the guard can be put up"),
         Err(e) => findings.obstacle("nftables", e.to_string()),
@@ -102,7 +102,7 @@ pub(super) async fn check(mut config: Config, output: StatusOutput) -> anyhow::R
 }
 
 async fn registry(config: &mut Config, findings: &mut Findings) -> Option<Snapshot> {
-    let (mut registry, servers) = match Registry::open(&config.registry).await {
+    let (mut registry, servers) = match Registry::open(&config.registry, &config.grants.mesh).await {
         Ok(opened) => opened,
         Err(e) => {
             findings.obstacle("registry", e.to_string());
@@ -158,7 +158,9 @@ async fn device(config: &Config, findings: &mut Findings) -> bool {
             return false;
         }
     };
-    if wireguard.kind() == "userspace" {
+    if wireguard.kind() == "userspace" && config.wireguard.external_device {
+        findings.fine("WireGuard", "in a process that is run by somebody else (wireguard.externalDevice)");
+    } else if wireguard.kind() == "userspace" {
         let program = &config.wireguard.userspace_binary;
         if find_program(program).is_none() {
             findings.obstacle(
@@ -193,8 +195,15 @@ fn find_program(program: &Path) -> Option<PathBuf> {
     std::env::split_paths(&folders).map(|folder| folder.join(program)).find(|path| path.is_file())
 }
 
-fn port(config: &Config, device: bool, findings: &mut Findings) {
-    let port = config.wireguard.listen_port;
+fn port_of(config: &Config, snapshot: Option<&Snapshot>) -> u16 {
+    let said = match snapshot.map(|snapshot| &snapshot.mesh) {
+        Some(MeshWord::Said(settings)) => settings.listen_port,
+        _ => None,
+    };
+    config.wireguard.listen_port.or(said).unwrap_or(LISTEN_PORT)
+}
+
+fn port(port: u16, device: bool, findings: &mut Findings) {
     if device {
         return findings.fine("UDP port", format!("{port}: the device of this node is there already"));
     }
@@ -272,13 +281,10 @@ mod tests {
     #[test]
     fn a_taken_port_is_an_obstacle_and_a_free_one_is_not() {
         let taken = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-        let port_number = taken.local_addr().unwrap().port();
-        let text =
-            format!("site: a\nmesh: m\nregistry: {{kube: {{}}}}\nwireguard: {{listenPort: {port_number}}}\n");
-        let config = Config::parse("agent.yaml", &text, Some("n")).unwrap();
+        let number = taken.local_addr().unwrap().port();
         let verdict = |device| {
             let mut findings = Findings::default();
-            port(&config, device, &mut findings);
+            port(number, device, &mut findings);
             findings.0[0].verdict
         };
         assert_eq!(verdict(false), Verdict::Obstacle);

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{print, shown};
 use crate::agent::own_prefixes;
 use crate::cli::PlanOutput;
-use crate::config::{Config, Wireguard};
+use crate::config::{Config, KEEPALIVE, LISTEN_PORT, Wireguard};
 use crate::registry::file::FileRegistry;
 
 /// What a plan needs besides the registry.
@@ -59,8 +59,8 @@ impl Settings {
             public_key: claim.public_key,
             underlay_mtu: claim.mtu.unwrap_or(1500),
             interface: self.wireguard.interface.clone(),
-            listen_port: self.wireguard.listen_port,
-            keepalive: Some(self.wireguard.persistent_keepalive).filter(|s| *s > 0),
+            listen_port: self.wireguard.listen_port.unwrap_or(LISTEN_PORT),
+            keepalive: Some(self.wireguard.persistent_keepalive.unwrap_or(KEEPALIVE)).filter(|s| *s > 0),
             routing: self.routing,
         })
     }

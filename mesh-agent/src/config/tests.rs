@@ -15,7 +15,7 @@ fn the_smallest_configuration_has_the_documented_defaults() {
     let config = parse("").unwrap();
     assert_eq!(config.node.as_str(), "node-1");
     assert_eq!(config.wireguard.interface.as_str(), "sennit0");
-    assert_eq!((config.wireguard.listen_port, config.wireguard.persistent_keepalive), (51820, 25));
+    assert_eq!((config.wireguard.listen_port, config.wireguard.persistent_keepalive), (None, None));
     assert_eq!(config.socket(), PathBuf::from("/run/sennit/agent.sock"));
     assert_eq!(config.routing, Routing::default());
     assert!(config.underlay.endpoints.is_none());

@@ -5,21 +5,21 @@
 //! status has to.
 
 pub mod directory;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use kube::api::{ListParams, Patch, PatchParams, WatchEvent, WatchParams};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::{ApiResource, GroupVersionKind, Resource};
 use kube::{Api, Client};
-use mesh_keyring::{ClusterName, NodeName};
+use mesh_keyring::{ClusterName, MeshName, NodeName};
 use mesh_overlay::{Advertisement, NodeRecord};
 use parking_lot::Mutex;
-use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -27,7 +27,8 @@ use tokio::time::{Instant, timeout};
 
 use super::{RegistryError, Snapshot};
 pub use directory::LINK;
-use directory::{Directory, Entry, Kind, MeshNode, Node};
+use directory::{Directory, Entry, Kind, MeshNode, MeshObject, Named as _, Node};
+use watch::Watch;
 
 /// Our group of custom resources.
 pub const GROUP: &str = "sennit.dev";
@@ -38,25 +39,12 @@ pub const FIELD_MANAGER: &str = "sennit-agent";
 
 // Characters of what a server says that are repeated.
 const SAID_MOST: usize = 300;
-// The most objects of a kind that are read.
-const OBJECTS_MOST: usize = 50_000;
-// For an answer to a list or the beginning of a watch.
-const ANSWER: Duration = Duration::from_secs(30);
-// Objects in one answer of a list.
-const PAGE: u32 = 500;
-// The server ends a watch after this many seconds, in which it need not have said anything; later the connection is dead.
-const WATCH_SECONDS: u32 = 240;
 const SILENCE: Duration = Duration::from_secs(270);
 const CONNECT: Duration = Duration::from_secs(5);
 // What `cleanup` waits for the lists.
 const LISTING: Duration = Duration::from_secs(10);
 // A write that takes longer than this is tried again in the next pass.
 const WRITE: Duration = Duration::from_secs(3);
-// The first wait after a failure, and the longest.
-const RETRY: Duration = Duration::from_millis(500);
-const RETRY_MOST: Duration = Duration::from_secs(30);
-// A watch that lasts less did not last.
-const BRIEF: Duration = Duration::from_secs(1);
 // Changes that come together are one.
 const QUIET: Duration = Duration::from_millis(30);
 const SETTLED: Duration = Duration::from_millis(500);
@@ -80,6 +68,7 @@ pub struct KubeRegistry {
     client: Client,
     server: String,
     cluster: Option<ClusterName>,
+    mesh: Option<MeshName>,
     shared: Arc<Shared>,
     watches: Vec<JoinHandle<()>>,
     // A change was taken notice of that `changed` has not answered for yet.
@@ -136,11 +125,16 @@ impl KubeRegistry {
     ///
     /// # Errors
     /// [`RegistryError::Credentials`]; an API that does not answer is no error here.
-    pub fn new(config: kube::Config, cluster: Option<ClusterName>) -> Result<Self, RegistryError> {
-        Self::with_bell(config, cluster, Arc::default())
+    pub fn new(
+        config: kube::Config,
+        cluster: Option<ClusterName>,
+        mesh: &MeshName,
+    ) -> Result<Self, RegistryError> {
+        Self::begin(config, cluster, Some(mesh.clone()), Arc::default())
     }
 
-    /// The same, with a bell of the caller's that is rung at each change.
+    /// The same for nodes alone, without what is said for the mesh as a whole, and with a bell of the caller's that is
+    /// rung at each change.
     ///
     /// # Errors
     /// As [`KubeRegistry::new`].
@@ -149,21 +143,41 @@ impl KubeRegistry {
         cluster: Option<ClusterName>,
         bell: Arc<Notify>,
     ) -> Result<Self, RegistryError> {
+        Self::begin(config, cluster, None, bell)
+    }
+
+    fn begin(
+        config: kube::Config,
+        cluster: Option<ClusterName>,
+        mesh: Option<MeshName>,
+        bell: Arc<Notify>,
+    ) -> Result<Self, RegistryError> {
         let server = config.cluster_url.to_string();
         let client = Client::try_from(config).map_err(|e| RegistryError::Credentials {
             what: format!("credentials for {server}"),
             reason: e.to_string(),
         })?;
-        let shared = Arc::new(Shared { directory: Mutex::default(), changed: bell });
-        let watches = vec![
-            tokio::spawn(watch::<Node>(api(&client, Kind::Node), Kind::Node, Arc::clone(&shared))),
-            tokio::spawn(watch::<MeshNode>(
-                api(&client, Kind::MeshNode),
-                Kind::MeshNode,
-                Arc::clone(&shared),
-            )),
+        let shared =
+            Arc::new(Shared { directory: Mutex::new(Directory::new(mesh.is_some())), changed: bell });
+        let nodes = Watch { known: true, fields: None, listing: |all| all.listing(Kind::Node) };
+        let mesh_nodes = Watch { known: false, fields: None, listing: |all| all.listing(Kind::MeshNode) };
+        let mut watches = vec![
+            tokio::spawn(nodes.run::<Node>(api(&client, &resource(Kind::Node)), Arc::clone(&shared))),
+            tokio::spawn(
+                mesh_nodes.run::<MeshNode>(api(&client, &resource(Kind::MeshNode)), Arc::clone(&shared)),
+            ),
         ];
-        Ok(Self { client, server, cluster, shared, watches, stirred: false })
+        if mesh.is_some() {
+            let meshes = Watch { known: false, fields: None, listing: Directory::meshes };
+            let api = api(&client, &custom("Mesh", "meshes"));
+            watches.push(tokio::spawn(meshes.run::<MeshObject>(api, Arc::clone(&shared))));
+            // The one that every API server keeps of itself.
+            let servers =
+                Watch { known: true, fields: Some("metadata.name=kubernetes"), listing: Directory::servers };
+            let api = Api::<EndpointSlice>::namespaced(client.clone(), "default");
+            watches.push(tokio::spawn(servers.run(api, Arc::clone(&shared))));
+        }
+        Ok(Self { client, server, cluster, mesh, shared, watches, stirred: false })
     }
 
     /// What is known.
@@ -176,7 +190,14 @@ impl KubeRegistry {
             Some(reason) => Err(self.unreachable(reason)),
             None => {
                 let stale = directory.staleness().map(|reason| self.unreachable(reason).to_string());
-                Ok(Snapshot { stale, ..directory.snapshot(self.cluster.as_ref()) })
+                let mut snapshot = Snapshot { stale, ..directory.snapshot(self.cluster.as_ref()) };
+                if let Some(name) = &self.mesh {
+                    let (word, problem) = directory.mesh(name);
+                    snapshot.mesh = word;
+                    snapshot.problems.extend(problem);
+                    snapshot.servers = directory.server_addresses();
+                }
+                Ok(snapshot)
             }
         }
     }
@@ -275,7 +296,7 @@ impl KubeRegistry {
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let entry = self.patch(kind, name, &annotations, &parameters).await?;
         // The watch will say the same, which is no news then.
-        self.shared.update(|directory| directory.apply(kind, entry));
+        self.shared.update(|directory| directory.listing(kind).apply(entry));
         Ok(())
     }
 
@@ -294,9 +315,11 @@ impl KubeRegistry {
         }));
         let applied = async {
             Ok::<Entry, kube::Error>(match kind {
-                Kind::Node => api::<Node>(&self.client, kind).patch(name, parameters, &body).await?.into(),
+                Kind::Node => {
+                    api::<Node>(&self.client, &resource).patch(name, parameters, &body).await?.into()
+                }
                 Kind::MeshNode => {
-                    api::<MeshNode>(&self.client, kind).patch(name, parameters, &body).await?.into()
+                    api::<MeshNode>(&self.client, &resource).patch(name, parameters, &body).await?.into()
                 }
             })
         };
@@ -344,8 +367,8 @@ pub fn mesh_nodes() -> ApiResource {
     resource(Kind::MeshNode)
 }
 
-fn api<K: Resource<DynamicType = ApiResource>>(client: &Client, kind: Kind) -> Api<K> {
-    Api::all_with(client.clone(), &resource(kind))
+fn api<K: Resource<DynamicType = ApiResource>>(client: &Client, resource: &ApiResource) -> Api<K> {
+    Api::all_with(client.clone(), resource)
 }
 
 /// What the API said, without what the library thinks of it.
@@ -373,134 +396,4 @@ fn root(error: &(dyn std::error::Error + 'static)) -> String {
         last = source;
     }
     last.to_string()
-}
-
-// Why a watch has to begin anew.
-enum Again {
-    // From a list: its version is too old.
-    List,
-    // From where it was.
-    Watch,
-}
-
-async fn watch<K>(api: Api<K>, kind: Kind, shared: Arc<Shared>)
-where
-    K: Clone + DeserializeOwned + std::fmt::Debug + Into<Entry> + Resource<DynamicType = ApiResource>,
-{
-    let mut failures = 0;
-    'list: loop {
-        let mut version = match list(&api).await {
-            Ok((entries, version)) => {
-                shared.update(|directory| directory.replace(kind, entries));
-                version
-            }
-            Err(error) => {
-                note(&shared, kind, &error);
-                pause(&mut failures).await;
-                continue;
-            }
-        };
-        loop {
-            let began = Instant::now();
-            let ended = follow(&api, kind, &shared, &mut version).await;
-            // A server that ends what it has just begun is not asked without end.
-            let brief = began.elapsed() < BRIEF;
-            if !brief {
-                failures = 0;
-            }
-            match ended {
-                Ok(again) => {
-                    if brief {
-                        pause(&mut failures).await;
-                    }
-                    if let Again::List = again {
-                        continue 'list;
-                    }
-                }
-                Err(error) => {
-                    note(&shared, kind, &error);
-                    pause(&mut failures).await;
-                }
-            }
-        }
-    }
-}
-
-fn note(shared: &Shared, kind: Kind, error: &kube::Error) {
-    shared.update(|directory| match error {
-        kube::Error::Api(status) if status.code == 404 && kind == Kind::MeshNode => directory.unknown(kind),
-        error => directory.trouble(kind, reason(error)),
-    });
-}
-
-async fn list<K>(api: &Api<K>) -> Result<(Vec<Entry>, String), kube::Error>
-where
-    K: Clone + DeserializeOwned + std::fmt::Debug + Into<Entry>,
-{
-    let mut entries = Vec::new();
-    let mut parameters = ListParams::default().limit(PAGE);
-    loop {
-        let page = answered(api.list(&parameters)).await?;
-        if entries.len() + page.items.len() > OBJECTS_MOST {
-            return Err(kube::Error::Service(format!("it has more than {OBJECTS_MOST} objects").into()));
-        }
-        entries.extend(page.items.into_iter().map(Into::into));
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => parameters = parameters.continue_token(&token),
-            None => return Ok((entries, page.metadata.resource_version.unwrap_or_default())),
-        }
-    }
-}
-
-async fn follow<K>(
-    api: &Api<K>,
-    kind: Kind,
-    shared: &Shared,
-    version: &mut String,
-) -> Result<Again, kube::Error>
-where
-    K: Clone + DeserializeOwned + std::fmt::Debug + Into<Entry> + Resource<DynamicType = ApiResource>,
-{
-    let parameters = WatchParams::default().timeout(WATCH_SECONDS);
-    let events = match answered(api.watch(&parameters, version)).await {
-        Err(kube::Error::Api(status)) if status.code == 410 => return Ok(Again::List),
-        result => result?,
-    };
-    shared.update(|directory| directory.connected(kind));
-    let mut events = std::pin::pin!(events);
-    while let Some(event) = events.next().await {
-        match event? {
-            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                take_version(&object, version);
-                shared.update(|directory| directory.apply(kind, object.into()));
-            }
-            WatchEvent::Deleted(object) => {
-                take_version(&object, version);
-                shared.update(|directory| directory.delete(kind, &object.into()));
-            }
-            WatchEvent::Bookmark(bookmark) => *version = bookmark.metadata.resource_version,
-            WatchEvent::Error(status) if status.code == 410 => return Ok(Again::List),
-            WatchEvent::Error(status) => return Err(kube::Error::Api(status)),
-        }
-    }
-    Ok(Again::Watch)
-}
-
-async fn answered<T>(asked: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
-    let silence = |_| kube::Error::Service(format!("no answer within {} s", ANSWER.as_secs()).into());
-    timeout(ANSWER, asked).await.map_err(silence)?
-}
-
-fn take_version<K: Resource>(object: &K, version: &mut String) {
-    if let Some(newer) = &object.meta().resource_version {
-        version.clone_from(newer);
-    }
-}
-
-// Doubling, and by chance between half and all of it, so that a thousand agents do not come back at once.
-async fn pause(failures: &mut u32) {
-    let most = RETRY.saturating_mul(2u32.saturating_pow((*failures).min(16))).min(RETRY_MOST);
-    *failures = failures.saturating_add(1);
-    let chance = getrandom::u32().unwrap_or(0);
-    tokio::time::sleep(most / 2 + most.mul_f64(f64::from(chance) / f64::from(u32::MAX) / 2.0)).await;
 }

@@ -352,8 +352,9 @@ impl Cluster {
     /// # Errors
     /// When it does not.
     pub fn in_force(&self) -> anyhow::Result<()> {
-        let kinds = ["crd/meshnodes.sennit.dev", "crd/clusterlinks.sennit.dev"];
-        self.checked(&["wait", "--for=condition=Established", kinds[0], kinds[1], "--timeout=30s"], "")?;
+        let mut wait = vec!["wait", "--for=condition=Established", "--timeout=30s"];
+        wait.extend(["crd/meshnodes.sennit.dev", "crd/clusterlinks.sennit.dev", "crd/meshes.sennit.dev"]);
+        self.checked(&wait, "")?;
         // A token bound to nothing is the first thing that the policy refuses.
         self.kubeconfig("nobody", &self.token(Bound::Nothing)?)?;
         self.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "policy-probe"}}))?;

@@ -56,6 +56,8 @@ pub struct Mesh {
     // By host.
     nodes: BTreeMap<String, Member>,
     agents: BTreeMap<String, Process>,
+    /// Agents find out themselves where they are dialled; set before they are configured.
+    pub derived: bool,
     _echo: Echo,
     _dir: tempfile::TempDir,
 }
@@ -116,6 +118,7 @@ impl Mesh {
             clusters: started,
             nodes: members.collect(),
             agents: BTreeMap::new(),
+            derived: false,
             _echo: echo,
             _dir: dir,
         };
@@ -249,7 +252,7 @@ impl Mesh {
             "stateDir": "/run/netlab/private/state",
             "registry": {"kube": {"kubeconfig": kubeconfig, "cluster": cluster}},
             "wireguard": {"listenPort": WIREGUARD, "backend": "userspace", "userspaceBinary": programs::ours("mesh-wg")},
-            "underlay": {"endpoints": endpoints, "internalEndpoints": endpoints},
+            "underlay": if self.derived { json!({}) } else { json!({"endpoints": endpoints, "internalEndpoints": endpoints}) },
             "log": "debug",
         });
         Ok(std::fs::write(host.private_dir().join("agent.yaml"), config.to_string())?)
@@ -260,9 +263,25 @@ impl Mesh {
     /// # Errors
     /// When it cannot be started.
     pub fn restart(&mut self, node: &str) -> anyhow::Result<()> {
+        self.run(node, &[])
+    }
+
+    /// The same with clocks that are wrong, such as "+5h": the agent's, and its device's if it makes one.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_at(&mut self, node: &str, offset: &str) -> anyhow::Result<()> {
+        let library = programs::kubernetes("libfaketimeMT.so.1").display().to_string();
+        let environment =
+            [("LD_PRELOAD", library.as_str()), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+        self.run(node, &environment)
+    }
+
+    fn run(&mut self, node: &str, environment: &[(&str, &str)]) -> anyhow::Result<()> {
         let host = self.host(node)?;
         let log = host.private_dir().join("agent.log");
         let command = host.command(programs::ours("mesh-agent")).args(["run", "--config", CONFIG]);
+        let command = environment.iter().fold(command, |command, (key, value)| command.env(key, value));
         let process = command.log_to(log).spawn()?;
         self.agents.insert(node.to_owned(), process);
         Ok(())

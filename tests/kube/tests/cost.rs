@@ -14,7 +14,7 @@ use serde_json::json;
 
 const AGENTS: usize = 100;
 
-/// Requests for Nodes and MeshNodes so far, by verb, without those of kubectl's own.
+/// Requests for what agents read and write so far, by verb, without those of kubectl's own.
 fn requests(cluster: &Cluster) -> BTreeMap<String, u64> {
     let text = cluster.kubectl(&["get", "--raw", "/metrics"]).unwrap();
     let mut counts = BTreeMap::new();
@@ -24,7 +24,7 @@ fn requests(cluster: &Cluster) -> BTreeMap<String, u64> {
             rest.split('"').next()
         };
         let (Some(resource), Some(verb)) = (field("resource"), field("verb")) else { continue };
-        if ["nodes", "meshnodes"].contains(&resource) {
+        if ["nodes", "meshnodes", "meshes", "endpointslices"].contains(&resource) {
             let count: f64 = line.rsplit(' ').next().unwrap().parse().unwrap();
             *counts.entry(format!("{verb} {resource}")).or_default() += count as u64;
         }
@@ -107,7 +107,7 @@ fn a_hundred_agents_ask_nothing_at_rest_and_a_join_costs_one_write() {
                 let mut registries = Vec::new();
                 for _ in 0..AGENTS {
                     let config = api_config(Some(&kubeconfig)).await.unwrap();
-                    registries.push(KubeRegistry::new(config, None).unwrap());
+                    registries.push(KubeRegistry::new(config, None, &"cost".parse().unwrap()).unwrap());
                 }
                 until_all_hold(&registries, 0).await;
                 for (n, registry) in registries.iter().enumerate() {

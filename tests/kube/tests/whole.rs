@@ -211,7 +211,7 @@ fn with_an_api_away_and_everything_of_ours_restarted_no_packet_is_lost() {
         for host in whole.nodes.keys() {
             let status = whole.status(host)?;
             anyhow::ensure!(
-                status["ready"] == true && status["errors"].to_string() == "[]",
+                status["ready"] == true && status["errors"] == serde_json::json!([]),
                 "{host}: {}",
                 status["errors"]
             );

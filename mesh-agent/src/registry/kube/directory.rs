@@ -1,15 +1,18 @@
 //! What a cluster's API holds of nodes, as far as the mesh reads it. Pure: events go in, a snapshot comes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ObjectMeta;
-use mesh_keyring::{ClusterName, NodeName};
+use mesh_keyring::{ClusterName, MeshName, NodeName};
 use mesh_overlay::NodeRecord;
 use mesh_overlay::advertisement::{KNOWN, SITE};
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::NodeSpec;
-use crate::registry::{Problem, Snapshot};
+use crate::registry::{MeshWord, Problem, Snapshot};
+use crate::settings::Settings;
 
 /// The part of a Node's `spec` that is read.
 pub type Node = kube::core::Object<NodeSpec, kube::core::NotUsed>;
@@ -67,11 +70,6 @@ impl Entry {
         }
     }
 
-    /// Its name in the cluster.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Those of its annotations that agents read.
     pub fn annotations(&self) -> &BTreeMap<String, String> {
         &self.annotations
@@ -121,74 +119,179 @@ impl Kind {
     }
 }
 
-// All objects of a kind, once they have been listed.
-#[derive(Debug, Default)]
-struct Listing {
-    entries: BTreeMap<String, Entry>,
+/// All objects of a kind, once they have been listed.
+#[derive(Debug)]
+pub struct Listing<T> {
+    // As in manifests.
+    kind: &'static str,
+    entries: BTreeMap<String, T>,
     complete: bool,
+    // The cluster never knew the kind.
+    unknown: bool,
     trouble: Option<String>,
 }
 
+/// Something that has a name among its kind.
+pub trait Named: PartialEq {
+    /// The name.
+    fn name(&self) -> &str;
+}
+
+impl Named for Entry {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl<T: Named> Listing<T> {
+    fn new(kind: &'static str) -> Self {
+        Self { kind, entries: BTreeMap::new(), complete: false, unknown: false, trouble: None }
+    }
+
+    /// All objects of the kind were listed. Returns whether that changes anything.
+    pub fn replace(&mut self, entries: impl IntoIterator<Item = T>) -> bool {
+        let entries = entries.into_iter().map(|entry| (entry.name().to_owned(), entry)).collect();
+        let same = self.complete && !self.unknown && self.trouble.is_none() && self.entries == entries;
+        *self = Self { kind: self.kind, entries, complete: true, unknown: false, trouble: None };
+        !same
+    }
+
+    /// One object is there now. Returns whether that changes anything.
+    pub fn apply(&mut self, entry: T) -> bool {
+        if self.entries.get(entry.name()) == Some(&entry) {
+            return false;
+        }
+        self.entries.insert(entry.name().to_owned(), entry);
+        true
+    }
+
+    /// One object is gone. Returns whether that changes anything.
+    pub fn delete(&mut self, name: &str) -> bool {
+        self.entries.remove(name).is_some()
+    }
+
+    /// The cluster does not know the kind. Where it never did, there are none; where it did, what was known stays.
+    pub fn unknown(&mut self) -> bool {
+        if self.complete && !self.entries.is_empty() {
+            return self.trouble(format!("the cluster does not know the kind {} any more", self.kind));
+        }
+        let same = self.complete && self.unknown && self.trouble.is_none();
+        *self = Self { complete: true, unknown: true, ..Self::new(self.kind) };
+        !same
+    }
+
+    /// The kind cannot be watched now. Returns whether that is news.
+    pub fn trouble(&mut self, why: String) -> bool {
+        let news = self.trouble.as_ref() != Some(&why);
+        self.trouble = Some(why);
+        news
+    }
+
+    /// It can be watched again. Returns whether that is news.
+    pub fn connected(&mut self) -> bool {
+        self.trouble.take().is_some()
+    }
+
+    fn obstacle(&self) -> Option<String> {
+        if self.complete {
+            return None;
+        }
+        let why = self.trouble.as_ref().map_or(" are being listed".to_owned(), |why| format!(": {why}"));
+        Some(format!("{}{why}", self.plural()))
+    }
+
+    fn staleness(&self) -> Option<String> {
+        Some(format!("{}: {}", self.plural(), self.trouble.as_ref()?))
+    }
+
+    fn plural(&self) -> String {
+        format!("{}{}", self.kind, if self.kind.ends_with('h') { "es" } else { "s" })
+    }
+}
+
+/// The operator's word for a mesh, or what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mesh {
+    name: String,
+    settings: Result<Settings, String>,
+}
+
+impl Named for Mesh {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// A Mesh as the API sends it: a spec that is wrong must not make the others unreadable.
+pub type MeshObject = kube::core::Object<serde_json::Value, kube::core::NotUsed>;
+
+impl From<MeshObject> for Mesh {
+    fn from(mesh: MeshObject) -> Self {
+        let name = mesh.metadata.name.unwrap_or_default();
+        Self { settings: Settings::from_spec(mesh.spec), name }
+    }
+}
+
+/// Where the API is reached: an EndpointSlice of the Service `kubernetes`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Servers {
+    name: String,
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl Named for Servers {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl From<EndpointSlice> for Servers {
+    fn from(slice: EndpointSlice) -> Self {
+        let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+        Self {
+            addresses: addresses.filter_map(|address| address.parse().ok()).collect(),
+            name: slice.metadata.name.unwrap_or_default(),
+        }
+    }
+}
+
 /// All that is known.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Directory {
-    nodes: Listing,
-    mesh_nodes: Listing,
+    nodes: Listing<Entry>,
+    mesh_nodes: Listing<Entry>,
+    // None where nobody asks for them: federation does not.
+    meshes: Option<Listing<Mesh>>,
+    servers: Option<Listing<Servers>>,
 }
 
 impl Directory {
-    fn listing(&mut self, kind: Kind) -> &mut Listing {
+    /// Nothing is known yet, of nodes and MeshNodes, and with `settings` also of Meshes and the API's own addresses.
+    pub fn new(settings: bool) -> Self {
+        Self {
+            nodes: Listing::new("Node"),
+            mesh_nodes: Listing::new("MeshNode"),
+            meshes: settings.then(|| Listing::new("Mesh")),
+            servers: settings.then(|| Listing::new("EndpointSlice")),
+        }
+    }
+
+    /// The objects of a kind of node.
+    pub fn listing(&mut self, kind: Kind) -> &mut Listing<Entry> {
         match kind {
             Kind::Node => &mut self.nodes,
             Kind::MeshNode => &mut self.mesh_nodes,
         }
     }
 
-    /// All objects of a kind were listed. Returns whether that changes anything.
-    pub fn replace(&mut self, kind: Kind, entries: impl IntoIterator<Item = Entry>) -> bool {
-        let listing = self.listing(kind);
-        let entries = entries.into_iter().map(|entry| (entry.name.clone(), entry)).collect();
-        let same = listing.complete && listing.trouble.is_none() && listing.entries == entries;
-        *listing = Listing { entries, complete: true, trouble: None };
-        !same
+    /// The Meshes.
+    pub fn meshes(&mut self) -> &mut Listing<Mesh> {
+        self.meshes.get_or_insert_with(|| Listing::new("Mesh"))
     }
 
-    /// One object is there now. Returns whether that changes anything.
-    pub fn apply(&mut self, kind: Kind, entry: Entry) -> bool {
-        let entries = &mut self.listing(kind).entries;
-        if entries.get(&entry.name) == Some(&entry) {
-            return false;
-        }
-        entries.insert(entry.name.clone(), entry);
-        true
-    }
-
-    /// One object is gone. Returns whether that changes anything.
-    pub fn delete(&mut self, kind: Kind, entry: &Entry) -> bool {
-        self.listing(kind).entries.remove(&entry.name).is_some()
-    }
-
-    /// The cluster does not know the kind. Where it never did, there are none; where it did, what was known stays.
-    pub fn unknown(&mut self, kind: Kind) -> bool {
-        let listing = self.listing(kind);
-        if listing.complete && !listing.entries.is_empty() {
-            return self
-                .trouble(kind, format!("the cluster does not know the kind {} any more", kind.as_str()));
-        }
-        self.replace(kind, [])
-    }
-
-    /// The kind cannot be watched now. Returns whether that is news.
-    pub fn trouble(&mut self, kind: Kind, why: String) -> bool {
-        let listing = self.listing(kind);
-        let news = listing.trouble.as_ref() != Some(&why);
-        listing.trouble = Some(why);
-        news
-    }
-
-    /// It can be watched again. Returns whether that is news.
-    pub fn connected(&mut self, kind: Kind) -> bool {
-        self.listing(kind).trouble.take().is_some()
+    /// The API's own EndpointSlices.
+    pub fn servers(&mut self) -> &mut Listing<Servers> {
+        self.servers.get_or_insert_with(|| Listing::new("EndpointSlice"))
     }
 
     /// The object that a node of the mesh publishes in: its Node, or else its MeshNode. With the object's own name.
@@ -204,21 +307,39 @@ impl Directory {
         node.or_else(|| mesh_node.map(|entry| (Kind::MeshNode, entry)))
     }
 
-    /// Why not everything is known: something has never been listed.
+    /// Why not everything is known: something has never been listed. Where the API is reached need not be known.
     pub fn obstacle(&self) -> Option<String> {
-        let (kind, listing) = self.listings().into_iter().find(|(_, listing)| !listing.complete)?;
-        let why = listing.trouble.as_ref().map_or(" are being listed".to_owned(), |why| format!(": {why}"));
-        Some(format!("{}s{why}", kind.as_str()))
+        let nodes = self.nodes.obstacle().or_else(|| self.mesh_nodes.obstacle());
+        nodes.or_else(|| self.meshes.as_ref()?.obstacle())
     }
 
     /// Why some of it may be out of date.
     pub fn staleness(&self) -> Option<String> {
-        let mut listings = self.listings().into_iter();
-        listings
-            .find_map(|(kind, listing)| Some(format!("{}s: {}", kind.as_str(), listing.trouble.as_ref()?)))
+        let nodes = self.nodes.staleness().or_else(|| self.mesh_nodes.staleness());
+        let mesh = nodes.or_else(|| self.meshes.as_ref()?.staleness());
+        mesh.or_else(|| self.servers.as_ref()?.staleness())
     }
 
-    fn listings(&self) -> [(Kind, &Listing); 2] {
+    /// What the Mesh of this name says, with what is wrong with it.
+    pub fn mesh(&self, name: &MeshName) -> (MeshWord, Option<Problem>) {
+        let meshes = self.meshes.iter().flat_map(|listing| listing.entries.get(name.as_str()));
+        match meshes.map(|mesh| &mesh.settings).next() {
+            None => (MeshWord::Silent, None),
+            Some(Ok(settings)) => (MeshWord::Said(settings.clone()), None),
+            Some(Err(why)) => {
+                let text = format!("Mesh {name}: {why}; what it said before stays in force");
+                (MeshWord::Unclear, Some(Problem { node: None, text }))
+            }
+        }
+    }
+
+    /// Where the API is reached.
+    pub fn server_addresses(&self) -> BTreeSet<IpAddr> {
+        let all = self.servers.iter().flat_map(|listing| listing.entries.values());
+        all.flat_map(|servers| servers.addresses.iter().copied()).collect()
+    }
+
+    fn listings(&self) -> [(Kind, &Listing<Entry>); 2] {
         [(Kind::Node, &self.nodes), (Kind::MeshNode, &self.mesh_nodes)]
     }
 
@@ -261,7 +382,12 @@ impl Directory {
                 }
             }
         }
-        Snapshot { nodes: nodes.into_values().collect(), problems, ..Snapshot::default() }
+        Snapshot {
+            nodes: nodes.into_values().collect(),
+            problems,
+            without_mesh_nodes: self.mesh_nodes.unknown,
+            ..Snapshot::default()
+        }
     }
 }
 
@@ -292,45 +418,47 @@ mod tests {
     }
 
     fn listed() -> Directory {
-        let mut directory = Directory::default();
-        assert!(directory.replace(Kind::Node, [node("a", &["10.1.0.0/24"], "k"), node("b", &[], "k")]));
-        assert!(directory.replace(Kind::MeshNode, []));
+        let mut directory = Directory::new(false);
+        assert!(
+            directory.listing(Kind::Node).replace([node("a", &["10.1.0.0/24"], "k"), node("b", &[], "k")])
+        );
+        assert!(directory.listing(Kind::MeshNode).replace([]));
         directory
     }
 
     #[test]
     fn until_all_kinds_are_listed_something_is_in_the_way() {
-        let mut directory = Directory::default();
+        let mut directory = Directory::new(false);
         assert_eq!(directory.obstacle().unwrap(), "Nodes are being listed");
-        directory.replace(Kind::Node, []);
+        directory.listing(Kind::Node).replace([]);
         assert_eq!(directory.obstacle().unwrap(), "MeshNodes are being listed");
-        directory.unknown(Kind::MeshNode);
+        directory.listing(Kind::MeshNode).unknown();
         assert_eq!(directory.obstacle(), None);
     }
 
     #[test]
     fn before_nodes_are_listed_nobody_speaks_in_a_mesh_node() {
-        let mut directory = Directory::default();
-        directory.replace(Kind::MeshNode, [mesh_node("a", "aws", &[])]);
+        let mut directory = Directory::new(false);
+        directory.listing(Kind::MeshNode).replace([mesh_node("a", "aws", &[])]);
         let name: NodeName = "a".parse().unwrap();
         assert_eq!(directory.find(&name, None), None);
-        directory.trouble(Kind::Node, "refused".into());
+        directory.listing(Kind::Node).trouble("refused".into());
         assert_eq!(directory.obstacle().unwrap(), "Nodes: refused");
-        directory.replace(Kind::Node, []);
+        directory.listing(Kind::Node).replace([]);
         assert_eq!(directory.find(&name, None).map(|(kind, _)| kind), Some(Kind::MeshNode));
-        directory.apply(Kind::Node, node("a", &[], "k"));
+        directory.listing(Kind::Node).apply(node("a", &[], "k"));
         assert_eq!(directory.find(&name, None).map(|(kind, _)| kind), Some(Kind::Node));
     }
 
     #[test]
     fn a_heartbeat_changes_nothing_and_our_annotations_do() {
         let mut directory = listed();
-        assert!(!directory.apply(Kind::Node, node("a", &["10.1.0.0/24"], "k")));
-        assert!(directory.apply(Kind::Node, node("a", &["10.1.0.0/24"], "other")));
-        assert!(directory.apply(Kind::Node, node("c", &[], "k")));
-        assert!(directory.delete(Kind::Node, &node("c", &[], "k")));
-        assert!(!directory.delete(Kind::Node, &node("c", &[], "k")));
-        assert!(!directory.replace(Kind::MeshNode, []), "listed anew, the same as before");
+        assert!(!directory.listing(Kind::Node).apply(node("a", &["10.1.0.0/24"], "k")));
+        assert!(directory.listing(Kind::Node).apply(node("a", &["10.1.0.0/24"], "other")));
+        assert!(directory.listing(Kind::Node).apply(node("c", &[], "k")));
+        assert!(directory.listing(Kind::Node).delete("c"));
+        assert!(!directory.listing(Kind::Node).delete("c"));
+        assert!(!directory.listing(Kind::MeshNode).replace([]), "listed anew, the same as before");
     }
 
     #[test]
@@ -344,9 +472,9 @@ mod tests {
     #[test]
     fn a_mesh_node_grants_what_the_cluster_does_not_and_overrules_nothing() {
         let mut directory = listed();
-        directory.apply(Kind::MeshNode, mesh_node("a", "aws", &["10.9.0.0/24"]));
-        directory.apply(Kind::MeshNode, mesh_node("b", "aws", &["10.2.0.0/24"]));
-        directory.apply(Kind::MeshNode, mesh_node("host", "aws", &["10.3.0.0/24"]));
+        directory.listing(Kind::MeshNode).apply(mesh_node("a", "aws", &["10.9.0.0/24"]));
+        directory.listing(Kind::MeshNode).apply(mesh_node("b", "aws", &["10.2.0.0/24"]));
+        directory.listing(Kind::MeshNode).apply(mesh_node("host", "aws", &["10.3.0.0/24"]));
         let snapshot = directory.snapshot(None);
         let cidrs: Vec<_> = snapshot.nodes.iter().map(|n| (n.name.as_str(), &n.pod_cidrs[0][..])).collect();
         assert_eq!(cidrs, [("a", "10.1.0.0/24"), ("b", "10.2.0.0/24"), ("host", "10.3.0.0/24")]);
@@ -358,8 +486,8 @@ mod tests {
     fn in_a_mesh_of_clusters_a_node_bears_its_clusters_name() {
         let cluster: ClusterName = "west".parse().unwrap();
         let mut directory = listed();
-        directory.apply(Kind::MeshNode, mesh_node("host", "aws", &[]));
-        directory.apply(Kind::MeshNode, mesh_node("b.west", "aws", &["10.2.0.0/24"]));
+        directory.listing(Kind::MeshNode).apply(mesh_node("host", "aws", &[]));
+        directory.listing(Kind::MeshNode).apply(mesh_node("b.west", "aws", &["10.2.0.0/24"]));
         let snapshot = directory.snapshot(Some(&cluster));
         let names: Vec<&str> = snapshot.nodes.iter().map(|node| node.name.as_str()).collect();
         assert_eq!(names, ["a.west", "b.west", "host"]);
@@ -379,8 +507,8 @@ mod tests {
         let mut directory = listed();
         let mut mirror = mesh_node("c.west", "aws", &["10.3.0.0/24"]);
         mirror.link = Some("west".into());
-        directory.apply(Kind::MeshNode, mirror);
-        directory.apply(Kind::MeshNode, mesh_node("host", "aws", &[]));
+        directory.listing(Kind::MeshNode).apply(mirror);
+        directory.listing(Kind::MeshNode).apply(mesh_node("host", "aws", &[]));
         assert_eq!(directory.snapshot(None).nodes.len(), 4);
         let (own, mirrors) = directory.own_and_mirrors(None);
         assert_eq!(own.nodes.iter().map(|n| n.name.as_str()).collect::<Vec<_>>(), ["a", "b", "host"]);
@@ -390,30 +518,73 @@ mod tests {
     #[test]
     fn a_kind_that_the_cluster_loses_leaves_what_was_known() {
         let mut directory = listed();
-        directory.apply(Kind::MeshNode, mesh_node("host", "aws", &[]));
-        assert!(directory.unknown(Kind::MeshNode));
+        directory.listing(Kind::MeshNode).apply(mesh_node("host", "aws", &[]));
+        assert!(directory.listing(Kind::MeshNode).unknown());
         assert!(directory.staleness().unwrap().contains("does not know the kind MeshNode any more"));
         assert_eq!((directory.obstacle(), directory.snapshot(None).nodes.len()), (None, 3));
-        assert!(directory.connected(Kind::MeshNode));
+        assert!(directory.listing(Kind::MeshNode).connected());
         assert_eq!(directory.staleness(), None);
+    }
+
+    fn mesh(spec: serde_json::Value) -> Mesh {
+        let mesh: MeshObject = serde_json::from_value(json!({
+            "apiVersion": "sennit.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "prod"}, "spec": spec,
+        }))
+        .unwrap();
+        mesh.into()
+    }
+
+    #[test]
+    fn a_mesh_has_to_be_looked_for_before_all_is_known() {
+        let name: MeshName = "prod".parse().unwrap();
+        let mut directory = Directory::new(true);
+        directory.listing(Kind::Node).replace([]);
+        directory.listing(Kind::MeshNode).replace([]);
+        assert_eq!(directory.obstacle().unwrap(), "Meshes are being listed");
+        directory.meshes().unknown();
+        assert_eq!((directory.obstacle(), directory.mesh(&name)), (None, (MeshWord::Silent, None)));
+        directory.meshes().apply(mesh(json!({"wireguard": {"listenPort": 4000}})));
+        assert!(
+            matches!(directory.mesh(&name), (MeshWord::Said(said), None) if said.listen_port == Some(4000))
+        );
+        assert_eq!(directory.mesh(&"other".parse().unwrap()).0, MeshWord::Silent);
+        directory.meshes().apply(mesh(json!({"sites": 7})));
+        let (word, problem) = directory.mesh(&name);
+        assert_eq!(word, MeshWord::Unclear);
+        assert!(problem.unwrap().text.starts_with("Mesh prod: spec"));
+    }
+
+    #[test]
+    fn where_the_api_is_reached_is_in_its_own_endpoints() {
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {"name": "kubernetes"}, "addressType": "IPv4",
+            "endpoints": [{"addresses": ["192.0.2.1"]}, {"addresses": ["192.0.2.2", "garbage"]}],
+        }))
+        .unwrap();
+        let mut directory = Directory::new(true);
+        assert!(directory.servers().replace([slice.into()]));
+        let all: Vec<String> = directory.server_addresses().iter().map(ToString::to_string).collect();
+        assert_eq!(all, ["192.0.2.1", "192.0.2.2"]);
+        directory.servers().trouble("forbidden".into());
+        assert_eq!(directory.staleness().unwrap(), "EndpointSlices: forbidden");
     }
 
     #[test]
     fn trouble_is_news_once() {
         let mut directory = listed();
-        assert!(directory.trouble(Kind::Node, "refused".into()));
-        assert!(!directory.trouble(Kind::Node, "refused".into()));
+        assert!(directory.listing(Kind::Node).trouble("refused".into()));
+        assert!(!directory.listing(Kind::Node).trouble("refused".into()));
         assert_eq!(
             (directory.staleness().unwrap(), directory.obstacle()),
             ("Nodes: refused".to_owned(), None)
         );
-        assert!(directory.connected(Kind::Node) && !directory.connected(Kind::Node));
+        assert!(directory.listing(Kind::Node).connected() && !directory.listing(Kind::Node).connected());
     }
 
     #[test]
     fn names_that_are_none_of_ours_harm_only_themselves() {
         let mut directory = listed();
-        directory.apply(Kind::MeshNode, mesh_node("host", "Not A Site", &[]));
+        directory.listing(Kind::MeshNode).apply(mesh_node("host", "Not A Site", &[]));
         let snapshot = directory.snapshot(None);
         assert_eq!(snapshot.nodes.len(), 2);
         assert!(snapshot.problems[0].text.contains("MeshNode host: site"), "{:?}", snapshot.problems);

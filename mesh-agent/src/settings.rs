@@ -1,0 +1,173 @@
+//! What the operator says for the mesh as a whole, in an object of kind `Mesh`. What agent.yaml says comes before it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mesh_keyring::SiteName;
+use mesh_overlay::advertisement::MTU_LEAST;
+use mesh_overlay::prefix;
+use serde::{Deserialize, Serialize};
+
+/// Prefixes that a site may hold, as configuration and Mesh write it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SiteGrant {
+    name: SiteName,
+    prefixes: Vec<IpNet>,
+}
+
+/// Checks grants and puts them together.
+///
+/// # Errors
+/// A sentence that names site and prefix.
+pub fn grants(sites: Vec<SiteGrant>) -> Result<BTreeMap<SiteName, Vec<IpNet>>, String> {
+    let mut all = BTreeMap::new();
+    for SiteGrant { name, prefixes } in sites {
+        for net in &prefixes {
+            if let Some(why) = prefix::forbidden(net) {
+                return Err(format!("{name}: {net} cannot be granted: {why}"));
+            }
+            if net.trunc() != *net {
+                return Err(format!("{name}: {net} has host bits set; write {}", net.trunc()));
+            }
+        }
+        if all.insert(name.clone(), prefixes).is_some() {
+            return Err(format!("{name} is named twice"));
+        }
+    }
+    match overlapping(&all) {
+        Some(why) => Err(why),
+        None => Ok(all),
+    }
+}
+
+fn overlapping(sites: &BTreeMap<SiteName, Vec<IpNet>>) -> Option<String> {
+    let all = sites.iter().flat_map(|(name, nets)| nets.iter().map(move |net| (*net, name)));
+    let index = prefix::PrefixIndex::new(all);
+    let pair = index.overlaps().find(|(a, b)| a.1 != b.1)?;
+    let ((outer, a), (inner, b)) = pair;
+    Some(format!("{inner} of {b} overlaps {outer} of {a}"))
+}
+
+/// The settings of a mesh. Empty: it leaves everything to agent.yaml.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Settings {
+    /// Sites and the prefixes that they may hold.
+    pub sites: BTreeMap<SiteName, Vec<IpNet>>,
+    /// Addresses that no peer may hold.
+    pub protected: BTreeSet<IpAddr>,
+    /// The WireGuard port.
+    pub listen_port: Option<u16>,
+    /// Seconds; 0 sends none.
+    pub persistent_keepalive: Option<u16>,
+    /// The underlay's MTU, in bytes.
+    pub mtu: Option<u16>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Spec {
+    sites: Vec<SiteGrant>,
+    protected_addresses: BTreeSet<IpAddr>,
+    wireguard: Wireguard,
+    underlay: Underlay,
+    encryption: Encryption,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Wireguard {
+    listen_port: Option<u16>,
+    persistent_keepalive: Option<u16>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Underlay {
+    mtu: Option<u16>,
+}
+
+// A mode that this version does not know must not be taken for one that it does.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Encryption {
+    mode: Mode,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Mode {
+    #[default]
+    Required,
+}
+
+impl Settings {
+    /// Reads the `spec` of a Mesh.
+    ///
+    /// # Errors
+    /// A sentence that names the field and what is wrong with it; nothing of the object counts then.
+    pub fn from_spec(spec: serde_json::Value) -> Result<Self, String> {
+        let spec: Spec = serde_json::from_value(spec).map_err(|e| format!("spec: {e}"))?;
+        if spec.wireguard.listen_port == Some(0) {
+            return Err("spec.wireguard.listenPort: the port has to be 1 to 65535".to_owned());
+        }
+        if let Some(mtu) = spec.underlay.mtu.filter(|mtu| *mtu < MTU_LEAST) {
+            return Err(format!("spec.underlay.mtu: {mtu} is too small: at least {MTU_LEAST} bytes"));
+        }
+        Ok(Self {
+            sites: grants(spec.sites).map_err(|why| format!("spec.sites: {why}"))?,
+            protected: spec.protected_addresses,
+            listen_port: spec.wireguard.listen_port,
+            persistent_keepalive: spec.wireguard.persistent_keepalive,
+            mtu: spec.underlay.mtu,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_mesh_says_all_of_it_or_nothing() {
+        let settings = Settings::from_spec(json!({
+            "sites": [{"name": "aws", "prefixes": ["10.1.0.0/16", "fd00:1::/48"]}, {"name": "gcp", "prefixes": []}],
+            "protectedAddresses": ["192.0.2.1"], "encryption": {"mode": "required"},
+            "wireguard": {"listenPort": 51821, "persistentKeepalive": 0}, "underlay": {"mtu": 1400},
+        }))
+        .unwrap();
+        assert_eq!(settings.sites[&"aws".parse().unwrap()].len(), 2);
+        assert_eq!(
+            (settings.listen_port, settings.persistent_keepalive, settings.mtu),
+            (Some(51821), Some(0), Some(1400))
+        );
+        assert_eq!(Settings::from_spec(json!({})), Ok(Settings::default()));
+        let text = serde_json::to_string(&settings).unwrap();
+        assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), settings, "it is remembered");
+    }
+
+    #[test]
+    fn what_a_mesh_cannot_say_is_named() {
+        for (spec, wanted) in [
+            (json!({"sites": [{"name": "a", "prefixes": ["0.0.0.0/0"]}]}), "spec.sites: a: 0.0.0.0/0"),
+            (json!({"sites": [{"name": "a", "prefixes": ["10.1.2.3/16"]}]}), "write 10.1.0.0/16"),
+            (json!({"sites": [{"name": "a", "prefixes": []}, {"name": "a", "prefixes": []}]}), "named twice"),
+            (
+                json!({"sites": [{"name": "a", "prefixes": ["10.0.0.0/8"]}, {"name": "b", "prefixes": ["10.1.0.0/16"]}]}),
+                "10.1.0.0/16 of b overlaps 10.0.0.0/8 of a",
+            ),
+            (json!({"wireguard": {"listenPort": 0}}), "spec.wireguard.listenPort"),
+            (json!({"underlay": {"mtu": 576}}), "spec.underlay.mtu"),
+            (json!({"encryption": {"mode": "preferred"}}), "preferred"),
+            (json!({"sties": []}), "sties"),
+            (json!("text"), "spec"),
+        ] {
+            let why = Settings::from_spec(spec.clone()).unwrap_err();
+            assert!(why.contains(wanted), "{spec}: {why}");
+        }
+    }
+}
