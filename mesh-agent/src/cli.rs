@@ -79,6 +79,9 @@ pub enum Command {
         /// Leave the node's private key where it is.
         #[arg(long)]
         keep_key: bool,
+        /// When all is removed, wait for SIGTERM: for a DaemonSet, which would start it again.
+        #[arg(long)]
+        stay: bool,
     },
 }
 

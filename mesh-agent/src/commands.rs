@@ -10,6 +10,7 @@ mod status;
 use std::path::Path;
 
 use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 
 use crate::cli::{Cli, Command, Configured};
@@ -40,11 +41,23 @@ pub fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::InstallCheck { configured, output } => block_on(check::check(load(&configured)?, output)),
         Command::Status { socket, output, probe } => block_on(status::show(&socket, output, probe)),
         Command::Plan { state, node, config, output } => plan::show(&state, &node, config.as_deref(), output),
-        Command::Cleanup { configured, keep_key } => {
+        Command::Cleanup { configured, keep_key, stay } => {
             let config = load(&configured)?;
             start_log(&config);
-            block_on(cleanup::clean(&config, keep_key))
+            block_on(async {
+                cleanup::clean(&config, keep_key).await?;
+                if stay { until_told().await } else { Ok(()) }
+            })
         }
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn until_told() -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
     }
 }
 

@@ -63,10 +63,11 @@ fn remove(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Removes a directory; one with files of others stays.
+/// Removes a directory; one with files of others stays, and so does one that is mounted into a container.
 fn remove_empty(path: &Path) -> Result<(), String> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotFound, ReadOnlyFilesystem, ResourceBusy};
     match fs::remove_dir(path) {
-        Err(e) if ![io::ErrorKind::NotFound, io::ErrorKind::DirectoryNotEmpty].contains(&e.kind()) => {
+        Err(e) if ![NotFound, DirectoryNotEmpty, ReadOnlyFilesystem, ResourceBusy].contains(&e.kind()) => {
             Err(format!("{}: {e}", shown(path)))
         }
         _ => Ok(()),

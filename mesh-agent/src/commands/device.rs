@@ -6,7 +6,6 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use mesh_overlay::wireguard::Wireguard;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
 use crate::run;
@@ -16,13 +15,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let interface = &config.wireguard.interface;
     if let Wireguard::Kernel(_) = run::wireguard(config, None)? {
         tracing::info!(%interface, "the kernel has WireGuard: no process is needed");
-        let (mut terminate, mut interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        return Ok(());
+        return super::until_told().await;
     }
     let never = become_device(config)?;
     match never {}

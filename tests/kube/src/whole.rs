@@ -366,9 +366,10 @@ impl Whole {
         for (cluster, name) in self.clusters.iter().zip(CLUSTERS) {
             let pods = cluster.kubectl(&["get", "pods", "-A", "-o", "wide"]).unwrap_or_default();
             text += &format!("--- pods of {name}\n{pods}");
-            for component in ["agent", "device", "federate"] {
+            for component in ["agent", "device", "federate", "cleanup"] {
                 let label = format!("app.kubernetes.io/component={component}");
-                let args = ["logs", "-n", "sennit", "--prefix", "--tail=12", "-l", &label];
+                let container = format!("--container={component}");
+                let args = ["logs", "-n", "sennit", "--prefix", &container, "--tail=12", "-l", &label];
                 text += &cluster.kubectl(&args).unwrap_or_else(|e| format!("{e:#}\n"));
             }
         }

@@ -9,8 +9,9 @@ use mesh_agent::config::Config;
 use netlab::{HostSpec, Lab, LabSpec, SiteSpec};
 use serde_json::{Value, json};
 
-const KUSTOMIZATIONS: [&str; 5] = [
+const KUSTOMIZATIONS: [&str; 6] = [
     "kubernetes/base",
+    "kubernetes/cleanup",
     "kubernetes/addon",
     "kubernetes/file-registry",
     "examples/kubernetes/east",
@@ -75,7 +76,7 @@ fn kustomizations_and_charts_are_accepted_without_warnings() {
             let mut items = list["items"].as_array().unwrap().iter();
             items.find(|item| item["kind"] == kind && item["metadata"]["name"] == name).cloned()
         };
-        if what.ends_with("base") {
+        if what.ends_with("base") || what.ends_with("cleanup") {
             return;
         }
         assert!(of("DaemonSet", "sennit-agent").is_some(), "{what}");

@@ -290,6 +290,54 @@ fn what_is_made_by_hand_stays_what_is_edited_is_put_right_and_what_is_not_grante
 }
 
 #[test]
+fn three_clusters_that_link_to_each_other_are_one_mesh() {
+    if !programs::can_run("three_clusters_that_link_to_each_other_are_one_mesh") {
+        return;
+    }
+    // Site n of the lab has 10.n.0.0/16, in the order of their names.
+    let names = ["east", "north", "west"];
+    let nodes = names.map(|name| [(format!("{name}-1"), "node-1")]);
+    let nodes = nodes.each_ref().map(|hosts| hosts.each_ref().map(|(host, node)| (host.as_str(), *node)));
+    let clusters: Vec<_> = names.iter().zip(&nodes).map(|(name, hosts)| (*name, &hosts[..])).collect();
+    let mut mesh = Mesh::federated(&clusters).unwrap();
+    let all = ["east-1", "north-1", "west-1"];
+    for host in all {
+        mesh.start(host).unwrap();
+    }
+    let kubeconfigs = names.map(|name| credentials(mesh.cluster_named(name)));
+    let pairs = || (0..3).flat_map(|from| (0..3).filter(move |to| *to != from).map(move |to| (from, to)));
+    for (from, to) in pairs() {
+        let (v4, v6) = (format!("10.{}.0.0/16", to + 1), format!("fd00:{}::/48", to + 1));
+        link(mesh.cluster_named(names[from]), names[to], &kubeconfigs[to], &[&v4, &v6]);
+    }
+    let _federators = names.map(|name| federate(mesh.cluster_named(name), name, "federate-1.log"));
+    mesh.stands(&all).unwrap();
+    assert_eq!(mesh.reaches(&all).unwrap(), 48);
+    for (from, to) in pairs() {
+        until_condition(mesh.cluster_named(names[from]), names[to], "True", "");
+    }
+    // What one has mirrored it does not pass on to who is linked to the other one, too: each is there once.
+    assert_eq!(mirrors(mesh.cluster_named("east")), ["node-1.north", "node-1.west"]);
+
+    // One of the three is away: the two others do not notice, and a node that joins one of them is known to the other.
+    let flow = mesh.traffic("east-1-pod-1", "north-1-pod-1").unwrap();
+    mesh.cluster_named("north").stop_api().unwrap();
+    until_condition(mesh.cluster_named("east"), "north", "False", "");
+    let late = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-2"},
+        "spec": {"podCIDR": "10.3.99.0/24", "podCIDRs": ["10.3.99.0/24"]},
+    });
+    mesh.cluster_named("west").apply(&late).unwrap();
+    eventually("the late node is mirrored", || {
+        let known = mirrors(mesh.cluster_named("east"));
+        anyhow::ensure!(known == ["node-1.north", "node-1.west", "node-2.west"], "{known:?}");
+        Ok(())
+    })
+    .unwrap();
+    lossless(flow).unwrap();
+}
+
+#[test]
 fn clusters_that_link_to_a_broker_alone_are_one_mesh() {
     if !programs::can_run("clusters_that_link_to_a_broker_alone_are_one_mesh") {
         return;

@@ -4,6 +4,8 @@
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
+use kube_tests::cluster::deployment;
 use kube_tests::mesh::lossless;
 use kube_tests::whole::{CLUSTERS, Pod, Whole};
 use kube_tests::{eventually, images, programs};
@@ -45,6 +47,36 @@ fn two_clusters_and_two_hosts_become_one_mesh_by_their_manifests() {
     }
     assert!(wireguard > 0);
     tell(&format!("0 of {frames} frames on the underlay's links hold the marker"));
+
+    // And off again, as deploy/kubernetes/cleanup says.
+    let cluster = &whole.clusters[0];
+    cluster.kubectl(&["delete", "daemonset", "-n", "sennit", "sennit-agent", "sennit-device"]).unwrap();
+    cluster.kubectl(&["apply", "--server-side", "-k", &deployment("kubernetes/cleanup")]).unwrap();
+    cluster.rolled_out("sennit", "sennit-cleanup").with_context(|| whole.logs()).unwrap();
+    for (host, node) in whole.nodes.iter().filter(|(host, _)| host.starts_with(CLUSTERS[0])) {
+        let left = "nft list tables | grep sennit; ip rule | grep 'proto 82'; ip route show table all proto 82; \
+                    ip -6 route show table all proto 82; ip -br link | grep sennit0; find /run/sennit /var/lib/sennit -type f";
+        eventually("nothing of ours is left", || {
+            let left = node.host().command("sh").args(["-c", left]).output(Duration::from_secs(20))?;
+            anyhow::ensure!(
+                left.stdout.is_empty() && left.stderr.is_empty(),
+                "{host}: {}{}",
+                left.stdout_text(),
+                left.stderr_text()
+            );
+            Ok(())
+        })
+        .unwrap();
+        let annotations = cluster.get("node", &node.name).unwrap()["metadata"]["annotations"].to_string();
+        assert!(!annotations.contains("sennit.dev/"), "{annotations}");
+    }
+    let folder = deployment("examples/kubernetes/east");
+    cluster
+        .kubectl_within(
+            &["delete", "--ignore-not-found", "-k", &folder, "--timeout=90s"],
+            Duration::from_secs(120),
+        )
+        .unwrap();
 }
 
 fn up() -> (Whole, Vec<Pod>) {
