@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SCENARIO ?= deploy/examples/four-clouds.yaml
 BIN := target/release
 
-.PHONY: help setup build demo test kernel-test kube-test kube-bench unit check deny bench fuzz clean
+.PHONY: help setup build image demo test kernel-test kube-test kube-demo kube-bench unit check deny bench fuzz clean
 help:            ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
@@ -12,6 +12,9 @@ setup:           ## install what is missing from Debian/Ubuntu packages (needs r
 
 build: setup     ## build the release programs
 	cargo build --release --locked --bins
+
+image: build     ## the container image, target/sennit-image.tar
+	@deploy/image/build.sh
 
 demo: build      ## four sites, twelve nodes, one encrypted mesh, and a picture of it
 	@SENNIT_BIN_DIR=$(CURDIR)/$(BIN) $(BIN)/meshlab run --picture $(SCENARIO) $(DEMO_ARGS)
@@ -22,8 +25,11 @@ test: setup      ## all tests
 kernel-test: setup ## the mesh with the kernel's WireGuard, on an emulated machine whose kernel has it (needs root, 3 minutes)
 	@tests/kernel/run.sh $(TEST_ARGS)
 
-kube-test: setup ## the mesh over a real Kubernetes API (needs root; builds kube-apiserver the first time, ten minutes)
+kube-test: setup ## the mesh on real Kubernetes, control planes and whole nodes (needs root; builds Kubernetes the first time, ten minutes)
 	@tests/kube/run.sh $(TEST_ARGS)
+
+kube-demo: setup ## two clusters of two whole nodes and two plain hosts, from `kubectl apply -k` to one encrypted mesh
+	@tests/kube/run.sh --nocapture two_clusters_and_two_hosts
 
 kube-bench: build ## how long a node takes to join over a Kubernetes API (two minutes)
 	@SENNIT_KUBE_BIN=$$(tests/kube/binaries.sh) SENNIT_BIN_DIR=$(CURDIR)/$(BIN) $(BIN)/join-latency $(BENCH_ARGS)

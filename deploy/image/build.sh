@@ -4,6 +4,7 @@
 #
 # usage: build.sh [OUT.tar]        SENNIT_BIN_DIR: where the programs are; SENNIT_IMAGE: its name, default sennit.dev/sennit:VERSION
 set -euo pipefail
+umask 022
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 programs=${SENNIT_BIN_DIR:-$root/target/release}
@@ -27,4 +28,11 @@ done
 mkdir -p "$folder"/{etc/sennit,run/sennit,run/wireguard,var/lib/sennit,tmp,proc,sys,dev}
 ln -s /run "$folder/var/run"
 echo 'hosts: files dns' >"$folder/etc/nsswitch.conf"
+# For API servers whose kubeconfig names no authority of its own.
+authorities=/etc/ssl/certs/ca-certificates.crt
+if [[ -f $authorities ]]; then
+  install -D --mode=644 "$authorities" "$folder$authorities"
+else
+  echo "build.sh: no $authorities here, so none in the image: kubeconfigs need certificate-authority-data" >&2
+fi
 "$here/pack.sh" "$folder" "$name" '["/usr/bin/mesh-agent"]' "$out"

@@ -5,6 +5,7 @@
 #
 # usage: pack.sh FOLDER NAME:TAG ENTRYPOINT-AS-JSON OUT.tar
 set -euo pipefail
+umask 022
 folder=$1 name=$2 entrypoint=$3 out=$4
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

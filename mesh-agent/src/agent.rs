@@ -70,6 +70,8 @@ pub struct Agent {
     last_good: LastGood,
     snapshot: Option<Snapshot>,
     hold_until: Option<Instant>,
+    // When a Mesh that is gone does not count any more.
+    mesh_gone: Option<Instant>,
     underlay: ObservedUnderlay,
     resolved: Resolution,
 }
@@ -84,6 +86,7 @@ impl Agent {
             last_good,
             snapshot: None,
             hold_until: None,
+            mesh_gone: None,
             underlay: ObservedUnderlay::default(),
             resolved: Resolution::new(),
         }
@@ -95,7 +98,7 @@ impl Agent {
     ///
     /// # Errors
     /// The sentence for the status.
-    pub fn snapshot(&mut self, snapshot: Snapshot, now: Instant) -> Result<(), String> {
+    pub fn snapshot(&mut self, mut snapshot: Snapshot, now: Instant) -> Result<(), String> {
         let node = &self.config.node;
         let own = snapshot.nodes.iter().find(|n| n.name == *node);
         if own.is_none() && self.last_good.registered {
@@ -104,7 +107,7 @@ impl Agent {
                  to take this node out of the mesh, stop its agent and run `mesh-agent cleanup`"
             ));
         }
-        if snapshot.without_mesh_nodes && self.last_good.mesh_nodes {
+        if snapshot.mesh_nodes == Some(false) && self.last_good.mesh_nodes {
             return Err(
                 "the cluster does not know the kind MeshNode in our version any more, so what it says counts as incomplete: \
                  nothing is pruned; apply the CRDs of deploy/kubernetes/base again"
@@ -112,46 +115,118 @@ impl Agent {
             );
         }
         let published = own.is_some_and(|n| n.annotations.contains_key(PUBLIC_KEY));
-        if self.last_good.published && !published {
-            self.hold_until = Some(now + HOLD);
-        }
-        match &snapshot.mesh {
-            MeshWord::Said(settings) => self.last_good.settings = settings.clone(),
-            MeshWord::Silent => self.last_good.settings = Settings::default(),
-            MeshWord::Unclear => {}
-        }
         // An API that is away does not say where it is.
         if !snapshot.servers.is_empty() {
             self.last_good.servers = snapshot.servers.clone();
+        }
+        self.heed(&mut snapshot, now)?;
+        if self.last_good.published && !published {
+            self.hold_until = Some(now + HOLD);
         }
         self.snapshot = Some(snapshot);
         Ok(())
     }
 
+    /// Takes the Mesh's word, where it is one. What is wrong with it is put among the snapshot's problems, and what it said
+    /// before stays in force; an agent that never heard it admits nobody on no word.
+    fn heed(&mut self, snapshot: &mut Snapshot, now: Instant) -> Result<(), String> {
+        let name = self.config.grants.mesh.clone();
+        let word = match std::mem::take(&mut snapshot.mesh) {
+            MeshWord::Said(settings) => {
+                let before = self.last_good.settings.replace(settings);
+                let local = self.local(Vec::new(), &mut Vec::new());
+                match harmful(&local, &self.grants()) {
+                    None => MeshWord::Said(Settings::default()),
+                    // What agent.yaml says itself is for `desired` to refuse.
+                    Some(_) if harmful(&local, &self.config.grants).is_some() => {
+                        MeshWord::Said(Settings::default())
+                    }
+                    Some(why) => {
+                        self.last_good.settings = before;
+                        MeshWord::Unclear(format!("spec.{why}"))
+                    }
+                }
+            }
+            other => other,
+        };
+        let known = self.last_good.settings.is_some();
+        let mut tell = |text: String| snapshot.problems.push(Problem { node: None, text });
+        match word {
+            MeshWord::Said(_) => self.mesh_gone = None,
+            MeshWord::Silent if known => {
+                let until = *self.mesh_gone.get_or_insert(now + HOLD);
+                if now >= until {
+                    (self.last_good.settings, self.mesh_gone) = (None, None);
+                } else {
+                    tell(format!(
+                        "Mesh {name} is gone: for {} s what it said stays in force",
+                        HOLD.as_secs()
+                    ));
+                }
+            }
+            MeshWord::Silent => {}
+            MeshWord::Missing(why) if known => {
+                self.mesh_gone = None;
+                tell(format!(
+                    "Mesh {name}: {why}; what it said stays in force; apply deploy/kubernetes/base again"
+                ));
+            }
+            MeshWord::Missing(_) => {}
+            MeshWord::Unclear(why) if known => {
+                self.mesh_gone = None;
+                tell(format!("Mesh {name}: {why}; what it said before stays in force"));
+            }
+            MeshWord::Unclear(why) => {
+                return Err(format!(
+                    "Mesh {name}: {why}; this agent never heard another word of it, and waits"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Until when claims that are gone are held.
-    pub fn holds_until(&self, now: Instant) -> Option<Instant> {
+    fn holds_claims_until(&self, now: Instant) -> Option<Instant> {
         self.hold_until.filter(|until| now < *until)
+    }
+
+    /// When something that is gone and still counts is to be looked at again.
+    pub fn holds_until(&self, now: Instant) -> Option<Instant> {
+        let held = [self.holds_claims_until(now), self.mesh_gone.filter(|until| now < *until)];
+        held.into_iter().flatten().min()
     }
 
     /// What the operator grants: agent.yaml's word before the Mesh's.
     pub fn grants(&self) -> Grants {
         let mut grants = self.config.grants.clone();
-        let settings = &self.last_good.settings;
-        if grants.sites.is_empty() {
-            grants.sites = settings.sites.clone();
+        if let Some(settings) = &self.last_good.settings {
+            if grants.sites.is_empty() {
+                grants.sites = settings.sites.clone();
+            }
+            grants.protected.extend(&settings.protected);
         }
-        grants.protected.extend(settings.protected.iter().chain(&self.last_good.servers));
+        grants.protected.extend(&self.last_good.servers);
         grants
     }
 
+    fn setting<T>(&self, own: Option<T>, of: impl Fn(&Settings) -> Option<T>) -> Option<T> {
+        own.or_else(|| self.last_good.settings.as_ref().and_then(of))
+    }
+
     fn listen_port(&self) -> u16 {
-        self.config.wireguard.listen_port.or(self.last_good.settings.listen_port).unwrap_or(LISTEN_PORT)
+        self.setting(self.config.wireguard.listen_port, |mesh| mesh.listen_port).unwrap_or(LISTEN_PORT)
+    }
+
+    fn keepalive(&self) -> Option<u16> {
+        let seconds =
+            self.setting(self.config.wireguard.persistent_keepalive, |mesh| mesh.persistent_keepalive);
+        Some(seconds.unwrap_or(KEEPALIVE)).filter(|seconds| *seconds > 0)
     }
 
     /// The nodes to judge: the snapshot's, where it cannot be the whole truth filled up with what is remembered.
     fn records(&self, snapshot: &Snapshot, now: Instant) -> Vec<NodeRecord> {
         let memory = &self.last_good.peers.0;
-        let holding = self.holds_until(now).is_some();
+        let holding = self.holds_claims_until(now).is_some();
         let mut records = snapshot.nodes.clone();
         for record in records.iter_mut().filter(|r| !r.annotations.contains_key(PUBLIC_KEY)) {
             let last =
@@ -216,8 +291,8 @@ impl Agent {
                 published: own.is_some_and(|n| n.annotations.contains_key(PUBLIC_KEY)),
                 prefixes: own_prefixes,
                 peers: admission.memory(),
-                mesh_nodes: !snapshot.without_mesh_nodes,
-                settings: std::mem::take(&mut self.last_good.settings),
+                mesh_nodes: snapshot.mesh_nodes.unwrap_or(self.last_good.mesh_nodes),
+                settings: self.last_good.settings.take(),
                 servers: std::mem::take(&mut self.last_good.servers),
             };
         }
@@ -226,7 +301,7 @@ impl Agent {
                 "the registry holds a file that never could be read, so nodes may be missing: nothing is pruned".to_owned(),
             );
         }
-        if self.holds_until(now).is_some() {
+        if self.holds_claims_until(now).is_some() {
             warnings.push(format!(
                 "this node's publication was gone from the registry: for {} s the last claims of other nodes stay in force",
                 HOLD.as_secs()
@@ -279,8 +354,16 @@ impl Agent {
 
     fn local(&self, prefixes: Vec<IpNet>, warnings: &mut Vec<String>) -> LocalNode {
         let observed = self.underlay.mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX));
-        let settings = &self.last_good.settings;
-        let mut mtu = self.config.underlay.mtu.or(settings.mtu).or(observed).unwrap_or(MTU_ASSUMED);
+        let said = self.last_good.settings.as_ref().and_then(|settings| settings.mtu);
+        // The Mesh speaks for all nodes, and an interface for this one.
+        let of_mesh = said.map(|said| observed.map_or(said, |observed| observed.min(said)));
+        let mut mtu = self.config.underlay.mtu.or(of_mesh).or(observed).unwrap_or(MTU_ASSUMED);
+        if let (None, Some(said)) = (self.config.underlay.mtu, said.filter(|said| *said > mtu)) {
+            warnings.push(format!(
+                "Mesh {}: spec.underlay.mtu is {said}, but the interface of the default route carries {mtu} bytes only",
+                self.config.grants.mesh
+            ));
+        }
         if mtu < MTU_LEAST {
             warnings.push(format!(
                 "the underlay's MTU of {mtu} bytes is below the {MTU_LEAST} that IPv6 inside of WireGuard needs: packets will be fragmented"
@@ -306,14 +389,7 @@ impl Agent {
             underlay_mtu: mtu,
             interface: self.config.wireguard.interface.clone(),
             listen_port: self.listen_port(),
-            keepalive: Some(
-                self.config
-                    .wireguard
-                    .persistent_keepalive
-                    .or(settings.persistent_keepalive)
-                    .unwrap_or(KEEPALIVE),
-            )
-            .filter(|seconds| *seconds > 0),
+            keepalive: self.keepalive(),
             routing: self.config.routing,
         }
     }

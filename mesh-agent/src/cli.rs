@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh_overlay::local::InterfaceName;
+use mesh_overlay::wireguard::Choice;
 
 use crate::commands::join::Join;
 use crate::federate::Federate;
@@ -21,16 +23,9 @@ pub struct Cli {
 pub enum Command {
     /// Run the agent in the foreground.
     Run(Configured),
-    /// Run this host's userspace WireGuard device in the foreground, for agents with `wireguard.externalDevice`. Where the
+    /// Run this host's userspace WireGuard device in the foreground, for an agent with `wireguard.externalDevice`. Where the
     /// kernel's WireGuard is used, wait.
-    Device {
-        /// The configuration.
-        #[command(flatten)]
-        configured: Configured,
-        /// Only tell by the exit code whether it runs and answers.
-        #[arg(long)]
-        probe: bool,
-    },
+    Device(Device),
     /// Register this host, which has no Kubernetes, with a cluster, and write its configuration and credentials.
     Join(Join),
     /// Mirror the nodes of other clusters into MeshNodes of this one.
@@ -83,6 +78,32 @@ pub enum Command {
         #[arg(long)]
         stay: bool,
     },
+}
+
+/// What `device` runs. Not by agent.yaml: a mistake there must not touch a device that works.
+#[derive(Debug, Args)]
+pub struct Device {
+    /// The interface, as the agent has it in `wireguard.interface`.
+    #[arg(long, env = "SENNIT_INTERFACE", default_value = "sennit0")]
+    pub interface: InterfaceName,
+    /// The implementation, as the agent has it in `wireguard.backend`.
+    #[arg(long, env = "SENNIT_BACKEND", default_value = "auto", value_parser = backend)]
+    pub backend: Choice,
+    /// The userspace program: a name on PATH or a path.
+    #[arg(long, default_value = "mesh-wg")]
+    pub userspace_binary: PathBuf,
+    /// Only tell by the exit code whether it runs and answers.
+    #[arg(long)]
+    pub probe: bool,
+}
+
+fn backend(text: &str) -> Result<Choice, String> {
+    match text {
+        "auto" => Ok(Choice::Auto),
+        "kernel" => Ok(Choice::Kernel),
+        "userspace" => Ok(Choice::Userspace),
+        _ => Err("auto, kernel or userspace".to_owned()),
+    }
 }
 
 /// Which configuration a command works with.

@@ -28,10 +28,9 @@ pub fn execute(cli: Cli) -> anyhow::Result<()> {
             start_log(&config);
             block_on(run::run(config))
         }
-        Command::Device { configured, probe } => {
-            let config = load(&configured)?;
-            start_log(&config);
-            if probe { block_on(device::probe(&config)) } else { block_on(device::run(&config)) }
+        Command::Device(asked) => {
+            log_to_stderr("info");
+            if asked.probe { block_on(device::probe(&asked)) } else { block_on(device::run(&asked)) }
         }
         Command::Join(asked) => block_on(join::join(&asked)),
         Command::Federate(asked) => {

@@ -274,7 +274,16 @@ impl Federator {
                         if link.site.is_none() {
                             nodes.extend(passed_on.into_values().flatten());
                         }
-                        Ok(judge(link, &self.own, &nodes, &mut held))
+                        let standing = mirrors.get(name).into_iter().flatten();
+                        let there: BTreeSet<&NodeName> = nodes.iter().map(|node| &node.name).collect();
+                        let missed = standing.map(|mirror| &mirror.name).find(|name| !there.contains(name));
+                        match missed.filter(|_| theirs.mesh_nodes == Some(false)) {
+                            Some(node) => Err(format!(
+                                "the cluster does not know the kind MeshNode in our version any more, so that {node} counts \
+                                 as there; apply the CRDs of deploy/kubernetes/base there"
+                            )),
+                            None => Ok(judge(link, &self.own, &nodes, &mut held)),
+                        }
                     }
                     Err(e) => Err(e.to_string()),
                 },

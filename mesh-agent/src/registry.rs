@@ -7,14 +7,20 @@ pub mod merge;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use mesh_keyring::{MeshName, NodeName};
 use mesh_overlay::{Advertisement, NodeRecord};
+
+use tokio::time::timeout;
 
 use self::file::FileRegistry;
 use self::kube::KubeRegistry;
 use crate::config::RegistryChoice;
 use crate::settings::Settings;
+
+// For the name of the API server.
+const RESOLVING: Duration = Duration::from_secs(3);
 
 /// The registry that is configured.
 pub enum Registry {
@@ -38,12 +44,15 @@ impl Registry {
             RegistryChoice::File(file) => Ok((Self::File(FileRegistry::new(&file.dir)), Vec::new())),
             RegistryChoice::Kube(kube) => {
                 let config = self::kube::api_config(kube.kubeconfig.as_deref()).await?;
-                let server = config.cluster_url.host().unwrap_or_default();
-                let address = server.trim_start_matches('[').trim_end_matches(']').parse().ok();
-                Ok((
-                    Self::Kube(KubeRegistry::new(config, kube.cluster.clone(), mesh)?),
-                    address.into_iter().collect(),
-                ))
+                let server = config.cluster_url.host().unwrap_or_default().to_owned();
+                let port = config.cluster_url.port_u16().unwrap_or(443);
+                let address: Option<IpAddr> =
+                    server.trim_start_matches('[').trim_end_matches(']').parse().ok();
+                let mut registry = KubeRegistry::new(config, kube.cluster.clone(), mesh)?;
+                if address.is_none() {
+                    registry.resolved(resolve(&server, port).await);
+                }
+                Ok((Self::Kube(registry), address.into_iter().collect()))
             }
         }
     }
@@ -101,6 +110,22 @@ impl Registry {
     }
 }
 
+/// Where a name leads now; later changes of it are not noticed.
+async fn resolve(host: &str, port: u16) -> Vec<IpAddr> {
+    let found = timeout(RESOLVING, tokio::net::lookup_host((host, port))).await;
+    match found {
+        Ok(Ok(addresses)) => addresses.map(|address| address.ip()).collect(),
+        Ok(Err(e)) => {
+            tracing::warn!("API server {host}: {e}: its address is not protected");
+            Vec::new()
+        }
+        Err(_) => {
+            tracing::warn!("API server {host}: no answer to its name: its address is not protected");
+            Vec::new()
+        }
+    }
+}
+
 /// Everything that a registry holds at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -114,8 +139,8 @@ pub struct Snapshot {
     pub stale: Option<String>,
     /// Nodes whose publication could not be read, and what it held before is not known.
     pub unreadable: BTreeSet<NodeName>,
-    /// The cluster does not know the kind MeshNode, so that there are none.
-    pub without_mesh_nodes: bool,
+    /// Whether the cluster knows the kind MeshNode; `None` where that is no question.
+    pub mesh_nodes: Option<bool>,
     /// What the operator says for the mesh as a whole.
     pub mesh: MeshWord,
     /// Where the registry itself is reached, beside what the configuration says.
@@ -130,8 +155,10 @@ pub enum MeshWord {
     Silent,
     /// This.
     Said(Settings),
-    /// Nothing that can be understood: what it said before stays in force.
-    Unclear,
+    /// The cluster does not know the kind, or does not let us read it. Where there was one, it stays in force.
+    Missing(String),
+    /// Nothing that can be understood, and why. Where it said something before, that stays in force.
+    Unclear(String),
 }
 
 /// Something in the registry that was refused.

@@ -147,6 +147,8 @@ struct Running {
     ready: bool,
     notified: bool,
     announced_at: Option<Instant>,
+    // Dialling was put off by the head start.
+    held_back: bool,
 }
 
 /// Runs until SIGTERM or SIGINT. What carries traffic stays as it is.
@@ -193,6 +195,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         ready: false,
         notified: false,
         announced_at: None,
+        held_back: false,
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -305,12 +308,14 @@ impl Running {
     }
 
     fn head_start(&mut self) {
+        self.held_back = false;
         if !self.desired.announced {
             return;
         }
         let since = *self.announced_at.get_or_insert_with(Instant::now);
         let hidden = self.desired.publish.endpoints.is_empty();
         self.desired.announced = !hidden || since.elapsed() >= HEAD_START;
+        self.held_back = !self.desired.announced;
     }
 
     fn tell_refusals(&mut self) {
@@ -334,10 +339,9 @@ impl Running {
         if self.failures > 0 {
             wake = wake.min(now + RETRY * 2u32.saturating_pow((self.failures - 1).min(8)));
         }
-        // Over long ago, it says nothing about a publication that differs again and cannot be written.
-        let head_start = self.announced_at.filter(|_| !self.desired.announced).map(|at| at + HEAD_START);
-        if let Some(due) = head_start.filter(|due| *due > now) {
-            wake = wake.min(due);
+        // Not where a publication that differs again cannot be written: the head start is long over then.
+        if let Some(at) = self.announced_at.filter(|_| self.held_back) {
+            wake = wake.min(at + HEAD_START);
         }
         // While passes fail before they come to dialling, its timers stand still.
         if let Some(due) = self.reconciler.wake_at().filter(|_| self.failures == 0) {

@@ -52,7 +52,8 @@ fn overlapping(sites: &BTreeMap<SiteName, Vec<IpNet>>) -> Option<String> {
 
 /// The settings of a mesh. Empty: it leaves everything to agent.yaml.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+// Remembered too, perhaps by another version.
+#[serde(rename_all = "camelCase", default)]
 pub struct Settings {
     /// Sites and the prefixes that they may hold.
     pub sites: BTreeMap<SiteName, Vec<IpNet>>,

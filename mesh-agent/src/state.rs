@@ -15,7 +15,8 @@ use crate::settings::Settings;
 
 /// What the agent knew when it last knew everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+// Another version may have written more: what this one knows of it counts.
+#[serde(rename_all = "camelCase")]
 pub struct LastGood {
     /// Whether the registry knew this node.
     pub registered: bool,
@@ -28,9 +29,9 @@ pub struct LastGood {
     /// Whether the registry could hold MeshNodes.
     #[serde(default)]
     pub mesh_nodes: bool,
-    /// What the Mesh said.
+    /// What the Mesh said, if there is one.
     #[serde(default)]
-    pub settings: Settings,
+    pub settings: Option<Settings>,
     /// Where the API was reached.
     #[serde(default)]
     pub servers: BTreeSet<IpAddr>,

@@ -68,7 +68,7 @@ pub enum Refusal {
         label: SiteName,
     },
     /// The site is not one that the operator named.
-    #[error("site {0} has no entry under `sites` in this agent's configuration")]
+    #[error("site {0} has no entry under `sites` of agent.yaml or the Mesh")]
     UnknownSite(SiteName),
     /// Not a prefix.
     #[error("spec.podCIDRs: {0:?} is no prefix such as 10.1.0.0/24")]
@@ -161,11 +161,14 @@ pub fn admit(local: &LocalNode, grants: &Grants, records: &[NodeRecord], memory:
     let known: BTreeSet<&NodeName> = records.keys().copied().collect();
     settle_keys(local, memory, &known, &mut claims, &mut admission);
     let prefixes = settle_prefixes(local, grants, &records, &claims, memory, &mut admission);
+    let mut withheld = withheld(local, &records, memory, &admission);
+    admission.reserved.extend(withheld.values().flatten());
     for (name, claim) in claims {
         let peer = Peer {
             name: name.clone(),
             address: address::node_address(&grants.mesh, &claim.site, name),
             prefixes: prefixes.get(name).cloned().unwrap_or_default(),
+            withheld: withheld.remove(name).unwrap_or_default(),
             claim,
         };
         admission.peers.insert(name.clone(), peer);
@@ -318,6 +321,42 @@ fn settle_prefixes(
         }
     }
     granted.into_iter().map(|(name, nets)| (name, nets.into_iter().collect())).collect()
+}
+
+/// What nodes have held and may hold no longer, because the operator took it back from sites: what was encrypted does not
+/// go out in clear then. What would cut this host off is left alone.
+fn withheld(
+    local: &LocalNode,
+    records: &BTreeMap<&NodeName, &NodeRecord>,
+    memory: &Memory,
+    out: &Admission,
+) -> BTreeMap<NodeName, Vec<IpNet>> {
+    let mut all = BTreeMap::new();
+    for (name, whys) in &out.refused {
+        let Some(before) = memory.0.get(name) else { continue };
+        let record = records.get(name).map_or(&[][..], |record| &record.pod_cidrs);
+        let still = |net: &IpNet| record.iter().any(|text| text.parse() == Ok(*net));
+        let of_site = |why: &Refusal| {
+            matches!(
+                why,
+                Refusal::UnknownSite(_) | Refusal::PrefixOutsideSite(..) | Refusal::PrefixProtected(..)
+            )
+        };
+        if !whys.iter().any(of_site) {
+            continue;
+        }
+        let held = before.prefixes.iter().chain(&before.withheld).copied().filter(still);
+        let harmless = held.filter(|net| {
+            let ours = local.prefixes.iter().any(|own| prefix::overlap(own, net));
+            let underlay = local.underlay_addresses.iter().any(|ip| net.contains(ip));
+            !ours && !underlay && !out.reserved.contains(net) && prefix::forbidden(net).is_none()
+        });
+        let nets: Vec<IpNet> = harmless.collect();
+        if !nets.is_empty() {
+            all.insert(name.clone(), nets);
+        }
+    }
+    all
 }
 
 fn judge_prefix(

@@ -34,17 +34,25 @@ struct Attempt {
     since: SystemTime,
 }
 
+/// Where a peer is now that was dialled at a port that it published and publishes no longer.
+fn moved(current: SocketAddr, before: &[SocketAddr], candidates: &[SocketAddr]) -> Option<SocketAddr> {
+    let was_offered = before.contains(&current) && !candidates.contains(&current);
+    candidates.iter().copied().find(|to| was_offered && to.ip() == current.ip())
+}
+
 /// The attempts that are under way, by peer.
 #[derive(Debug, Clone, Default)]
 pub struct Dialer {
     attempts: BTreeMap<PublicKey, Attempt>,
     /// Where each peer was when a handshake was last fresh.
     learned: BTreeMap<PublicKey, SocketAddr>,
+    /// What each peer published when it was looked at last.
+    offered: BTreeMap<PublicKey, Vec<SocketAddr>>,
 }
 
 impl Dialer {
     /// The endpoint to write now, if any. A fresh handshake is never disturbed: whatever address it came from is
-    /// newer than anything published. Without one, and where `persistent` keepalives ask for an answer, the candidates
+    /// newer than anything published; but for the port of a peer that has published that it listens on another one now. Without one, and where `persistent` keepalives ask for an answer, the candidates
     /// are tried in turn, among them where the peer was last: behind a NAT it can be nowhere else. A tunnel that is
     /// merely idle is left alone.
     pub fn choose(
@@ -55,6 +63,14 @@ impl Dialer {
         observed: Option<&ObservedPeer>,
         now: SystemTime,
     ) -> Option<SocketAddr> {
+        let before = self.offered.insert(*key, candidates.to_vec()).unwrap_or_default();
+        if let Some(moved) =
+            observed.and_then(|peer| peer.endpoint).and_then(|to| moved(to, &before, candidates))
+        {
+            self.attempts.remove(key);
+            self.learned.insert(*key, moved);
+            return Some(moved);
+        }
         if let Some(peer) = observed.filter(|peer| is_fresh(peer.last_handshake, now)) {
             self.attempts.remove(key);
             if let Some(endpoint) = peer.endpoint {
@@ -95,6 +111,7 @@ impl Dialer {
     pub fn retain(&mut self, keep: impl Fn(&PublicKey) -> bool) {
         self.attempts.retain(|key, _| keep(key));
         self.learned.retain(|key, _| keep(key));
+        self.offered.retain(|key, _| keep(key));
     }
 }
 
@@ -126,6 +143,27 @@ mod tests {
         seconds: u64,
     ) -> Option<SocketAddr> {
         dialer.choose(&key(), to, true, observed, at(seconds))
+    }
+
+    #[test]
+    fn a_peer_that_publishes_another_port_is_dialled_there_at_once() {
+        let other = SocketAddr::new(address(1).ip(), 4000);
+        for persistent in [true, false] {
+            let mut dialer = Dialer::default();
+            let peer = holding(Some(address(1)), Some(0));
+            assert_eq!(dialer.choose(&key(), &[address(1)], persistent, Some(&peer), at(1)), None);
+            assert_eq!(dialer.choose(&key(), &[other], persistent, Some(&peer), at(2)), Some(other));
+            let there = holding(Some(other), Some(0));
+            assert_eq!(dialer.choose(&key(), &[other], persistent, Some(&there), at(3)), None);
+        }
+        // One that has roamed to where it never published stays there, and another address is no other port.
+        let mut dialer = Dialer::default();
+        let roamed = holding(Some(SocketAddr::new(address(1).ip(), 9)), Some(0));
+        assert_eq!(choose(&mut dialer, &[address(1)], Some(&roamed), 1), None);
+        assert_eq!(choose(&mut dialer, &[other], Some(&roamed), 2), None);
+        let peer = holding(Some(address(1)), Some(0));
+        assert_eq!(choose(&mut dialer, &[address(1)], Some(&peer), 3), None);
+        assert_eq!(choose(&mut dialer, &[address(2)], Some(&peer), 4), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::advertisement::Advertisement;
 
 /// An admitted node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Peer {
     /// Its name.
     pub name: NodeName,
@@ -20,4 +20,8 @@ pub struct Peer {
     pub address: Ipv6Addr,
     /// The prefixes that it was granted, sorted; never its own word.
     pub prefixes: Vec<IpNet>,
+    /// Prefixes that it held once and that the cluster still grants it, but not the operator's sites: they are nobody's, and
+    /// nothing goes there in clear.
+    #[serde(default)]
+    pub withheld: Vec<IpNet>,
 }

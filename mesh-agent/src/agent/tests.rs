@@ -216,15 +216,38 @@ fn a_mesh_fills_in_what_the_configuration_leaves_out() {
     assert_eq!((after.plan.device.listen_port, after.plan.mtu), (4000, 1310));
     assert_eq!(after.publish.endpoints[0].to_string(), "192.0.2.7:4000");
     let all: Vec<String> = after.refused.iter().map(|problem| problem.text.clone()).collect();
-    assert!(all.iter().any(|text| text.contains("10.2.1.9")), "{all:?}");
+    for wanted in
+        ["10.2.1.0/24 holds the protected address 10.2.1.9", "10.2.2.0/24 lies outside of what site gcp"]
+    {
+        assert!(all.iter().any(|text| text.contains(wanted)), "{all:?}");
+    }
+    assert!(after.plan.peers.values().all(|peer| peer.allowed_ips.iter().all(|net| net.addr().is_ipv6())));
+    // What was encrypted before does not go out in clear now, nor later, but for the protected address itself.
+    agent.snapshot(Snapshot { mesh: mesh.clone(), ..snapshot(&three()) }, start()).unwrap();
+    let after = agent.desired(start());
+    for net in ["10.2.1.0/24", "10.2.2.0/24"] {
+        assert!(
+            after.plan.guard.mesh.iter().any(|wide| wide.contains(&net.parse::<IpNet>().unwrap())),
+            "{net}"
+        );
+    }
+    assert!(after.plan.guard.outside.contains(&"10.2.1.9/32".parse().unwrap()));
 
-    // The word is remembered while the registry is away, and while it cannot be understood; without it, it is gone.
+    // The word is remembered while the registry is away, and while it cannot be read or understood.
     let mut again = self::agent(bare(), after.last_good.clone());
-    assert_eq!(again.desired(start()).plan.device.listen_port, 4000);
-    again.snapshot(Snapshot { mesh: MeshWord::Unclear, ..snapshot(&three()) }, start()).unwrap();
-    assert_eq!(again.desired(start()).plan.device.listen_port, 4000);
+    let port = |agent: &mut Agent, now| agent.desired(now).plan.device.listen_port;
+    assert_eq!(port(&mut again, start()), 4000);
+    for mesh in [MeshWord::Unclear("spec: nonsense".to_owned()), MeshWord::Missing("no such kind".to_owned())]
+    {
+        again.snapshot(Snapshot { mesh, ..snapshot(&three()) }, start()).unwrap();
+        assert_eq!(port(&mut again, start()), 4000);
+        assert!(again.desired(start()).refused.iter().any(|problem| problem.text.contains("in force")));
+    }
+    // One that is gone counts for a while: somebody may be making it anew.
     again.snapshot(snapshot(&three()), start()).unwrap();
-    assert_eq!(again.desired(start()).plan.device.listen_port, 51820);
+    assert_eq!((port(&mut again, start()), again.holds_until(start())), (4000, Some(start() + HOLD)));
+    again.snapshot(snapshot(&three()), start() + HOLD).unwrap();
+    assert_eq!((port(&mut again, start() + HOLD), again.holds_until(start() + HOLD)), (51820, None));
 
     // What the node's own file says comes first.
     let mut own = self::agent(config("wireguard: {listenPort: 5000}"), LastGood::default());
@@ -265,15 +288,58 @@ fn where_the_registry_is_reached_no_peer_holds_it() {
 
 #[test]
 fn a_cluster_that_loses_our_kinds_is_not_believed() {
-    let without = Snapshot { without_mesh_nodes: true, ..snapshot(&three()[..1]) };
+    let without = Snapshot { mesh_nodes: Some(false), ..snapshot(&three()[..1]) };
     let mut agent = agent(bare(), LastGood::default());
     agent.snapshot(without.clone(), start()).unwrap();
     assert_eq!(peers(&agent.desired(start())).len(), 0, "one that never had them has none");
-    agent.snapshot(snapshot(&three()), start()).unwrap();
+    agent.snapshot(Snapshot { mesh_nodes: Some(true), ..snapshot(&three()) }, start()).unwrap();
     let memory = agent.desired(start()).last_good;
     let mut again = self::agent(bare(), memory);
     let why = again.snapshot(without, start()).unwrap_err();
     assert!(why.contains("kind MeshNode") && why.contains("CRDs"), "{why}");
     let desired = again.desired(start());
     assert_eq!((peers(&desired).len(), desired.prune), (2, false));
+}
+
+#[test]
+fn an_agent_that_never_understood_its_mesh_admits_nobody() {
+    let mut agent = agent(bare(), LastGood::default());
+    let mesh = MeshWord::Unclear("spec.sites: overlap".to_owned());
+    let why = agent.snapshot(Snapshot { mesh, ..snapshot(&three()) }, start()).unwrap_err();
+    assert!(why.contains("Mesh test: spec.sites: overlap") && why.contains("waits"), "{why}");
+    assert_eq!((peers(&agent.desired(start())).len(), agent.is_synced()), (0, false));
+    // One that the cluster does not know, or that is none of our business, is no word.
+    let mesh = MeshWord::Missing("no such kind".to_owned());
+    agent.snapshot(Snapshot { mesh, ..snapshot(&three()) }, start()).unwrap();
+    assert_eq!(peers(&agent.desired(start())).len(), 2);
+}
+
+#[test]
+fn a_mesh_that_would_cut_the_host_off_is_not_heeded() {
+    let mut agent = agent(bare(), LastGood::default());
+    let good = said(serde_json::json!({"wireguard": {"listenPort": 4000}}));
+    agent.snapshot(Snapshot { mesh: good, ..snapshot(&three()) }, start()).unwrap();
+    let harmful = said(serde_json::json!({"sites": [{"name": "aws", "prefixes": ["192.0.0.0/16"]}]}));
+    agent.snapshot(Snapshot { mesh: harmful, ..snapshot(&three()) }, start()).unwrap();
+    let desired = agent.desired(start());
+    assert_eq!((desired.harmful, desired.plan.device.listen_port), (None, 4000));
+    assert!(
+        desired.refused.iter().any(|p| p.text.contains("192.0.0.0/16 of aws holds 192.0.2.7")),
+        "{:?}",
+        desired.refused
+    );
+}
+
+#[test]
+fn a_mesh_does_not_make_an_interface_carry_more() {
+    let mut agent = agent(bare(), LastGood::default());
+    let mesh = said(serde_json::json!({"underlay": {"mtu": 9000}}));
+    agent.snapshot(Snapshot { mesh, ..snapshot(&three()) }, start()).unwrap();
+    let desired = agent.desired(start());
+    assert_eq!((desired.plan.mtu, desired.publish.mtu), (1320, Some(1400)));
+    assert!(
+        desired.warnings.iter().any(|w| w.contains("spec.underlay.mtu is 9000")),
+        "{:?}",
+        desired.warnings
+    );
 }

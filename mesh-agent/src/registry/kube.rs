@@ -8,6 +8,7 @@ pub mod directory;
 mod watch;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +70,8 @@ pub struct KubeRegistry {
     server: String,
     cluster: Option<ClusterName>,
     mesh: Option<MeshName>,
+    // What its name stands for, where the API is reached by one.
+    resolved: Vec<IpAddr>,
     shared: Arc<Shared>,
     watches: Vec<JoinHandle<()>>,
     // A change was taken notice of that `changed` has not answered for yet.
@@ -133,6 +136,11 @@ impl KubeRegistry {
         Self::begin(config, cluster, Some(mesh.clone()), Arc::default())
     }
 
+    /// Also says where the API is reached by its name.
+    pub fn resolved(&mut self, addresses: Vec<IpAddr>) {
+        self.resolved = addresses;
+    }
+
     /// The same for nodes alone, without what is said for the mesh as a whole, and with a bell of the caller's that is
     /// rung at each change.
     ///
@@ -177,7 +185,7 @@ impl KubeRegistry {
             let api = Api::<EndpointSlice>::namespaced(client.clone(), "default");
             watches.push(tokio::spawn(servers.run(api, Arc::clone(&shared))));
         }
-        Ok(Self { client, server, cluster, mesh, shared, watches, stirred: false })
+        Ok(Self { client, server, cluster, mesh, resolved: Vec::new(), shared, watches, stirred: false })
     }
 
     /// What is known.
@@ -192,10 +200,9 @@ impl KubeRegistry {
                 let stale = directory.staleness().map(|reason| self.unreachable(reason).to_string());
                 let mut snapshot = Snapshot { stale, ..directory.snapshot(self.cluster.as_ref()) };
                 if let Some(name) = &self.mesh {
-                    let (word, problem) = directory.mesh(name);
-                    snapshot.mesh = word;
-                    snapshot.problems.extend(problem);
+                    snapshot.mesh = directory.mesh(name);
                     snapshot.servers = directory.server_addresses();
+                    snapshot.servers.extend(&self.resolved);
                 }
                 Ok(snapshot)
             }

@@ -8,6 +8,7 @@ fn peer(n: u8, site: &str, prefix: &str, endpoint: Option<&str>) -> (NodeName, P
     let site: SiteName = site.parse().unwrap();
     let mesh = "test".parse().unwrap();
     let peer = Peer {
+        withheld: Vec::new(),
         address: crate::address::node_address(&mesh, &site, &name),
         name: name.clone(),
         prefixes: vec![prefix.parse().unwrap()],

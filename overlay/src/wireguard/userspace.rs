@@ -383,10 +383,8 @@ impl WireguardBackend for Userspace {
                 );
                 return Err(self.failed("adopting", reason));
             }
-            (Reply::Silent | Reply::Broken, ..) if self.config.external => {
-                return Err(self.awaited("its device does not answer"));
-            }
             (Reply::Absent, ..) if self.config.external => return Err(self.awaited("there is no device")),
+            (..) if self.config.external => return Err(self.awaited("its device does not answer")),
             (Reply::Silent | Reply::Broken, _, None) => {
                 return Err(
                     self.foreign(format!("its device does not answer, and no {} holds it", self.program))

@@ -56,7 +56,7 @@ pub struct Mesh {
     // By host.
     nodes: BTreeMap<String, Member>,
     agents: BTreeMap<String, Process>,
-    /// Agents find out themselves where they are dialled; set before they are configured.
+    /// Agents find out themselves where they are dialled, and at which port; set before they are configured.
     pub derived: bool,
     _echo: Echo,
     _dir: tempfile::TempDir,
@@ -251,7 +251,7 @@ impl Mesh {
             "mesh": "kube-test",
             "stateDir": "/run/netlab/private/state",
             "registry": {"kube": {"kubeconfig": kubeconfig, "cluster": cluster}},
-            "wireguard": {"listenPort": WIREGUARD, "backend": "userspace", "userspaceBinary": programs::ours("mesh-wg")},
+            "wireguard": {"listenPort": if self.derived { Value::Null } else { json!(WIREGUARD) }, "backend": "userspace", "userspaceBinary": programs::ours("mesh-wg")},
             "underlay": if self.derived { json!({}) } else { json!({"endpoints": endpoints, "internalEndpoints": endpoints}) },
             "log": "debug",
         });

@@ -16,6 +16,7 @@ use crate::{eventually, programs};
 
 /// The image of all test pods, and of what holds their namespaces.
 pub const TEST_IMAGE: &str = "sennit.dev/test-pod:1";
+const PREFIX: &str = "sennit-test-";
 const CGROUPS: &str = "/sys/fs/cgroup";
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 const PRIVATE: &str = "/run/netlab/private";
@@ -39,12 +40,35 @@ pub struct Node {
     processes: Vec<Process>,
 }
 
+// Version 2 has one; of version 1 there are several.
+fn hierarchies() -> Vec<PathBuf> {
+    let root = PathBuf::from(CGROUPS);
+    if root.join("cgroup.controllers").exists() {
+        return vec![root];
+    }
+    let all = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    all.filter(|path| path.join("cgroup.procs").exists() && !path.is_symlink()).collect()
+}
+
+// What tests that were killed have left.
+fn sweep() {
+    for entry in hierarchies().iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten() {
+        let name = entry.file_name();
+        let pid =
+            name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = remove_tree(&entry.path());
+        }
+    }
+}
+
 /// The cgroup of a node's pods. Dropped after the lab, it leaves nothing behind.
 pub struct Cgroup(String);
 
 impl Cgroup {
     fn of(host: &Host) -> anyhow::Result<Self> {
-        let group = Self(format!("sennit-test-{}-{}", std::process::id(), host.name()));
+        sweep();
+        let group = Self(format!("{PREFIX}{}-{}", std::process::id(), host.name()));
         for dir in group.dirs() {
             std::fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
             // A new group of cpuset holds nothing, and nothing can be put into it.
@@ -58,11 +82,8 @@ impl Cgroup {
         Ok(group)
     }
 
-    // One in each hierarchy of version 1.
     fn dirs(&self) -> Vec<PathBuf> {
-        let all = std::fs::read_dir(CGROUPS).into_iter().flatten().flatten().map(|entry| entry.path());
-        let hierarchies = all.filter(|path| path.join("cgroup.procs").exists() && !path.is_symlink());
-        hierarchies.map(|path| path.join(&self.0)).collect()
+        hierarchies().into_iter().map(|path| path.join(&self.0)).collect()
     }
 }
 

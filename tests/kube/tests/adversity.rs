@@ -88,6 +88,44 @@ fn a_mesh_object_is_the_operators_word_for_all_nodes() {
 }
 
 #[test]
+fn a_port_that_changes_for_all_is_dialled_by_all_also_where_nobody_speaks() {
+    if !programs::can_run("a_port_that_changes_for_all_is_dialled_by_all_also_where_nobody_speaks") {
+        return;
+    }
+    let mut mesh = mesh();
+    mesh.derived = true;
+    for node in ALL {
+        mesh.start(node).unwrap();
+    }
+    mesh.stands(&ALL).unwrap();
+    let ports = |mesh: &Mesh, wanted: &str| {
+        eventually("every device listens there and dials the others there", || {
+            for node in ALL {
+                let ask = |what: &str| {
+                    let asked = mesh.lab.host(node)?.command("wg").args(["show", "sennit0", what]);
+                    anyhow::Ok(asked.output(std::time::Duration::from_secs(20))?.stdout_text())
+                };
+                let (port, endpoints) = (ask("listen-port")?, ask("endpoints")?);
+                let all = endpoints.lines().all(|line| line.ends_with(&format!(":{wanted}")));
+                anyhow::ensure!(port.trim() == wanted && all, "{node}: {port}: {endpoints}");
+            }
+            Ok(())
+        })
+        .unwrap();
+    };
+    ports(&mesh, "51820");
+    // Without keepalives an idle pair would never find out by itself.
+    mesh.cluster().apply(&mesh_object(&json!({"wireguard": {"persistentKeepalive": 0}}))).unwrap();
+    let quiet = json!({"wireguard": {"persistentKeepalive": 0, "listenPort": 51999}});
+    mesh.cluster().apply(&mesh_object(&quiet)).unwrap();
+    ports(&mesh, "51999");
+    mesh.reaches(&ALL).unwrap();
+    mesh.cluster().kubectl(&["delete", "mesh", "kube-test"]).unwrap();
+    until_status(&mesh, "aws-1", "refused", "Mesh kube-test is gone");
+    mesh.reaches(&ALL).unwrap();
+}
+
+#[test]
 fn a_node_whose_address_changes_is_followed() {
     if !programs::can_run("a_node_whose_address_changes_is_followed") {
         return;

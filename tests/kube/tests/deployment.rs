@@ -9,9 +9,10 @@ use mesh_agent::config::Config;
 use netlab::{HostSpec, Lab, LabSpec, SiteSpec};
 use serde_json::{Value, json};
 
-const KUSTOMIZATIONS: [&str; 6] = [
+const KUSTOMIZATIONS: [&str; 7] = [
     "kubernetes/base",
     "kubernetes/cleanup",
+    "kubernetes/file-registry-cleanup",
     "kubernetes/addon",
     "kubernetes/file-registry",
     "examples/kubernetes/east",
@@ -89,7 +90,12 @@ fn kustomizations_and_charts_are_accepted_without_warnings() {
     for folder in KUSTOMIZATIONS {
         accepted(folder, &["-k", &deployment(folder)], "");
     }
-    for (what, args) in [("the chart as it is", &[][..]), ("the chart with everything", &EVERYTHING)] {
+    let charts = [
+        ("the chart as it is", &[][..]),
+        ("the chart with everything", &EVERYTHING),
+        ("the chart's cleanup", &["--set=cleanup.enabled=true"]),
+    ];
+    for (what, args) in charts {
         let rendered = template(&[&["--namespace", "sennit"], args].concat()).unwrap();
         accepted(what, &["-f", "-"], &rendered);
     }
@@ -114,6 +120,7 @@ fn values_that_cannot_be_are_refused_with_their_names() {
         (&["--namespace", "sennit", "--set", "device.enabled=false"], "/wireguard/backend"),
         (&["--namespace", "sennit", "--set", "wireguard.port=1"], "port"),
         (&["--namespace", "sennit", "--set", "site=Not A Site"], "/site"),
+        (&["--namespace", "sennit", "--set", "config.runDir=/elsewhere"], "/config/runDir"),
     ] {
         let said = template(args).unwrap_err();
         assert!(said.contains(wanted), "{args:?}: {said}");

@@ -163,6 +163,7 @@ fn a_rolling_update_loses_no_packet_and_a_new_device_a_short_while() {
     .unwrap();
     let report = flow.stop(Duration::from_secs(2)).unwrap();
     tell(&format!("device updated: the longest gap is {:.2} s", report.max_gap.as_secs_f64()));
+    assert!(report.max_gap < Duration::from_secs(30), "{report:?}");
     lossless(others).unwrap();
     for capture in captures {
         let report = capture.stop().unwrap();

@@ -119,6 +119,9 @@ impl Kind {
     }
 }
 
+// More API servers than any cluster has.
+const SERVERS_MOST: usize = 64;
+
 /// All objects of a kind, once they have been listed.
 #[derive(Debug)]
 pub struct Listing<T> {
@@ -128,6 +131,8 @@ pub struct Listing<T> {
     complete: bool,
     // The cluster never knew the kind.
     unknown: bool,
+    // It does not let us read it.
+    denied: bool,
     trouble: Option<String>,
 }
 
@@ -145,14 +150,14 @@ impl Named for Entry {
 
 impl<T: Named> Listing<T> {
     fn new(kind: &'static str) -> Self {
-        Self { kind, entries: BTreeMap::new(), complete: false, unknown: false, trouble: None }
+        Self { kind, entries: BTreeMap::new(), complete: false, unknown: false, denied: false, trouble: None }
     }
 
     /// All objects of the kind were listed. Returns whether that changes anything.
     pub fn replace(&mut self, entries: impl IntoIterator<Item = T>) -> bool {
         let entries = entries.into_iter().map(|entry| (entry.name().to_owned(), entry)).collect();
         let same = self.complete && !self.unknown && self.trouble.is_none() && self.entries == entries;
-        *self = Self { kind: self.kind, entries, complete: true, unknown: false, trouble: None };
+        *self = Self { entries, complete: true, ..Self::new(self.kind) };
         !same
     }
 
@@ -189,7 +194,14 @@ impl<T: Named> Listing<T> {
 
     /// It can be watched again. Returns whether that is news.
     pub fn connected(&mut self) -> bool {
-        self.trouble.take().is_some()
+        let was_unknown = std::mem::take(&mut self.unknown);
+        self.trouble.take().is_some() || was_unknown
+    }
+
+    /// We may not read it. Returns whether that is news.
+    pub fn denied(&mut self, why: String) -> bool {
+        self.denied = true;
+        self.trouble(why)
     }
 
     fn obstacle(&self) -> Option<String> {
@@ -307,10 +319,12 @@ impl Directory {
         node.or_else(|| mesh_node.map(|entry| (Kind::MeshNode, entry)))
     }
 
-    /// Why not everything is known: something has never been listed. Where the API is reached need not be known.
+    /// Why not everything is known: something has never been listed. Where the API is reached is waited for, but need not be known.
     pub fn obstacle(&self) -> Option<String> {
         let nodes = self.nodes.obstacle().or_else(|| self.mesh_nodes.obstacle());
-        nodes.or_else(|| self.meshes.as_ref()?.obstacle())
+        // Older access rules do not allow these two; what they say is waited for, and no more.
+        let meshes = nodes.or_else(|| self.meshes.as_ref().filter(|listing| !listing.denied)?.obstacle());
+        meshes.or_else(|| self.servers.as_ref().filter(|listing| listing.trouble.is_none())?.obstacle())
     }
 
     /// Why some of it may be out of date.
@@ -320,23 +334,24 @@ impl Directory {
         mesh.or_else(|| self.servers.as_ref()?.staleness())
     }
 
-    /// What the Mesh of this name says, with what is wrong with it.
-    pub fn mesh(&self, name: &MeshName) -> (MeshWord, Option<Problem>) {
-        let meshes = self.meshes.iter().flat_map(|listing| listing.entries.get(name.as_str()));
-        match meshes.map(|mesh| &mesh.settings).next() {
-            None => (MeshWord::Silent, None),
-            Some(Ok(settings)) => (MeshWord::Said(settings.clone()), None),
-            Some(Err(why)) => {
-                let text = format!("Mesh {name}: {why}; what it said before stays in force");
-                (MeshWord::Unclear, Some(Problem { node: None, text }))
+    /// What the Mesh of this name says.
+    pub fn mesh(&self, name: &MeshName) -> MeshWord {
+        let Some(meshes) = &self.meshes else { return MeshWord::Silent };
+        match meshes.entries.get(name.as_str()).map(|mesh| &mesh.settings) {
+            Some(Ok(settings)) => MeshWord::Said(settings.clone()),
+            Some(Err(why)) => MeshWord::Unclear(why.clone()),
+            None if meshes.unknown => MeshWord::Missing("the cluster does not know the kind Mesh".to_owned()),
+            None if !meshes.complete => {
+                MeshWord::Missing(meshes.trouble.clone().unwrap_or_else(|| "it is not known yet".to_owned()))
             }
+            None => MeshWord::Silent,
         }
     }
 
     /// Where the API is reached.
     pub fn server_addresses(&self) -> BTreeSet<IpAddr> {
         let all = self.servers.iter().flat_map(|listing| listing.entries.values());
-        all.flat_map(|servers| servers.addresses.iter().copied()).collect()
+        all.flat_map(|servers| servers.addresses.iter().copied()).take(SERVERS_MOST).collect()
     }
 
     fn listings(&self) -> [(Kind, &Listing<Entry>); 2] {
@@ -385,7 +400,7 @@ impl Directory {
         Snapshot {
             nodes: nodes.into_values().collect(),
             problems,
-            without_mesh_nodes: self.mesh_nodes.unknown,
+            mesh_nodes: Some(!self.mesh_nodes.unknown),
             ..Snapshot::default()
         }
     }
@@ -542,16 +557,41 @@ mod tests {
         directory.listing(Kind::MeshNode).replace([]);
         assert_eq!(directory.obstacle().unwrap(), "Meshes are being listed");
         directory.meshes().unknown();
-        assert_eq!((directory.obstacle(), directory.mesh(&name)), (None, (MeshWord::Silent, None)));
-        directory.meshes().apply(mesh(json!({"wireguard": {"listenPort": 4000}})));
         assert!(
-            matches!(directory.mesh(&name), (MeshWord::Said(said), None) if said.listen_port == Some(4000))
+            matches!(directory.mesh(&name), MeshWord::Missing(_)),
+            "no kind is not the word that there is none"
         );
-        assert_eq!(directory.mesh(&"other".parse().unwrap()).0, MeshWord::Silent);
+        assert_eq!(directory.obstacle().unwrap(), "EndpointSlices are being listed");
+        directory.servers().trouble("forbidden".into());
+        assert_eq!(directory.obstacle(), None);
+        directory.meshes().replace([mesh(json!({"wireguard": {"listenPort": 4000}}))]);
+        assert!(matches!(directory.mesh(&name), MeshWord::Said(said) if said.listen_port == Some(4000)));
+        assert_eq!(directory.mesh(&"other".parse().unwrap()), MeshWord::Silent);
         directory.meshes().apply(mesh(json!({"sites": 7})));
-        let (word, problem) = directory.mesh(&name);
-        assert_eq!(word, MeshWord::Unclear);
-        assert!(problem.unwrap().text.starts_with("Mesh prod: spec"));
+        assert!(matches!(directory.mesh(&name), MeshWord::Unclear(why) if why.starts_with("spec")));
+    }
+
+    #[test]
+    fn a_kind_that_we_may_not_read_is_not_waited_for() {
+        let mut directory = Directory::new(true);
+        directory.listing(Kind::Node).replace([]);
+        directory.listing(Kind::MeshNode).replace([]);
+        directory.servers().replace([]);
+        directory.meshes().denied("forbidden (403)".into());
+        assert_eq!(directory.obstacle(), None);
+        assert!(
+            matches!(directory.mesh(&"prod".parse().unwrap()), MeshWord::Missing(why) if why.contains("403"))
+        );
+        assert_eq!(directory.staleness().unwrap(), "Meshes: forbidden (403)");
+    }
+
+    #[test]
+    fn a_kind_that_was_away_for_a_moment_is_known_again() {
+        let mut directory = listed();
+        assert!(directory.listing(Kind::MeshNode).unknown());
+        assert_eq!(directory.snapshot(None).mesh_nodes, Some(false));
+        assert!(directory.listing(Kind::MeshNode).connected());
+        assert_eq!(directory.snapshot(None).mesh_nodes, Some(true));
     }
 
     #[test]

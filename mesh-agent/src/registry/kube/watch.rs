@@ -95,6 +95,7 @@ impl<T: Named> Watch<T> {
             let listing = (self.listing)(directory);
             match error {
                 kube::Error::Api(status) if status.code == 404 && !self.known => listing.unknown(),
+                kube::Error::Api(status) if status.code == 403 => listing.denied(reason(error)),
                 error => listing.trouble(reason(error)),
             }
         });
