@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mesh_overlay::backend::{BackendError, Ensured, WireguardBackend as _};
 use mesh_overlay::dial::Dialer;
-use mesh_overlay::wireguard::{Kernel, Userspace, Wireguard};
+use mesh_overlay::wireguard::{Choice, Kernel, Userspace, UserspaceConfig, Wireguard};
 use mesh_overlay::{DeviceChange, DeviceConfig, DevicePeer};
 
 use crate::lab::{AnyWireguard, Kind, Lab, config, eventually, key, name, net, nets, real, real_with_key};
@@ -225,6 +225,29 @@ pub(crate) async fn what_remains_of_the_other_kind_is_no_success(lab: Lab) {
         sh("ip link del sennit0");
         backend.remove().await.unwrap();
     }
+}
+
+pub(crate) async fn a_device_that_somebody_else_runs_is_waited_for_and_left_to_them(mut lab: Lab) {
+    let config = UserspaceConfig { external: true, ..config(lab.kind, "sennit0", UserspaceConfig::UAPI_DIR) };
+    let mut external = Wireguard::choose(Choice::Userspace, config).unwrap();
+    let awaited = |told: Result<Ensured, BackendError>| {
+        let told = told.unwrap_err().to_string();
+        assert!(told.contains("waiting for sennit0") && told.contains("sennit-device"), "{told}");
+    };
+    awaited(external.ensure().await);
+    external.remove().await.unwrap();
+    // Somebody starts it.
+    assert_eq!(lab.wireguard.ensure().await, Ok(Ensured::Created));
+    let process = lab.device_process();
+    assert_eq!(external.ensure().await, Ok(Ensured::Adopted));
+    let told = external.remove().await.unwrap_err().to_string();
+    assert!(told.contains("its process is not ours"), "{told}");
+    lab.wedge_device();
+    awaited(external.ensure().await);
+    assert_eq!(lab.device_process(), process, "it is still there");
+    lab.kill_device();
+    eventually("the device is gone", async || lab.observe_net().await.link.is_none()).await;
+    awaited(external.ensure().await);
 }
 
 pub(crate) async fn a_dead_device_is_made_again(mut lab: Lab) {

@@ -73,6 +73,17 @@ fn a_mesh_object_is_the_operators_word_for_all_nodes() {
     mesh.cluster().apply(&mesh_object(&json!({"sites": sites[..2]}))).unwrap();
     until_status(&mesh, "aws-1", "refused", "onprem-1");
     until_status(&mesh, "onprem-1", "errors", "has no site onprem");
+    // What it says and is told does not go by the underlay instead.
+    let captures = mesh.watch().unwrap();
+    let silent = mesh.reaches(&ALL).unwrap_err().to_string();
+    assert!(
+        silent.contains("aws-1-pod-1 -> 10.3.1.10") && !silent.contains("aws-1-pod-1 -> 10.2.1.10"),
+        "{silent}"
+    );
+    for capture in captures {
+        let report = capture.stop().unwrap();
+        assert!(report.is_clean(), "{report:?}");
+    }
     // A word that the API lets through, and that makes no sense, changes nothing; also not for an agent that starts.
     let overlapping = json!([sites[0], {"name": "gcp", "prefixes": sites[0]["prefixes"]}]);
     mesh.cluster().apply(&mesh_object(&json!({"sites": overlapping}))).unwrap();
