@@ -371,6 +371,21 @@ impl Cluster {
         self.checked(&["delete", "node", "policy-probe"], "").map(drop)
     }
 
+    /// Serves the kind MeshNode in our version, or only in one that nobody of ours knows, as an older release would.
+    ///
+    /// # Errors
+    /// What the API server said.
+    pub fn serve_mesh_nodes(&self, ours: bool) -> anyhow::Result<()> {
+        let crd = self.get("crd", "meshnodes.sennit.dev")?;
+        let mut versions = vec![crd["spec"]["versions"][0].clone(); 2];
+        versions[0]["served"] = json!(ours);
+        versions[1]["name"] = json!("v1alpha0");
+        versions[1]["storage"] = json!(false);
+        versions[1]["served"] = json!(true);
+        let patch = json!({"spec": {"versions": versions}}).to_string();
+        self.kubectl(&["patch", "crd", "meshnodes.sennit.dev", "--type=merge", "-p", &patch]).map(drop)
+    }
+
     /// A token of the agents' service account.
     ///
     /// # Errors

@@ -240,25 +240,14 @@ fn a_cluster_with_kinds_of_another_version_keeps_whom_it_had() {
     }
     let mut mesh = up();
     let flow = mesh.traffic("aws-1-pod-1", "onprem-1-pod-1").unwrap();
-    // As an older release would have installed it.
-    let mut older = mesh.cluster().get("crd", "meshnodes.sennit.dev").unwrap();
-    let mut version = older["spec"]["versions"][0].clone();
-    version["name"] = json!("v1alpha0");
-    version["storage"] = json!(false);
-    older["spec"]["versions"][0]["served"] = json!(false);
-    older["spec"]["versions"].as_array_mut().unwrap().push(version);
-    let patch = json!({"spec": {"versions": older["spec"]["versions"]}}).to_string();
-    let patch = ["patch", "crd", "meshnodes.sennit.dev", "--type=merge", "-p", &patch];
-    mesh.cluster().kubectl(&patch).unwrap();
+    mesh.cluster().serve_mesh_nodes(false).unwrap();
     until_status(&mesh, "aws-1", "errors", "does not know the kind MeshNode");
     // One that starts now does not take the host for gone, which it has never seen itself.
     mesh.kill("aws-1").unwrap();
     mesh.restart("aws-1").unwrap();
     until_status(&mesh, "aws-1", "errors", "apply the CRDs of deploy/kubernetes/base again");
     mesh.reaches(&ALL).unwrap();
-    older["spec"]["versions"][0]["served"] = json!(true);
-    let patch = json!({"spec": {"versions": older["spec"]["versions"]}}).to_string();
-    mesh.cluster().kubectl(&["patch", "crd", "meshnodes.sennit.dev", "--type=merge", "-p", &patch]).unwrap();
+    mesh.cluster().serve_mesh_nodes(true).unwrap();
     mesh.stands(&ALL).unwrap();
     lossless(flow).unwrap();
 }

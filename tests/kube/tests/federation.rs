@@ -365,8 +365,10 @@ fn clusters_that_link_to_a_broker_alone_are_one_mesh() {
         let all: Vec<&str> = grants.iter().flat_map(|(_, v4, v6)| [*v4, *v6]).collect();
         link_at(mesh.cluster_named(spoke), "hub", None, &hub, &all);
     }
-    let _federators =
-        ["east", "west", "hub"].map(|name| federate(mesh.cluster_named(name), name, "federate-1.log"));
+    let mut federators: Vec<Process> = ["east", "west", "hub"]
+        .map(|name| federate(mesh.cluster_named(name), name, "federate-1.log"))
+        .into_iter()
+        .collect();
     mesh.stands(&all).unwrap();
     mesh.reaches(&all).unwrap();
     assert_eq!(mirrors(mesh.cluster_named("east")), ["node-1.hub", "node-1.west"]);
@@ -376,4 +378,17 @@ fn clusters_that_link_to_a_broker_alone_are_one_mesh() {
             until_condition(mesh.cluster_named(cluster), link, "True", "");
         }
     }
+
+    // The broker forgets the kind, and a federator that knows nothing of before takes over: nobody is gone for that.
+    let flow = mesh.traffic("east-1-pod-1", "west-1-pod-1").unwrap();
+    mesh.cluster_named("hub").serve_mesh_nodes(false).unwrap();
+    federators.remove(0).kill().unwrap();
+    federators.push(federate(mesh.cluster_named("east"), "east", "federate-1.log"));
+    until_condition(mesh.cluster_named("east"), "hub", "False", "does not know the kind MeshNode");
+    holder_after_two_renewals(mesh.cluster_named("east"));
+    assert_eq!(mirrors(mesh.cluster_named("east")), ["node-1.hub", "node-1.west"]);
+    mesh.cluster_named("hub").serve_mesh_nodes(true).unwrap();
+    until_condition(mesh.cluster_named("east"), "hub", "True", "");
+    mesh.stands(&all).unwrap();
+    lossless(flow).unwrap();
 }
