@@ -3,7 +3,7 @@
 //! Inputs replace what was known of their kind; [`Agent::desired`] is a pure function of all of it. Until the
 //! registry was read in full once, the last good peers stand in for it and nothing is pruned.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -115,11 +115,13 @@ impl Agent {
             );
         }
         let published = own.is_some_and(|n| n.annotations.contains_key(PUBLIC_KEY));
-        // An API that is away does not say where it is.
-        if !snapshot.servers.is_empty() {
-            self.last_good.servers = snapshot.servers.clone();
+        // What is away does not say where it is.
+        if snapshot.servers_known {
+            self.last_good.servers.clone_from(&snapshot.servers);
+        } else {
+            self.last_good.servers.extend(&snapshot.servers);
         }
-        self.heed(&mut snapshot, now)?;
+        self.heed(&mut snapshot, now);
         if self.last_good.published && !published {
             self.hold_until = Some(now + HOLD);
         }
@@ -128,21 +130,26 @@ impl Agent {
     }
 
     /// Takes the Mesh's word, where it is one. What is wrong with it is put among the snapshot's problems, and what it said
-    /// before stays in force; an agent that never heard it admits nobody on no word.
-    fn heed(&mut self, snapshot: &mut Snapshot, now: Instant) -> Result<(), String> {
+    /// before stays in force. An agent that runs for the first time admits nobody on no word, and guards everything.
+    fn heed(&mut self, snapshot: &mut Snapshot, now: Instant) {
+        let first = self.snapshot.is_none() && !self.last_good.registered;
+        let unclear = matches!(&snapshot.mesh, MeshWord::Unclear(_));
+        self.last_good.waiting = (first || self.last_good.waiting) && unclear;
         let name = self.config.grants.mesh.clone();
         let word = match std::mem::take(&mut snapshot.mesh) {
             MeshWord::Said(settings) => {
-                let before = self.last_good.settings.replace(settings);
+                let before = self.last_good.settings.replace(settings.clone());
                 let local = self.local(Vec::new(), &mut Vec::new());
-                match harmful(&local, &self.grants()) {
-                    None => MeshWord::Said(Settings::default()),
-                    // What agent.yaml says itself is for `desired` to refuse.
-                    Some(_) if harmful(&local, &self.config.grants).is_some() => {
-                        MeshWord::Said(Settings::default())
-                    }
+                // What agent.yaml says itself is for `desired` to refuse.
+                let own = harmful(&local, &self.config.grants).is_some();
+                match harmful(&local, &self.grants()).filter(|_| !own) {
+                    None => MeshWord::Said(settings),
                     Some(why) => {
                         self.last_good.settings = before;
+                        // It may have become so only now, by an address that this host got.
+                        if harmful(&local, &self.grants()).is_some() {
+                            self.last_good.settings = Some(Settings { sites: BTreeMap::new(), ..settings });
+                        }
                         MeshWord::Unclear(format!("spec.{why}"))
                     }
                 }
@@ -176,13 +183,19 @@ impl Agent {
                 self.mesh_gone = None;
                 tell(format!("Mesh {name}: {why}; what it said before stays in force"));
             }
-            MeshWord::Unclear(why) => {
-                return Err(format!(
-                    "Mesh {name}: {why}; this agent never heard another word of it, and waits"
+            MeshWord::Unclear(why) if self.last_good.waiting => {
+                tell(format!(
+                    "Mesh {name}: {why}; this agent never heard another word of it, and admits nobody"
                 ));
+                // Without a claim nobody is a peer, and what everybody holds is guarded.
+                for record in snapshot.nodes.iter_mut().filter(|record| record.name != self.config.node) {
+                    record.annotations.clear();
+                }
+            }
+            MeshWord::Unclear(why) => {
+                tell(format!("Mesh {name}: {why}; as long as it is not mended, there is none"));
             }
         }
-        Ok(())
     }
 
     /// Until when claims that are gone are held.
@@ -241,7 +254,7 @@ impl Agent {
             records.extend(missing.map(|peer| NodeRecord {
                 name: peer.name.clone(),
                 site_label: None,
-                pod_cidrs: peer.prefixes.iter().map(ToString::to_string).collect(),
+                pod_cidrs: peer.prefixes.iter().chain(&peer.withheld).map(ToString::to_string).collect(),
                 annotations: peer.claim.to_annotations(),
             }));
         }
@@ -294,6 +307,7 @@ impl Agent {
                 mesh_nodes: snapshot.mesh_nodes.unwrap_or(self.last_good.mesh_nodes),
                 settings: self.last_good.settings.take(),
                 servers: std::mem::take(&mut self.last_good.servers),
+                waiting: self.last_good.waiting,
             };
         }
         if incomplete {

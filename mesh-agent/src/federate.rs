@@ -274,16 +274,13 @@ impl Federator {
                         if link.site.is_none() {
                             nodes.extend(passed_on.into_values().flatten());
                         }
-                        let standing = mirrors.get(name).into_iter().flatten();
-                        let there: BTreeSet<&NodeName> = nodes.iter().map(|node| &node.name).collect();
-                        let missed = standing.map(|mirror| &mirror.name).find(|name| !there.contains(name));
-                        match missed.filter(|_| theirs.mesh_nodes == Some(false)) {
-                            Some(node) => Err(format!(
-                                "the cluster does not know the kind MeshNode in our version any more, so that {node} counts \
-                                 as there; apply the CRDs of deploy/kubernetes/base there"
-                            )),
-                            None => Ok(judge(link, &self.own, &nodes, &mut held)),
+                        let mut outcome = judge(link, &self.own, &nodes, &mut held);
+                        if theirs.mesh_nodes == Some(false) {
+                            let standing = mirrors.get(name).into_iter().flatten().map(|mirror| &mirror.name);
+                            let there: BTreeSet<&NodeName> = nodes.iter().map(|node| &node.name).collect();
+                            outcome.unseen = standing.filter(|node| !there.contains(node)).cloned().collect();
                         }
+                        Ok(outcome)
                     }
                     Err(e) => Err(e.to_string()),
                 },
@@ -352,7 +349,8 @@ impl Federator {
                     // One that says something else than before, which is refused, is still there.
                     (Some(Ok(outcome)), Some(link)) => {
                         outcome.mirrors.contains_key(&record.name)
-                            || outcome.refused.contains_key(&record.name)
+                            || (outcome.refused.contains_key(&record.name)
+                                || outcome.unseen.contains(&record.name))
                                 && Mirror::of(record).is_some_and(|mirror| is_allowed(link, &mirror))
                     }
                     _ => false,
@@ -481,6 +479,16 @@ fn condition(outcome: Result<&Outcome, &String>, failed: Option<&str>) -> Value 
     let (status, why, message) = match (outcome, failed) {
         (Err(why), _) => ("False", "Unreachable", format!("{why}; mirrors stay as they are")),
         (Ok(_), Some(why)) => ("False", "NotWritten", why.to_owned()),
+        (Ok(outcome), None) if !outcome.unseen.is_empty() => {
+            let all: Vec<&str> = outcome.unseen.iter().take(NAMED).map(NodeName::as_str).collect();
+            let message = format!(
+                "the cluster does not know the kind MeshNode in our version, so that {} nodes count as there: {}; apply the \
+                 CRDs of deploy/kubernetes/base there",
+                outcome.unseen.len(),
+                all.join(", ")
+            );
+            ("False", "KindMissing", message)
+        }
         (Ok(outcome), None) if !outcome.refused.is_empty() => {
             let mut message = format!("{} nodes are refused", outcome.refused.len());
             for (node, why) in outcome.refused.iter().take(NAMED) {

@@ -8,6 +8,7 @@ use mesh_overlay::backend::{
     BackendError, Ensured, NetBackend, NftBackend, ObservedGuard, ObservedNet, WireguardBackend,
 };
 use mesh_overlay::dial::Dialer;
+use mesh_overlay::local::{InterfaceName, Routing};
 use mesh_overlay::{DeviceChange, DeviceConfig, ObservedDevice, RouteChange};
 
 use crate::agent::Desired;
@@ -120,6 +121,15 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         pass.device =
             if changed { pass.note(self.wireguard.observe().await).flatten() } else { Some(device) };
         self.links(desired, &mut pass).await;
+        pass
+    }
+
+    /// Only looks at links and routes.
+    pub async fn look(&mut self, interface: &InterfaceName, routing: &Routing) -> Pass {
+        let mut pass = Pass::default();
+        if let Some(net) = pass.note(self.net.observe(interface, routing).await) {
+            pass.net = net;
+        }
         pass
     }
 

@@ -7,20 +7,14 @@ pub mod merge;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use mesh_keyring::{MeshName, NodeName};
 use mesh_overlay::{Advertisement, NodeRecord};
-
-use tokio::time::timeout;
 
 use self::file::FileRegistry;
 use self::kube::KubeRegistry;
 use crate::config::RegistryChoice;
 use crate::settings::Settings;
-
-// For the name of the API server.
-const RESOLVING: Duration = Duration::from_secs(3);
 
 /// The registry that is configured.
 pub enum Registry {
@@ -50,7 +44,7 @@ impl Registry {
                     server.trim_start_matches('[').trim_end_matches(']').parse().ok();
                 let mut registry = KubeRegistry::new(config, kube.cluster.clone(), mesh)?;
                 if address.is_none() {
-                    registry.resolved(resolve(&server, port).await);
+                    registry.resolve(server, port);
                 }
                 Ok((Self::Kube(registry), address.into_iter().collect()))
             }
@@ -110,22 +104,6 @@ impl Registry {
     }
 }
 
-/// Where a name leads now; later changes of it are not noticed.
-async fn resolve(host: &str, port: u16) -> Vec<IpAddr> {
-    let found = timeout(RESOLVING, tokio::net::lookup_host((host, port))).await;
-    match found {
-        Ok(Ok(addresses)) => addresses.map(|address| address.ip()).collect(),
-        Ok(Err(e)) => {
-            tracing::warn!("API server {host}: {e}: its address is not protected");
-            Vec::new()
-        }
-        Err(_) => {
-            tracing::warn!("API server {host}: no answer to its name: its address is not protected");
-            Vec::new()
-        }
-    }
-}
-
 /// Everything that a registry holds at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -145,6 +123,8 @@ pub struct Snapshot {
     pub mesh: MeshWord,
     /// Where the registry itself is reached, beside what the configuration says.
     pub servers: BTreeSet<IpAddr>,
+    /// Whether that is all, so that what was known before counts no longer.
+    pub servers_known: bool,
 }
 
 /// What the registry's Mesh says.

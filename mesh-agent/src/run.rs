@@ -262,7 +262,8 @@ impl Running {
         let pass = match &self.desired.harmful {
             Some(why) => {
                 errors.push(why.clone());
-                Pass::default()
+                // It may be over as soon as an address is gone.
+                self.reconciler.look(&self.config.wireguard.interface, &self.config.routing).await
             }
             None => self.reconciler.pass(&self.desired, now).await,
         };

@@ -32,6 +32,9 @@ pub struct LastGood {
     /// What the Mesh said, if there is one.
     #[serde(default)]
     pub settings: Option<Settings>,
+    /// This agent never understood its Mesh, and admits nobody.
+    #[serde(default)]
+    pub waiting: bool,
     /// Where the API was reached.
     #[serde(default)]
     pub servers: BTreeSet<IpAddr>,

@@ -124,7 +124,8 @@ pub struct Admission {
 impl Admission {
     /// Everybody who is remembered, for as long as nobody can be judged.
     pub fn remembered(memory: &Memory) -> Self {
-        Self { peers: memory.0.clone(), ..Self::default() }
+        let reserved = memory.0.values().flat_map(|peer| peer.withheld.iter().copied()).collect();
+        Self { peers: memory.0.clone(), reserved, ..Self::default() }
     }
 
     /// What the next admission has to remember: the peers of now, and what is still known of the others. A node that
@@ -293,8 +294,9 @@ fn settle_prefixes(
             }
         }
     }
-    let held_before =
-        |name: &NodeName, net: &IpNet| memory.0.get(name).is_some_and(|p| p.prefixes.contains(net));
+    let held_before = |name: &NodeName, net: &IpNet| {
+        memory.0.get(name).is_some_and(|p| p.prefixes.contains(net) || p.withheld.contains(net))
+    };
     // Each round takes away at least one prefix, so that the loop ends.
     loop {
         let index = PrefixIndex::new(
@@ -335,7 +337,9 @@ fn withheld(
     for (name, whys) in &out.refused {
         let Some(before) = memory.0.get(name) else { continue };
         let record = records.get(name).map_or(&[][..], |record| &record.pod_cidrs);
-        let still = |net: &IpNet| record.iter().any(|text| text.parse() == Ok(*net));
+        let still = |net: &IpNet| {
+            record.iter().any(|text| text.parse::<IpNet>().is_ok_and(|granted| granted.trunc() == *net))
+        };
         let of_site = |why: &Refusal| {
             matches!(
                 why,
@@ -349,7 +353,9 @@ fn withheld(
         let harmless = held.filter(|net| {
             let ours = local.prefixes.iter().any(|own| prefix::overlap(own, net));
             let underlay = local.underlay_addresses.iter().any(|ip| net.contains(ip));
-            !ours && !underlay && !out.reserved.contains(net) && prefix::forbidden(net).is_none()
+            // What lies in somebody else's is guarded with that, and theirs.
+            let theirs = out.reserved.iter().any(|wide| wide.contains(net));
+            !ours && !underlay && !theirs && prefix::forbidden(net).is_none()
         });
         let nets: Vec<IpNet> = harmless.collect();
         if !nets.is_empty() {
@@ -400,6 +406,7 @@ fn drop_impossible_endpoints(local: &LocalNode, grants: &Grants, out: &mut Admis
         (out.peers.values().flat_map(|p| p.prefixes.iter().copied()))
             .chain(grants.sites.values().flatten().copied())
             .chain(local.prefixes.iter().copied())
+            .chain(out.reserved.iter().copied())
             .chain([IpNet::V6(grants.mesh_prefix())])
             .map(|net| (net, ())),
     );

@@ -63,13 +63,17 @@ impl Dialer {
         observed: Option<&ObservedPeer>,
         now: SystemTime,
     ) -> Option<SocketAddr> {
-        let before = self.offered.insert(*key, candidates.to_vec()).unwrap_or_default();
+        // Until the device is seen to have it, in case that it could not be written.
+        let before = self.offered.get(key).map_or(&[][..], Vec::as_slice);
         if let Some(moved) =
-            observed.and_then(|peer| peer.endpoint).and_then(|to| moved(to, &before, candidates))
+            observed.and_then(|peer| peer.endpoint).and_then(|to| moved(to, before, candidates))
         {
             self.attempts.remove(key);
             self.learned.insert(*key, moved);
             return Some(moved);
+        }
+        if before != candidates {
+            self.offered.insert(*key, candidates.to_vec());
         }
         if let Some(peer) = observed.filter(|peer| is_fresh(peer.last_handshake, now)) {
             self.attempts.remove(key);
@@ -152,7 +156,10 @@ mod tests {
             let mut dialer = Dialer::default();
             let peer = holding(Some(address(1)), Some(0));
             assert_eq!(dialer.choose(&key(), &[address(1)], persistent, Some(&peer), at(1)), None);
-            assert_eq!(dialer.choose(&key(), &[other], persistent, Some(&peer), at(2)), Some(other));
+            // Also when it could not be written the first time.
+            for _ in 0..2 {
+                assert_eq!(dialer.choose(&key(), &[other], persistent, Some(&peer), at(2)), Some(other));
+            }
             let there = holding(Some(other), Some(0));
             assert_eq!(dialer.choose(&key(), &[other], persistent, Some(&there), at(3)), None);
         }

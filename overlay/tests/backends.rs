@@ -92,6 +92,7 @@ suite!(
     net::a_protected_address_inside_of_the_mesh_passes_in_clear,
     wireguard::what_remains_of_the_other_kind_is_no_success,
     wireguard::a_device_that_somebody_else_runs_is_waited_for_and_left_to_them,
+    wireguard::a_port_that_the_device_before_still_holds_is_waited_for,
     net::a_missing_nft_names_its_package,
     net::the_underlay_is_what_the_default_routes_leave_through,
     net::a_host_without_ipv6_is_told_so,

@@ -270,7 +270,7 @@ fn a_site_that_the_mesh_does_not_name_holds_nothing() {
 fn where_the_registry_is_reached_no_peer_holds_it() {
     let mut agent = agent(bare(), LastGood::default());
     let servers = BTreeSet::from(["10.2.1.5".parse().unwrap()]);
-    agent.snapshot(Snapshot { servers, ..snapshot(&three()) }, start()).unwrap();
+    agent.snapshot(Snapshot { servers, servers_known: true, ..snapshot(&three()) }, start()).unwrap();
     let desired = agent.desired(start());
     let holds = |desired: &Desired| {
         let peer = &desired.plan.peers[&"a".parse::<NodeName>().unwrap()];
@@ -302,16 +302,44 @@ fn a_cluster_that_loses_our_kinds_is_not_believed() {
 }
 
 #[test]
-fn an_agent_that_never_understood_its_mesh_admits_nobody() {
+fn an_agent_that_never_understood_its_mesh_admits_nobody_and_guards_all() {
     let mut agent = agent(bare(), LastGood::default());
-    let mesh = MeshWord::Unclear("spec.sites: overlap".to_owned());
-    let why = agent.snapshot(Snapshot { mesh, ..snapshot(&three()) }, start()).unwrap_err();
-    assert!(why.contains("Mesh test: spec.sites: overlap") && why.contains("waits"), "{why}");
-    assert_eq!((peers(&agent.desired(start())).len(), agent.is_synced()), (0, false));
-    // One that the cluster does not know, or that is none of our business, is no word.
+    let unclear = || MeshWord::Unclear("spec.sites: overlap".to_owned());
+    for _ in 0..2 {
+        agent.snapshot(Snapshot { mesh: unclear(), ..snapshot(&three()) }, start()).unwrap();
+        let desired = agent.desired(start());
+        assert!(
+            desired.refused.iter().any(|p| p.text.contains("Mesh test: spec.sites: overlap")),
+            "{:?}",
+            desired.refused
+        );
+        assert_eq!(peers(&desired).len(), 0);
+        let guarded = |net: &str| desired.plan.guard.mesh.contains(&net.parse().unwrap());
+        assert!(guarded("10.2.1.0/24") && guarded("10.2.2.0/24"), "{:?}", desired.plan.guard);
+    }
+    // It waits after a restart too; one that the cluster does not know is no word.
+    let mut again = self::agent(bare(), agent.desired(start()).last_good);
+    again.snapshot(Snapshot { mesh: unclear(), ..snapshot(&three()) }, start()).unwrap();
+    assert_eq!(peers(&again.desired(start())).len(), 0);
     let mesh = MeshWord::Missing("no such kind".to_owned());
-    agent.snapshot(Snapshot { mesh, ..snapshot(&three()) }, start()).unwrap();
-    assert_eq!(peers(&agent.desired(start())).len(), 2);
+    again.snapshot(Snapshot { mesh, ..snapshot(&three()) }, start()).unwrap();
+    assert_eq!(peers(&again.desired(start())).len(), 2);
+    // For one that has run without a Mesh, a first one that makes no sense changes nothing.
+    again.snapshot(Snapshot { mesh: unclear(), ..snapshot(&three()[..2]) }, start()).unwrap();
+    assert_eq!(peers(&again.desired(start())).len(), 1, "who is gone is gone all the same");
+}
+
+#[test]
+fn what_is_withheld_is_guarded_before_the_registry_is_read_again() {
+    let mut agent = agent(bare(), LastGood::default());
+    agent.snapshot(snapshot(&three()), start()).unwrap();
+    agent.desired(start());
+    let sites = serde_json::json!({"sites": [{"name": "aws", "prefixes": ["10.1.0.0/16"]}]});
+    agent.snapshot(Snapshot { mesh: said(sites), ..snapshot(&three()) }, start()).unwrap();
+    let memory = agent.desired(start()).last_good;
+    assert!(memory.peers.0.values().all(|peer| peer.prefixes.is_empty() && peer.withheld.len() == 1));
+    let again = self::agent(bare(), memory).desired(start());
+    assert!(again.plan.guard.mesh.contains(&"10.2.1.0/24".parse().unwrap()), "{:?}", again.plan.guard);
 }
 
 #[test]

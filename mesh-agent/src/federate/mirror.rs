@@ -3,7 +3,7 @@
 //! A remote cluster is hostile: what it says counts within its link's grants only, and never against anyone who is there
 //! already. The agents judge claims again; what is refused here does not even reach them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -141,6 +141,8 @@ pub struct Outcome {
     pub mirrors: BTreeMap<NodeName, Mirror>,
     /// Who is refused, and why: each sentence names both sides.
     pub refused: BTreeMap<NodeName, String>,
+    /// Mirrored nodes that the remote cluster cannot tell of now, because it does not know our kind: they count as there.
+    pub unseen: BTreeSet<NodeName>,
 }
 
 /// The most nodes that are mirrored through one link.

@@ -8,7 +8,6 @@ pub mod directory;
 mod watch;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,8 +69,6 @@ pub struct KubeRegistry {
     server: String,
     cluster: Option<ClusterName>,
     mesh: Option<MeshName>,
-    // What its name stands for, where the API is reached by one.
-    resolved: Vec<IpAddr>,
     shared: Arc<Shared>,
     watches: Vec<JoinHandle<()>>,
     // A change was taken notice of that `changed` has not answered for yet.
@@ -136,9 +133,26 @@ impl KubeRegistry {
         Self::begin(config, cluster, Some(mesh.clone()), Arc::default())
     }
 
-    /// Also says where the API is reached by its name.
-    pub fn resolved(&mut self, addresses: Vec<IpAddr>) {
-        self.resolved = addresses;
+    /// Finds out where the name leads that the API is reached by; later changes of that are not noticed.
+    pub fn resolve(&mut self, host: String, port: u16) {
+        self.shared.directory.lock().reached_by_name();
+        let shared = Arc::clone(&self.shared);
+        self.watches.push(tokio::spawn(async move {
+            let mut failures = 0;
+            loop {
+                let told = match timeout(CONNECT, tokio::net::lookup_host((host.as_str(), port))).await {
+                    Ok(Ok(addresses)) => {
+                        let found = addresses.map(|address| address.ip()).collect();
+                        shared.update(|directory| directory.resolved(found));
+                        return;
+                    }
+                    Ok(Err(e)) => e.to_string(),
+                    Err(_) => "no answer".to_owned(),
+                };
+                tracing::debug!("API server {host}: {told}");
+                watch::pause(&mut failures).await;
+            }
+        }));
     }
 
     /// The same for nodes alone, without what is said for the mesh as a whole, and with a bell of the caller's that is
@@ -185,7 +199,7 @@ impl KubeRegistry {
             let api = Api::<EndpointSlice>::namespaced(client.clone(), "default");
             watches.push(tokio::spawn(servers.run(api, Arc::clone(&shared))));
         }
-        Ok(Self { client, server, cluster, mesh, resolved: Vec::new(), shared, watches, stirred: false })
+        Ok(Self { client, server, cluster, mesh, shared, watches, stirred: false })
     }
 
     /// What is known.
@@ -201,8 +215,7 @@ impl KubeRegistry {
                 let mut snapshot = Snapshot { stale, ..directory.snapshot(self.cluster.as_ref()) };
                 if let Some(name) = &self.mesh {
                     snapshot.mesh = directory.mesh(name);
-                    snapshot.servers = directory.server_addresses();
-                    snapshot.servers.extend(&self.resolved);
+                    (snapshot.servers, snapshot.servers_known) = directory.server_addresses();
                 }
                 Ok(snapshot)
             }

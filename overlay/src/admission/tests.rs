@@ -234,6 +234,43 @@ fn a_node_that_the_operator_moves_to_another_site_does_not_keep_the_old_one() {
     assert!(judge(&[moved], &memory).peers.is_empty());
 }
 
+#[test]
+fn what_the_operator_takes_back_stays_guarded_as_long_as_the_node_has_it() {
+    let net = |text: &str| text.parse::<IpNet>().unwrap();
+    // With bits behind the length, as a manifest may have it.
+    let holder = record("a", &claim(2), &["10.2.1.5/24"]);
+    let mut grants = grants();
+    let memory = admit(&local(), &grants, std::slice::from_ref(&holder), &Memory::default()).memory();
+    grants.sites.get_mut(&"gcp".parse().unwrap()).unwrap().clear();
+    let mut admission = admit(&local(), &grants, std::slice::from_ref(&holder), &memory);
+    for _ in 0..2 {
+        assert_eq!(prefixes(&admission, "a"), [""; 0]);
+        assert!(admission.reserved.contains(&net("10.2.1.0/24")), "{:?}", admission.reserved);
+        admission = admit(&local(), &grants, std::slice::from_ref(&holder), &admission.memory());
+    }
+    let memory = admission.memory();
+    assert!(Admission::remembered(&memory).reserved.contains(&net("10.2.1.0/24")));
+
+    // It is still the one who held it first, when it is given back.
+    let thief = record("b", &claim(3), &["10.2.1.0/24"]);
+    let back = judge(&[holder.clone(), thief.clone()], &memory);
+    assert_eq!((prefixes(&back, "a").len(), prefixes(&back, "b").len()), (1, 0), "{}", why(&back, "b"));
+
+    // What lies in another's, who holds it rightly, is that one's.
+    grants.sites.insert("azure".parse().unwrap(), vec![net("10.2.0.0/20")]);
+    let wide = record("c", &Advertisement { site: "azure".parse().unwrap(), ..claim(4) }, &["10.2.0.0/20"]);
+    let both = admit(&local(), &grants, &[holder.clone(), wide], &memory);
+    assert_eq!(prefixes(&both, "c"), ["10.2.0.0/20"]);
+    assert!(!both.reserved.contains(&net("10.2.1.0/24")), "a blackhole of it would take that from c");
+
+    // Nobody dials into it, and when the cluster does not grant it any more it is forgotten.
+    let inside = Advertisement { endpoints: vec!["10.2.1.77:51820".parse().unwrap()], ..claim(5) };
+    let dialled = admit(&local(), &grants, &[holder, record("d", &inside, &[])], &memory);
+    assert!(why(&dialled, "d").contains("lies inside of the mesh prefix"), "{}", why(&dialled, "d"));
+    let gone = admit(&local(), &grants, &[record("a", &claim(2), &[])], &memory);
+    assert!(gone.reserved.is_empty() && gone.memory().0.values().all(|peer| peer.withheld.is_empty()));
+}
+
 fn any_record() -> impl Strategy<Value = NodeRecord> {
     let cidr = prop_oneof![
         (0u8..4, 20u8..=32).prop_map(|(b, l)| format!("10.2.{b}.0/{l}")),

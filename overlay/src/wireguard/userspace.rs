@@ -66,6 +66,8 @@ pub struct Userspace {
     links: RouteSocket,
     /// Since when every question went without an answer.
     silent_since: Option<Instant>,
+    /// When a device was made last. The one before may hold its port for a moment: a process gives back its TUN first.
+    made: Option<Instant>,
 }
 
 /// What the UAPI socket says to a `get`.
@@ -87,7 +89,7 @@ impl Userspace {
     pub fn new(config: UserspaceConfig) -> Result<Self, BackendError> {
         let links = RouteSocket::new().map_err(|e| BackendError::failed("opening a netlink socket", e))?;
         let program = process::program_name(&config.binary);
-        Ok(Self { config, program, links, silent_since: None })
+        Ok(Self { config, program, links, silent_since: None, made: None })
     }
 
     pub(crate) fn interface(&self) -> &InterfaceName {
@@ -407,6 +409,7 @@ impl WireguardBackend for Userspace {
         }
         self.silent_since = None;
         self.create().await?;
+        self.made = Some(Instant::now());
         // Before anything else is written to it: from here on it is known as ours whatever happens to us.
         let link = self.link().await?.ok_or_else(|| self.failed("marking as ours", "it is gone again"))?;
         self.mark(&link).await?;
@@ -436,16 +439,22 @@ impl WireguardBackend for Userspace {
     }
 
     async fn apply(&mut self, change: &DeviceChange, key: &PrivateKey) -> Result<(), BackendError> {
-        let answer = talk(&self.socket_path(), &uapi::render(change, key))
-            .await
-            .map_err(|e| self.failed(&super::action(change), e))?;
-        self.silent_since = None;
-        match (uapi::parse_result(&answer), change) {
-            (Ok(()), _) => Ok(()),
-            (Err(AnswerError::Errno(errno::EADDRINUSE)), DeviceChange::SetListenPort(port)) => {
-                Err(BackendError::PortTaken(*port))
-            }
-            (Err(error), _) => Err(self.failed(&super::action(change), error)),
+        loop {
+            let answer = talk(&self.socket_path(), &uapi::render(change, key))
+                .await
+                .map_err(|e| self.failed(&super::action(change), e))?;
+            self.silent_since = None;
+            return match (uapi::parse_result(&answer), change) {
+                (Ok(()), _) => Ok(()),
+                (Err(AnswerError::Errno(errno::EADDRINUSE)), DeviceChange::SetListenPort(port)) => {
+                    if self.made.is_some_and(|made| made.elapsed() < DYING) {
+                        sleep(POLL).await;
+                        continue;
+                    }
+                    Err(BackendError::PortTaken(*port))
+                }
+                (Err(error), _) => Err(self.failed(&super::action(change), error)),
+            };
         }
     }
 

@@ -315,6 +315,19 @@ pub(crate) async fn a_foreign_interface_is_refused_and_left_alone(mut lab: Lab) 
     }
 }
 
+pub(crate) async fn a_port_that_the_device_before_still_holds_is_waited_for(mut lab: Lab) {
+    // As a process that dies does, which gives back its TUN first.
+    let held = std::net::UdpSocket::bind(("0.0.0.0", 51820)).unwrap();
+    assert_eq!(lab.wireguard.ensure().await, Ok(Ensured::Created));
+    lab.change(DeviceChange::SetPrivateKey).await.unwrap();
+    let dying = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        drop(held);
+    });
+    lab.change(DeviceChange::SetListenPort(51820)).await.unwrap();
+    dying.join().unwrap();
+}
+
 pub(crate) async fn a_taken_port_is_named(mut lab: Lab) {
     lab.start().await;
     lab.change(DeviceChange::SetListenPort(51820)).await.unwrap();

@@ -331,6 +331,23 @@ fn a_killed_agent_finds_its_device_again_and_writes_nothing() {
 }
 
 #[test]
+fn the_device_of_a_cluster_waits_where_the_kernel_has_wireguard() {
+    let Some(mesh) = mesh("the_device_of_a_cluster_waits_where_the_kernel_has_wireguard") else { return };
+    // Until it says so, and then until it is told to end.
+    let script = "mesh-agent device --interface spare0 >/root/device.log 2>&1 & device=$!; \
+                  until grep -q 'no process is needed' /root/device.log; do kill -0 $device || break; sleep 0.1; done; \
+                  mesh-agent device --interface spare0 --probe && echo probed; \
+                  ip link show spare0 2>&1; kill $device; wait $device && echo ended; cat /root/device.log";
+    let said = mesh.guest.run(script).unwrap();
+    for wanted in ["probed", "no process is needed", "ended"] {
+        assert!(said.contains(wanted), "{said}");
+    }
+    assert!(!said.contains("spare0: <"), "it made one: {said}");
+    // As it is for an agent that uses the kernel's.
+    mesh.guest.run(&format!("mesh-agent device --interface {INTERFACE} --probe")).unwrap();
+}
+
+#[test]
 fn the_kernel_backend_passes_the_conformance_suite() {
     let Some(mesh) = mesh("the_kernel_backend_passes_the_conformance_suite") else { return };
     let list = mesh.guest.run("backends --list on_kernel").unwrap();

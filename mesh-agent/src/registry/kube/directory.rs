@@ -275,6 +275,8 @@ pub struct Directory {
     // None where nobody asks for them: federation does not.
     meshes: Option<Listing<Mesh>>,
     servers: Option<Listing<Servers>>,
+    // Where the name leads that the API is reached by, if it is one; empty until that is known.
+    name: Option<BTreeSet<IpAddr>>,
 }
 
 impl Directory {
@@ -285,7 +287,18 @@ impl Directory {
             mesh_nodes: Listing::new("MeshNode"),
             meshes: settings.then(|| Listing::new("Mesh")),
             servers: settings.then(|| Listing::new("EndpointSlice")),
+            name: None,
         }
+    }
+
+    /// The API is reached by a name.
+    pub fn reached_by_name(&mut self) {
+        self.name.get_or_insert_default();
+    }
+
+    /// The name leads there. Returns whether that is news.
+    pub fn resolved(&mut self, addresses: BTreeSet<IpAddr>) -> bool {
+        self.name.replace(addresses.clone()) != Some(addresses)
     }
 
     /// The objects of a kind of node.
@@ -348,10 +361,13 @@ impl Directory {
         }
     }
 
-    /// Where the API is reached.
-    pub fn server_addresses(&self) -> BTreeSet<IpAddr> {
-        let all = self.servers.iter().flat_map(|listing| listing.entries.values());
-        all.flat_map(|servers| servers.addresses.iter().copied()).take(SERVERS_MOST).collect()
+    /// Where the API is reached, and whether that is all.
+    pub fn server_addresses(&self) -> (BTreeSet<IpAddr>, bool) {
+        let slices = self.servers.iter().flat_map(|listing| listing.entries.values());
+        let listed = slices.flat_map(|servers| servers.addresses.iter().copied()).take(SERVERS_MOST);
+        let known = self.servers.as_ref().is_some_and(|listing| listing.complete);
+        let named = self.name.as_ref().is_none_or(|name| !name.is_empty());
+        (listed.chain(self.name.iter().flatten().copied()).collect(), known && named)
     }
 
     fn listings(&self) -> [(Kind, &Listing<Entry>); 2] {
@@ -603,8 +619,15 @@ mod tests {
         .unwrap();
         let mut directory = Directory::new(true);
         assert!(directory.servers().replace([slice.into()]));
-        let all: Vec<String> = directory.server_addresses().iter().map(ToString::to_string).collect();
-        assert_eq!(all, ["192.0.2.1", "192.0.2.2"]);
+        let all = |directory: &Directory| {
+            let (addresses, known) = directory.server_addresses();
+            (addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), known)
+        };
+        assert_eq!(all(&directory), ("192.0.2.1 192.0.2.2".to_owned(), true));
+        directory.reached_by_name();
+        assert!(!all(&directory).1, "not before the name has an address");
+        assert!(directory.resolved(BTreeSet::from(["192.0.2.9".parse().unwrap()])));
+        assert_eq!(all(&directory), ("192.0.2.1 192.0.2.2 192.0.2.9".to_owned(), true));
         directory.servers().trouble("forbidden".into());
         assert_eq!(directory.staleness().unwrap(), "EndpointSlices: forbidden");
     }

@@ -164,7 +164,7 @@ fn take_version<K: Resource>(object: &K, version: &mut String) {
 }
 
 // Doubling, and by chance between half and all of it, so that a thousand agents do not come back at once.
-async fn pause(failures: &mut u32) {
+pub(super) async fn pause(failures: &mut u32) {
     let most = RETRY.saturating_mul(2u32.saturating_pow((*failures).min(16))).min(RETRY_MOST);
     *failures = failures.saturating_add(1);
     let chance = getrandom::u32().unwrap_or(0);
