@@ -5,6 +5,7 @@
 //! status has to.
 
 pub mod directory;
+pub mod listing;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -27,7 +28,8 @@ use tokio::time::{Instant, timeout};
 
 use super::{RegistryError, Snapshot};
 pub use directory::LINK;
-use directory::{Directory, Entry, Kind, MeshNode, MeshObject, Named as _, Node};
+use directory::{Directory, Entry, Kind, MeshNode, MeshObject, Node};
+use listing::Named as _;
 use watch::Watch;
 
 /// Our group of custom resources.

@@ -10,7 +10,8 @@ use kube::core::Resource;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 
-use super::directory::{Directory, Listing, Named};
+use super::directory::Directory;
+use super::listing::{Listing, Named};
 use super::{Shared, reason};
 
 // The most objects of a kind that are read.
