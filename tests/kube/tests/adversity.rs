@@ -26,6 +26,17 @@ fn up() -> Mesh {
     mesh
 }
 
+/// The same, whose agents find out themselves where they are dialled.
+fn derived() -> Mesh {
+    let mut mesh = mesh();
+    mesh.derived = true;
+    for node in ALL {
+        mesh.start(node).unwrap();
+    }
+    mesh.stands(&ALL).unwrap();
+    mesh
+}
+
 fn until_status(mesh: &Mesh, node: &str, field: &str, wanted: &str) {
     eventually("status tells it", || {
         let found = mesh.status(node)?[field].to_string();
@@ -103,12 +114,7 @@ fn a_port_that_changes_for_all_is_dialled_by_all_also_where_nobody_speaks() {
     if !programs::can_run("a_port_that_changes_for_all_is_dialled_by_all_also_where_nobody_speaks") {
         return;
     }
-    let mut mesh = mesh();
-    mesh.derived = true;
-    for node in ALL {
-        mesh.start(node).unwrap();
-    }
-    mesh.stands(&ALL).unwrap();
+    let mesh = derived();
     let ports = |mesh: &Mesh, wanted: &str| {
         eventually("every device listens there and dials the others there", || {
             for node in ALL {
@@ -141,12 +147,7 @@ fn a_node_whose_address_changes_is_followed() {
     if !programs::can_run("a_node_whose_address_changes_is_followed") {
         return;
     }
-    let mut mesh = mesh();
-    mesh.derived = true;
-    for node in ALL {
-        mesh.start(node).unwrap();
-    }
-    mesh.stands(&ALL).unwrap();
+    let mesh = derived();
     let others = mesh.traffic("aws-1-pod-1", "onprem-1-pod-1").unwrap();
     let host = mesh.lab.host("gcp-1").unwrap();
     let old = host.addresses().iter().find(|address| address.is_ipv4()).unwrap().to_string();
@@ -182,12 +183,7 @@ fn a_write_whose_answer_is_lost_is_done_once_and_told() {
     if !programs::can_run("a_write_whose_answer_is_lost_is_done_once_and_told") {
         return;
     }
-    let mut mesh = mesh();
-    mesh.derived = true;
-    for node in ALL {
-        mesh.start(node).unwrap();
-    }
-    mesh.stands(&ALL).unwrap();
+    let mesh = derived();
     let flow = mesh.traffic("aws-1-pod-1", "gcp-1-pod-1").unwrap();
     let host = mesh.lab.host("aws-1").unwrap().clone();
     let mtu = |mesh: &Mesh| {
