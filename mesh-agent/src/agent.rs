@@ -27,8 +27,6 @@ use crate::state::LastGood;
 pub const HOLD: Duration = Duration::from_secs(60);
 /// The most names of one peer that are resolved.
 const NAMES_MOST: usize = 2;
-// To a site that the operator does not name where others are named.
-static NOTHING: Vec<IpNet> = Vec::new();
 /// The MTU assumed where neither the configuration nor the kernel tells one: Ethernet's, in bytes.
 const MTU_ASSUMED: u16 = 1500;
 
@@ -465,10 +463,12 @@ pub fn own_prefixes(
             refuse("no prefix such as 10.1.0.0/24".to_owned());
             continue;
         };
-        let granted = grants.sites.get(site).or((!grants.sites.is_empty()).then_some(&NOTHING));
+        // Where sites are named, one that is not among them was granted nothing.
+        let granted = grants.sites.is_empty()
+            || grants.sites.get(site).is_some_and(|wide| wide.iter().any(|wide| wide.contains(&net)));
         if let Some(why) = prefix::forbidden(&net) {
             refuse(why);
-        } else if granted.is_some_and(|wide| !wide.iter().any(|w| w.contains(&net))) {
+        } else if !granted {
             refuse(format!("it lies outside of what site {site} was granted"));
         } else if let Some(ip) = grants.protected.iter().find(|ip| net.contains(*ip)) {
             refuse(format!("it holds the protected address {ip}"));

@@ -318,13 +318,15 @@ impl Cluster {
     /// # Errors
     /// What it said.
     pub fn kubectl_within(&self, args: &[&str], within: Duration) -> anyhow::Result<String> {
-        let output = self.ask("admin", args, "", within)?;
-        ensure!(output.success(), "kubectl {}: {}", args.join(" "), output.stderr_text().trim());
-        Ok(output.stdout_text())
+        self.checked_within(args, "", within)
     }
 
     fn checked(&self, args: &[&str], input: &str) -> anyhow::Result<String> {
-        let output = self.kubectl_as("admin", args, input)?;
+        self.checked_within(args, input, COMMAND)
+    }
+
+    fn checked_within(&self, args: &[&str], input: &str, within: Duration) -> anyhow::Result<String> {
+        let output = self.ask("admin", args, input, within)?;
         ensure!(output.success(), "kubectl {}: {}", args.join(" "), output.stderr_text().trim());
         Ok(output.stdout_text())
     }
@@ -344,14 +346,6 @@ impl Cluster {
     /// What the API server said.
     pub fn deploy(&self) -> anyhow::Result<()> {
         self.kubectl(&["apply", "--server-side", "-k", &deployment("kubernetes/base")])?;
-        self.in_force()
-    }
-
-    /// Waits until kinds are served and the admission policy bites.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub fn in_force(&self) -> anyhow::Result<()> {
         let mut wait = vec!["wait", "--for=condition=Established", "--timeout=30s"];
         wait.extend(["crd/meshnodes.sennit.dev", "crd/clusterlinks.sennit.dev", "crd/meshes.sennit.dev"]);
         self.checked(&wait, "")?;

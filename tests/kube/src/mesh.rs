@@ -227,7 +227,18 @@ impl Mesh {
         self.start_with(node, &kubeconfig)
     }
 
-    /// The same with these credentials.
+    /// Starts the agents of these nodes, and waits until each has a handshake with each other.
+    ///
+    /// # Errors
+    /// What does not start, or who has none.
+    pub fn start_all(&mut self, nodes: &[&str]) -> anyhow::Result<()> {
+        for node in nodes {
+            self.start(node)?;
+        }
+        self.stands(nodes)
+    }
+
+    /// Starts a node's agent with these credentials.
     ///
     /// # Errors
     /// When it cannot be started.

@@ -19,10 +19,7 @@ fn mesh() -> Mesh {
 
 fn up() -> Mesh {
     let mut mesh = mesh();
-    for node in ALL {
-        mesh.start(node).unwrap();
-    }
-    mesh.stands(&ALL).unwrap();
+    mesh.start_all(&ALL).unwrap();
     mesh
 }
 
@@ -30,10 +27,7 @@ fn up() -> Mesh {
 fn derived() -> Mesh {
     let mut mesh = mesh();
     mesh.derived = true;
-    for node in ALL {
-        mesh.start(node).unwrap();
-    }
-    mesh.stands(&ALL).unwrap();
+    mesh.start_all(&ALL).unwrap();
     mesh
 }
 

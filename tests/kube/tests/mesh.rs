@@ -21,10 +21,7 @@ fn mesh() -> Mesh {
 
 fn up() -> Mesh {
     let mut mesh = mesh();
-    for node in ALL {
-        mesh.start(node).unwrap();
-    }
-    mesh.stands(&ALL).unwrap();
+    mesh.start_all(&ALL).unwrap();
     mesh
 }
 
