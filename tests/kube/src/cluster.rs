@@ -331,6 +331,14 @@ impl Cluster {
         Ok(output.stdout_text())
     }
 
+    /// What an operator is told of a kind or a field, once the server tells it: it does so some seconds after it serves the kind.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn explain(&self, field: &str) -> anyhow::Result<String> {
+        eventually("a kind is explained", || self.kubectl(&["explain", field]))
+    }
+
     /// Creates or changes objects.
     ///
     /// # Errors

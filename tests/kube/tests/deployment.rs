@@ -104,7 +104,7 @@ fn kustomizations_and_charts_are_accepted_without_warnings() {
     for (field, wanted) in
         [("meshnodes.spec.podCIDRs", "prefixes that peers route"), ("clusterlinks.spec.site", "broker")]
     {
-        let explained = cluster.kubectl(&["explain", field]).unwrap();
+        let explained = cluster.explain(field).unwrap();
         assert!(explained.contains(wanted), "{explained}");
     }
 }

@@ -240,7 +240,7 @@ fn a_mesh_node_grants_prefixes_only() {
         let error = stage.cluster.apply(&mesh_node("wide", cidr)).unwrap_err().to_string();
         assert!(error.contains(wanted), "{cidr}: {error}");
     }
-    let explained = stage.cluster.kubectl(&["explain", "meshnode.spec"]).unwrap();
+    let explained = stage.cluster.explain("meshnode.spec").unwrap();
     assert!(explained.contains("podCIDRs") && explained.contains("peers route to this node"), "{explained}");
     let listed = stage.cluster.kubectl(&["get", "meshnodes"]).unwrap();
     assert!(listed.lines().next().unwrap().contains("SITE") && listed.contains("host-1"), "{listed}");
