@@ -176,6 +176,13 @@ impl PrivateKey {
         Zeroizing::new(hex(&self.0))
     }
 
+    /// The secret that only the holders of the two private keys know (RFC 7748, section 6.1). It is to be put through a KDF.
+    pub fn shared_secret(&self, with: &PublicKey) -> Zeroizing<[u8; KEY_LEN]> {
+        let secret = StaticSecret::from(self.0);
+        let shared = secret.diffie_hellman(&x25519_dalek::PublicKey::from(with.0));
+        Zeroizing::new(shared.to_bytes())
+    }
+
     /// The raw bytes, for the kernel's netlink API.
     pub fn expose(&self) -> &[u8; KEY_LEN] {
         &self.0
@@ -218,6 +225,13 @@ mod tests {
         ];
         let public = PrivateKey::from_bytes(&private).unwrap().public();
         assert_eq!(public.to_hex(), "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a");
+    }
+
+    #[test]
+    fn both_ends_of_a_pair_know_one_secret() {
+        let [a, b, c] = std::array::from_fn(|_| PrivateKey::generate().unwrap());
+        assert_eq!(*a.shared_secret(&b.public()), *b.shared_secret(&a.public()));
+        assert_ne!(*a.shared_secret(&b.public()), *a.shared_secret(&c.public()));
     }
 
     #[test]

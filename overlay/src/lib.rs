@@ -23,6 +23,7 @@ pub mod link;
 pub mod local;
 pub mod netlink;
 pub mod nft;
+pub mod path;
 pub mod peer;
 pub mod plan;
 pub mod prefix;

@@ -1,0 +1,440 @@
+//! All peers: what arrives is given to the line that it concerns, and what is due is asked.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mesh_keyring::{PrivateKey, PublicKey};
+
+use super::choice::{Choice, Decision};
+use super::line::{Line, LineReport, Liveness, Role};
+use super::wire::{self, Kind, Message, NONCE, Rejected, RouteId, Secrets};
+use super::{Candidate, Origin, Rung, headers};
+
+/// So many addresses that were only learned are kept of one peer.
+const LEARNED_MOST: usize = 4;
+/// A learned address that does not answer is forgotten after this.
+const LEARNED_FOR: Duration = Duration::from_secs(180);
+/// Decisions that are remembered of a peer.
+const DECISIONS_MOST: usize = 16;
+/// Nonces of a peer that are remembered, so that what is sent again at once costs nothing.
+const NONCES_MOST: usize = 64;
+/// Questions of one peer that are answered, a second and at once: from where it is known to be, and from elsewhere.
+const ANSWERS: (f64, f64) = (100.0, 500.0);
+const ANSWERS_ELSEWHERE: (f64, f64) = (5.0, 20.0);
+/// Datagrams of one peer that are deciphered, a second and at once.
+const OPENED: (f64, f64) = (2_000.0, 2_000.0);
+
+/// A datagram to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to.
+    pub to: SocketAddr,
+    /// The UDP payload.
+    pub payload: Vec<u8>,
+}
+
+/// Where a peer may be reached, the best first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PeerPaths {
+    /// The addresses.
+    pub candidates: Vec<Candidate>,
+    /// What our side can put on a direct path to an address that is learned, in bytes of IP.
+    pub mtu_most: u16,
+}
+
+/// How a peer is reached.
+#[derive(Debug, Clone)]
+pub struct PeerReport {
+    /// The line in use and since when; `None` as long as none ever answered.
+    pub carrying: Option<(Rung, SocketAddr, Instant)>,
+    /// Whether the line in use does not answer, and nothing else does.
+    pub blocked: bool,
+    /// The MTU of the line in use both ways, in bytes of IP, where it is known.
+    pub mtu: Option<u16>,
+    /// All lines, the best first.
+    pub lines: Vec<LineReport>,
+    /// The last decisions, the oldest first.
+    pub decisions: Vec<Decision>,
+}
+
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn new(now: Instant, (_, burst): (f64, f64)) -> Self {
+        Self { tokens: burst, at: now }
+    }
+
+    fn take(&mut self, now: Instant, (rate, burst): (f64, f64)) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens = (self.tokens + passed * rate).min(burst);
+        self.at = now;
+        let takes = self.tokens >= 1.0;
+        self.tokens -= f64::from(u8::from(takes));
+        takes
+    }
+}
+
+struct Peer {
+    secrets: Secrets,
+    offered: PeerPaths,
+    lines: Vec<Line>,
+    choice: Choice,
+    decisions: VecDeque<Decision>,
+    nonces: VecDeque<[u8; NONCE]>,
+    known: Bucket,
+    elsewhere: Bucket,
+    opened: Bucket,
+}
+
+/// What came of a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// It was a probe of a peer.
+    Taken,
+    /// It was none, or not made by a peer.
+    Rejected(Rejected),
+    /// It came again.
+    Replayed,
+    /// More than may be.
+    TooMany,
+}
+
+/// Probes all peers.
+pub struct Prober {
+    own: PrivateKey,
+    boot: [u8; 16],
+    count: u64,
+    routes: HashMap<RouteId, PublicKey>,
+    peers: BTreeMap<PublicKey, Peer>,
+    reachable: Box<dyn Fn(&SocketAddr) -> bool + Send>,
+    changes: u64,
+}
+
+impl Prober {
+    /// Of no peers yet. `boot` is random and another one each time: nonces are made of it.
+    pub fn new(own: PrivateKey, boot: [u8; 16]) -> Self {
+        Self {
+            own,
+            boot,
+            count: 0,
+            routes: HashMap::new(),
+            peers: BTreeMap::new(),
+            reachable: Box::new(|_| true),
+            changes: 0,
+        }
+    }
+
+    /// A number that grows with each decision and each MTU that changes.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Takes the peers as they are now. `reachable` says whether an address may be used at all: one inside of the mesh would put the
+    /// tunnel into itself.
+    pub fn set_peers(
+        &mut self,
+        peers: BTreeMap<PublicKey, PeerPaths>,
+        reachable: impl Fn(&SocketAddr) -> bool + Send + 'static,
+        now: Instant,
+    ) {
+        self.reachable = Box::new(reachable);
+        let routes = &mut self.routes;
+        self.peers.retain(|key, peer| {
+            let keep = peers.contains_key(key);
+            if !keep {
+                routes.remove(&peer.secrets.receiving_id());
+            }
+            keep
+        });
+        for (key, paths) in peers {
+            let peer = self.peers.entry(key).or_insert_with(|| {
+                let secrets = Secrets::derive(&self.own, &key);
+                routes.insert(secrets.receiving_id(), key);
+                Peer::new(secrets, now)
+            });
+            peer.offer(paths, &self.reachable, now);
+        }
+    }
+
+    /// The device sends to this address: somebody was learned there.
+    pub fn observed(&mut self, key: &PublicKey, endpoint: SocketAddr, now: Instant) {
+        if (self.reachable)(&endpoint)
+            && let Some(peer) = self.peers.get_mut(key)
+        {
+            peer.learn(endpoint, now);
+        }
+    }
+
+    /// Whether the peer's line of this address is known.
+    pub fn knows(&self, key: &PublicKey, endpoint: &SocketAddr) -> bool {
+        self.peers.get(key).is_some_and(|peer| peer.line(endpoint).is_some())
+    }
+
+    /// A datagram has arrived.
+    pub fn receive(
+        &mut self,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        now: Instant,
+        out: &mut Vec<Transmit>,
+    ) -> Received {
+        let id = match wire::route_id(datagram) {
+            Ok(id) => id,
+            Err(why) => return Received::Rejected(why),
+        };
+        let known = self.routes.get(&id).and_then(|key| self.peers.get_mut(key));
+        let Some(peer) = known else { return Received::Rejected(Rejected::Stranger) };
+        let Some(nonce) = wire::nonce(datagram) else { return Received::Rejected(Rejected::Format) };
+        if peer.nonces.contains(&nonce) {
+            return Received::Replayed;
+        }
+        let place = peer.line(&from);
+        if !peer.opened.take(now, OPENED) {
+            return Received::TooMany;
+        }
+        let message = match peer.secrets.open(datagram) {
+            Ok(message) => message,
+            Err(why) => return Received::Rejected(why),
+        };
+        if peer.nonces.len() == NONCES_MOST {
+            peer.nonces.pop_front();
+        }
+        peer.nonces.push_back(nonce);
+        match message.kind {
+            Kind::Answer { seen } => {
+                let before = peer.mtu();
+                // It may come from another address than the question went to, where a host has several.
+                let answered =
+                    peer.lines.iter_mut().any(|line| line.answered(message.number, seen, message.mtu, now));
+                if answered {
+                    self.changes += u64::from(peer.mtu() != before) + u64::from(peer.decide(now));
+                }
+            }
+            Kind::Question => {
+                let allowed = match place {
+                    Some(_) => peer.known.take(now, ANSWERS),
+                    None => peer.elsewhere.take(now, ANSWERS_ELSEWHERE),
+                };
+                if !allowed {
+                    return Received::TooMany;
+                }
+                let mtu = place.and_then(|at| peer.lines[at].pmtu.confirmed()).unwrap_or(0);
+                let answer = Message { kind: Kind::Answer { seen: from }, number: message.number, mtu };
+                let nonce = next_nonce(&self.boot, &mut self.count);
+                out.push(Transmit { to: from, payload: peer.secrets.seal(&answer, wire::LEAST, nonce) });
+                match place {
+                    Some(at) => {
+                        let role = peer.role(at);
+                        peer.lines[at].heard(role, message.mtu, now);
+                    }
+                    None if (self.reachable)(&from) => peer.learn(from, now),
+                    None => {}
+                }
+            }
+        }
+        Received::Taken
+    }
+
+    /// Does what is due.
+    pub fn poll(&mut self, now: Instant, out: &mut Vec<Transmit>) {
+        for peer in self.peers.values_mut() {
+            if peer.wake_at() > now {
+                continue;
+            }
+            let before = peer.mtu();
+            for line in &mut peer.lines {
+                line.expire(now);
+            }
+            peer.forget(now);
+            self.changes += u64::from(peer.decide(now)) + u64::from(peer.mtu() != before);
+            peer.rescue(now);
+            for at in 0..peer.lines.len() {
+                let role = peer.role(at);
+                for size in peer.lines[at].due(role, now) {
+                    let nonce = next_nonce(&self.boot, &mut self.count);
+                    let number = self.count;
+                    let line = &mut peer.lines[at];
+                    let to = line.candidate.address;
+                    let mtu = line.pmtu.confirmed().unwrap_or(0);
+                    let question = Message { kind: Kind::Question, number, mtu };
+                    let payload = usize::from(size.saturating_sub(headers(&to)));
+                    let payload = peer.secrets.seal(&question, payload, nonce);
+                    line.note(number, size, now);
+                    out.push(Transmit { to, payload });
+                }
+            }
+        }
+    }
+
+    /// When [`Prober::poll`] has something to do.
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.peers.values().map(Peer::wake_at).min()
+    }
+
+    /// How all peers are reached.
+    pub fn report(&self, now: Instant) -> BTreeMap<PublicKey, PeerReport> {
+        self.peers.iter().map(|(key, peer)| (*key, peer.report(now))).collect()
+    }
+}
+
+fn next_nonce(boot: &[u8; 16], count: &mut u64) -> [u8; NONCE] {
+    *count += 1;
+    let mut nonce = [0; NONCE];
+    nonce[..16].copy_from_slice(boot);
+    nonce[16..].copy_from_slice(&count.to_be_bytes());
+    nonce
+}
+
+impl Peer {
+    fn new(secrets: Secrets, now: Instant) -> Self {
+        Self {
+            secrets,
+            offered: PeerPaths::default(),
+            lines: Vec::new(),
+            choice: Choice::default(),
+            decisions: VecDeque::new(),
+            nonces: VecDeque::new(),
+            known: Bucket::new(now, ANSWERS),
+            elsewhere: Bucket::new(now, ANSWERS_ELSEWHERE),
+            opened: Bucket::new(now, OPENED),
+        }
+    }
+
+    fn line(&self, address: &SocketAddr) -> Option<usize> {
+        self.lines.iter().position(|line| line.candidate.address == *address)
+    }
+
+    fn mtu(&self) -> Option<u16> {
+        self.lines[self.choice.index(&self.lines)?].mtu()
+    }
+
+    fn offer(&mut self, paths: PeerPaths, reachable: &dyn Fn(&SocketAddr) -> bool, now: Instant) {
+        let offered: Vec<Candidate> =
+            paths.candidates.iter().copied().filter(|candidate| reachable(&candidate.address)).collect();
+        let used = self.choice.carrying.map(|(_, address, _)| address);
+        // What carries goes on to, until it dies; the way there may be known to us alone.
+        for line in &mut self.lines {
+            let candidate = &mut line.candidate;
+            let still = offered.iter().find(|offered| offered.address == candidate.address);
+            let mtu = still.map_or(paths.mtu_most, |still| still.mtu_most);
+            match still {
+                Some(still) => *candidate = *still,
+                None if candidate.rung == Rung::Direct => {
+                    (candidate.origin, candidate.mtu_most) = (Origin::Learned, mtu);
+                }
+                None => {}
+            }
+            line.pmtu.set_most(mtu);
+        }
+        self.lines.retain(|line| {
+            let candidate = &line.candidate;
+            let listed = offered.iter().any(|offered| offered.address == candidate.address);
+            let kept = candidate.rung == Rung::Direct && (line.lives() || used == Some(candidate.address));
+            reachable(&candidate.address) && (listed || kept)
+        });
+        for candidate in offered {
+            if self.line(&candidate.address).is_none() {
+                self.lines.push(Line::new(candidate, now));
+            }
+        }
+        let place = |line: &Line| {
+            let listed = paths.candidates.iter().position(|other| other.address == line.candidate.address);
+            (line.candidate.rung, line.candidate.origin, listed.unwrap_or(usize::MAX))
+        };
+        self.lines.sort_by_key(place);
+        self.offered = paths;
+    }
+
+    fn learn(&mut self, address: SocketAddr, now: Instant) {
+        if self.line(&address).is_some() {
+            return;
+        }
+        let learned = |line: &&Line| line.candidate.origin == Origin::Learned;
+        if self.lines.iter().filter(learned).count() >= LEARNED_MOST {
+            let used = self.choice.index(&self.lines);
+            let oldest = self.lines.iter().enumerate().filter(|(at, line)| {
+                line.candidate.origin == Origin::Learned && !line.lives() && Some(*at) != used
+            });
+            let Some((at, _)) = oldest.min_by_key(|(_, line)| line.heard_at) else { return };
+            self.lines.remove(at);
+        }
+        let candidate = Candidate {
+            address,
+            rung: Rung::Direct,
+            origin: Origin::Learned,
+            mtu_most: self.offered.mtu_most,
+        };
+        let mut line = Line::new(candidate, now);
+        line.heard_at = Some(now);
+        let place = self.lines.iter().position(|line| line.candidate.rung > Rung::Direct);
+        self.lines.insert(place.unwrap_or(self.lines.len()), line);
+    }
+
+    fn forget(&mut self, now: Instant) {
+        let used = self.choice.carrying.map(|(_, address, _)| address);
+        self.lines.retain(|line| {
+            let last = line.heard_at.max(line.answered_at);
+            line.candidate.origin != Origin::Learned
+                || line.lives()
+                || used == Some(line.candidate.address)
+                || last.is_some_and(|at| now.saturating_duration_since(at) < LEARNED_FOR)
+        });
+    }
+
+    fn role(&self, at: usize) -> Role {
+        match self.choice.index(&self.lines) {
+            Some(used) if used == at && self.lines[used].lives() => Role::Carrying,
+            Some(used) if self.lines[used].lives() => {
+                let kind = |line: &Line| (line.candidate.rung, line.candidate.origin);
+                if kind(&self.lines[at]) < kind(&self.lines[used]) { Role::Better } else { Role::Standby }
+            }
+            _ => Role::Searching,
+        }
+    }
+
+    /// While the line in use is in doubt, the others show whether they live.
+    fn rescue(&mut self, now: Instant) {
+        if self.choice.carrying.is_none() {
+            return;
+        }
+        let used = self.choice.index(&self.lines);
+        if used.is_some_and(|used| self.lines[used].state == Liveness::Alive) {
+            return;
+        }
+        for (at, line) in self.lines.iter_mut().enumerate() {
+            let recently = |at: Instant| now.saturating_duration_since(at) < Duration::from_secs(1);
+            if Some(at) != used && line.state == Liveness::Alive && !line.answered_at.is_some_and(recently) {
+                line.hurry_once(now);
+            }
+        }
+    }
+
+    fn decide(&mut self, now: Instant) -> bool {
+        let Some(decision) = self.choice.decide(&self.lines, now) else { return false };
+        if self.decisions.len() == DECISIONS_MOST {
+            self.decisions.pop_front();
+        }
+        self.decisions.push_back(decision);
+        true
+    }
+
+    fn wake_at(&self) -> Instant {
+        let lines = self.lines.iter().map(Line::wake_at);
+        let far = self.opened.at + Duration::from_secs(3600);
+        lines.chain(self.choice.wake_at(&self.lines)).min().unwrap_or(far)
+    }
+
+    fn report(&self, now: Instant) -> PeerReport {
+        PeerReport {
+            carrying: self.choice.carrying,
+            blocked: self.choice.blocked,
+            mtu: self.mtu(),
+            lines: self.lines.iter().map(|line| line.report(now)).collect(),
+            decisions: self.decisions.iter().copied().collect(),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Nodes, what lies between them, and time.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use mesh_keyring::{PrivateKey, PublicKey};
+use mesh_overlay::path::prober::Received;
+use mesh_overlay::path::{Candidate, Origin, PeerPaths, PeerReport, Prober, Rung, Transmit, headers};
+
+use crate::random::Random;
+
+/// The WireGuard port of all nodes.
+const PORT: u16 = 51820;
+/// Timers fire no finer than this, as the agent's do.
+const TICK: Duration = Duration::from_millis(10);
+
+/// A node, counted from 0.
+pub type NodeId = usize;
+
+/// What the network does with a datagram.
+pub trait World {
+    /// Whether it arrives, and after how long. `size` is that of the packet, in bytes of IP.
+    fn carries(&mut self, from: NodeId, to: NodeId, rung: Rung, size: u16) -> Option<Duration>;
+}
+
+struct Node {
+    key: PublicKey,
+    prober: Prober,
+    up: bool,
+    wake: Option<Instant>,
+}
+
+struct Flight {
+    from: NodeId,
+    to: NodeId,
+    rung: Rung,
+    datagram: Vec<u8>,
+}
+
+/// All nodes with what is under way between them.
+pub struct Network<W> {
+    /// What lies between the nodes.
+    pub world: W,
+    /// Datagrams sent since the start.
+    pub sent: u64,
+    nodes: Vec<Node>,
+    ids: HashMap<PublicKey, NodeId>,
+    addresses: HashMap<IpAddr, (NodeId, Rung)>,
+    flights: HashMap<u64, Flight>,
+    queue: BinaryHeap<Reverse<(Instant, u64)>>,
+    next: u64,
+    begun: Instant,
+    now: Instant,
+}
+
+/// Where a node is on a carrier.
+pub(crate) fn address(node: NodeId, rung: Rung) -> SocketAddr {
+    let n = u32::try_from(node).unwrap_or(u32::MAX);
+    let ip = match rung {
+        Rung::Direct => IpAddr::V4(Ipv4Addr::from(0xc612_0000 + n)),
+        Rung::Vxlan => IpAddr::V6(Ipv6Addr::from((0xfd53_u128 << 112) + u128::from(n))),
+    };
+    SocketAddr::new(ip, PORT)
+}
+
+impl<W: World> Network<W> {
+    /// Nodes that know of each other what `peers` says.
+    pub fn new(count: usize, world: W, random: &mut Random, peers: impl Fn(NodeId, NodeId) -> bool) -> Self {
+        let begun = Instant::now();
+        let mut nodes = Vec::new();
+        for _ in 0..count {
+            let secret: [u8; 32] = std::array::from_fn(|_| random.bits() as u8);
+            let Ok(private) = PrivateKey::from_bytes(&secret) else { continue };
+            let boot = std::array::from_fn(|_| random.bits() as u8);
+            nodes.push(Node {
+                key: private.public(),
+                prober: Prober::new(private, boot),
+                up: true,
+                wake: None,
+            });
+        }
+        let ids = nodes.iter().enumerate().map(|(id, node)| (node.key, id)).collect();
+        let rungs = [Rung::Direct, Rung::Vxlan];
+        let addresses =
+            (0..nodes.len()).flat_map(|id| rungs.map(|rung| (address(id, rung).ip(), (id, rung)))).collect();
+        let mut network = Self {
+            world,
+            sent: 0,
+            nodes,
+            ids,
+            addresses,
+            flights: HashMap::new(),
+            queue: BinaryHeap::new(),
+            next: 0,
+            begun,
+            now: begun,
+        };
+        for id in 0..network.nodes.len() {
+            let of = |other: NodeId| (network.nodes[other].key, paths(other));
+            let known = (0..network.nodes.len()).filter(|other| *other != id && peers(id, *other)).map(of);
+            let known: BTreeMap<_, _> = known.collect();
+            network.nodes[id].prober.set_peers(known, |_| true, begun);
+            // Nobody starts at exactly the same moment.
+            let spread = Duration::from_millis(random.below(1000) as u64);
+            network.nodes[id].wake = Some(begun + spread);
+        }
+        network
+    }
+
+    /// Since the start.
+    pub fn elapsed(&self) -> Duration {
+        self.now - self.begun
+    }
+
+    /// A node is killed, or is back with nothing known.
+    pub fn set_up(&mut self, id: NodeId, up: bool) {
+        self.nodes[id].up = up;
+    }
+
+    /// How a node reaches another.
+    pub fn report(&self, from: NodeId, to: NodeId) -> Option<PeerReport> {
+        self.nodes[from].prober.report(self.now).remove(&self.nodes[to].key)
+    }
+
+    /// What a node uses to reach another, and whether it believes that it answers.
+    pub fn carrying(&self, from: NodeId, to: NodeId) -> Option<(Rung, bool)> {
+        let report = self.report(from, to)?;
+        report.carrying.map(|(rung, ..)| (rung, !report.blocked))
+    }
+
+    /// Which nodes there are.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// A datagram of anybody's arrives at a node.
+    pub fn inject(&mut self, to: NodeId, from: SocketAddr, datagram: &[u8]) -> (Received, Vec<Transmit>) {
+        let mut out = Vec::new();
+        let came = self.nodes[to].prober.receive(from, &mut datagram.to_vec(), self.now, &mut out);
+        (came, out)
+    }
+
+    /// Lets time pass.
+    pub fn run(&mut self, span: Duration) {
+        let until = self.now + span;
+        loop {
+            let arrival = self.queue.peek().map(|Reverse((at, _))| *at);
+            let timer = self.nodes.iter().filter(|node| node.up).filter_map(|node| node.wake).min();
+            let Some(next) = arrival.into_iter().chain(timer).min().filter(|at| *at <= until) else { break };
+            self.now = self.now.max(next);
+            self.deliver();
+            self.fire();
+        }
+        self.now = until;
+    }
+
+    fn deliver(&mut self) {
+        while let Some(Reverse((at, number))) = self.queue.peek().copied() {
+            if at > self.now {
+                return;
+            }
+            self.queue.pop();
+            let Some(mut flight) = self.flights.remove(&number) else { continue };
+            if !self.nodes[flight.to].up {
+                continue;
+            }
+            let mut out = Vec::new();
+            let from = address(flight.from, flight.rung);
+            let node = &mut self.nodes[flight.to];
+            node.prober.receive(from, &mut flight.datagram, self.now, &mut out);
+            self.sleep(flight.to);
+            self.send(flight.to, out);
+        }
+    }
+
+    fn fire(&mut self) {
+        for id in 0..self.nodes.len() {
+            let node = &mut self.nodes[id];
+            if node.up && node.wake.is_some_and(|at| at <= self.now) {
+                let mut out = Vec::new();
+                node.prober.poll(self.now, &mut out);
+                self.sleep(id);
+                self.send(id, out);
+            }
+        }
+    }
+
+    fn sleep(&mut self, id: NodeId) {
+        let node = &mut self.nodes[id];
+        node.wake = node.prober.wake_at().map(|at| at.max(self.now + TICK));
+    }
+
+    fn send(&mut self, from: NodeId, out: Vec<Transmit>) {
+        for Transmit { to, payload } in out {
+            self.sent += 1;
+            let Some(&(id, rung)) = self.addresses.get(&to.ip()) else { continue };
+            let size = u16::try_from(payload.len()).unwrap_or(u16::MAX) + headers(&to);
+            let Some(takes) = self.world.carries(from, id, rung, size) else { continue };
+            self.flights.insert(self.next, Flight { from, to: id, rung, datagram: payload });
+            self.queue.push(Reverse((self.now + takes, self.next)));
+            self.next += 1;
+        }
+    }
+
+    /// Which node has a key.
+    pub fn of_key(&self, key: &PublicKey) -> Option<NodeId> {
+        self.ids.get(key).copied()
+    }
+}
+
+fn paths(node: NodeId) -> PeerPaths {
+    let candidate =
+        |rung, origin, mtu_most| Candidate { address: address(node, rung), rung, origin, mtu_most };
+    PeerPaths {
+        candidates: vec![
+            candidate(Rung::Direct, Origin::Published, 1500),
+            candidate(Rung::Vxlan, Origin::Carrier, 1450),
+        ],
+        mtu_most: 1500,
+    }
+}
