@@ -12,6 +12,8 @@ use mesh_keyring::{NodeName, PublicKey, SiteName};
 use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST, PUBLIC_KEY};
 use mesh_overlay::endpoint::is_dialable;
 use mesh_overlay::link::{LinkConfig, ObservedUnderlay};
+use mesh_overlay::local::{InterfaceName, Vxlan};
+use mesh_overlay::plan::Paths;
 use mesh_overlay::plan::path::Resolution;
 use mesh_overlay::{
     Admission, Advertisement, Endpoint, Grants, LocalNode, MeshPlan, NodeRecord, Peer, admit, prefix,
@@ -37,6 +39,8 @@ pub struct Desired {
     pub plan: MeshPlan,
     /// The mesh interface.
     pub link: LinkConfig,
+    /// VXLAN devices that there may be of ours and that are not wanted.
+    pub unwanted: Vec<InterfaceName>,
     /// What this node says of itself.
     pub publish: Advertisement,
     /// Whether the registry holds just that already; else nobody can answer a handshake of ours yet.
@@ -72,6 +76,7 @@ pub struct Agent {
     mesh_gone: Option<Instant>,
     underlay: ObservedUnderlay,
     resolved: Resolution,
+    paths: Paths,
 }
 
 impl Agent {
@@ -87,6 +92,7 @@ impl Agent {
             mesh_gone: None,
             underlay: ObservedUnderlay::default(),
             resolved: Resolution::new(),
+            paths: Paths::new(),
         }
     }
 
@@ -228,6 +234,22 @@ impl Agent {
         self.setting(self.config.wireguard.listen_port, |mesh| mesh.listen_port).unwrap_or(LISTEN_PORT)
     }
 
+    fn vxlan(&self) -> Option<Vxlan> {
+        let own = &self.config.vxlan;
+        own.enabled.then(|| Vxlan {
+            interface: own.interface.clone(),
+            vni: self.setting(own.vni, |mesh| mesh.vxlan_vni).unwrap_or(Vxlan::VNI),
+            port: self.setting(own.port, |mesh| mesh.vxlan_port).unwrap_or(Vxlan::PORT),
+        })
+    }
+
+    fn unwanted(&self, plan: &MeshPlan) -> Vec<InterfaceName> {
+        let interface = self.config.vxlan.interface.clone();
+        let vxlan = Vxlan { interface, vni: Vxlan::VNI, port: Vxlan::PORT };
+        let all = [false, true].into_iter().filter_map(|v6| vxlan.device(v6));
+        all.filter(|name| plan.vxlan.iter().all(|device| device.name != *name)).collect()
+    }
+
     fn keepalive(&self) -> Option<u16> {
         let seconds =
             self.setting(self.config.wireguard.persistent_keepalive, |mesh| mesh.persistent_keepalive);
@@ -267,6 +289,11 @@ impl Agent {
     /// What names resolve to now.
     pub fn resolved(&mut self, resolved: Resolution) {
         self.resolved = resolved;
+    }
+
+    /// What the prober has found.
+    pub fn paths(&mut self, paths: Paths) {
+        self.paths = paths;
     }
 
     /// Whether the registry was read in full since the start.
@@ -319,7 +346,14 @@ impl Agent {
                 HOLD.as_secs()
             ));
         }
-        let plan = MeshPlan::compute(&local, grants, &admission.peers, &admission.reserved, &self.resolved);
+        let plan = MeshPlan::compute(
+            &local,
+            grants,
+            &admission.peers,
+            &admission.reserved,
+            &self.resolved,
+            &self.paths,
+        );
         for (node, whys) in &admission.refused {
             refused.extend(whys.iter().map(|w| Problem { node: Some(node.clone()), text: w.to_string() }));
         }
@@ -334,6 +368,7 @@ impl Agent {
                 mtu: plan.mtu,
                 addresses: plan.addresses.clone(),
             },
+            unwanted: self.unwanted(&plan),
             publish,
             announced,
             synced: self.is_synced(),
@@ -402,6 +437,7 @@ impl Agent {
             interface: self.config.wireguard.interface.clone(),
             listen_port: self.listen_port(),
             keepalive: self.keepalive(),
+            vxlan: self.vxlan(),
             routing: self.config.routing,
         }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use mesh_keyring::{ClusterName, MeshName, NodeName, SiteName};
 use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST};
-use mesh_overlay::local::{InterfaceName, Routing};
+use mesh_overlay::local::{InterfaceName, Routing, Vxlan};
 use mesh_overlay::wireguard::Choice;
 use mesh_overlay::{Endpoint, Grants};
 use serde::Deserialize;
@@ -126,6 +126,39 @@ pub struct FileRegistryConfig {
     pub dir: PathBuf,
 }
 
+/// The `vxlan` section: what carries WireGuard where direct UDP does not pass.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct VxlanConfig {
+    /// Whether there is a VXLAN device at all.
+    pub enabled: bool,
+    /// What the devices' names begin with; 4 and 6 follow.
+    pub interface: InterfaceName,
+    /// The network identifier, the same at all nodes; absent: the Mesh's, or [`Vxlan::VNI`].
+    pub vni: Option<u32>,
+    /// The UDP port, the same at all nodes; absent: the Mesh's, or [`Vxlan::PORT`].
+    pub port: Option<u16>,
+}
+
+impl Default for VxlanConfig {
+    #[expect(clippy::expect_used, reason = "a constant that a test parses")]
+    fn default() -> Self {
+        let interface = Vxlan::INTERFACE.parse().expect("sennitx is an interface name");
+        Self { enabled: true, interface, vni: None, port: None }
+    }
+}
+
+impl VxlanConfig {
+    /// What is wrong with a network identifier or a port, if anything.
+    pub fn wrong(vni: Option<u32>, port: Option<u16>) -> Option<(&'static str, String)> {
+        if let Some(vni) = vni.filter(|vni| !(1..1 << 24).contains(vni)) {
+            return Some(("vni", format!("{vni} is no VXLAN network identifier: 1 to 16777215")));
+        }
+        port.filter(|port| !(1..u16::MAX).contains(port))
+            .map(|_| ("port", "the port has to be 1 to 65534".to_owned()))
+    }
+}
+
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct RoutingConfig {
@@ -147,6 +180,8 @@ struct Document {
     wireguard: Wireguard,
     #[serde(default)]
     underlay: Underlay,
+    #[serde(default)]
+    vxlan: VxlanConfig,
     #[serde(default)]
     sites: Vec<SiteGrant>,
     #[serde(default)]
@@ -206,6 +241,8 @@ pub struct Config {
     pub wireguard: Wireguard,
     /// How others reach this node.
     pub underlay: Underlay,
+    /// What carries WireGuard where direct UDP does not pass.
+    pub vxlan: VxlanConfig,
     /// Our numbers in the kernel's tables.
     pub routing: Routing,
     /// How much is logged.
@@ -263,6 +300,19 @@ impl Config {
                 return Err(bad(field, format!("{count} entries; at most {ENDPOINTS_MOST} are published")));
             }
         }
+        if let Some((field, reason)) = VxlanConfig::wrong(document.vxlan.vni, document.vxlan.port) {
+            return Err(bad(&format!("vxlan.{field}"), reason));
+        }
+        let vxlan = &document.vxlan.interface;
+        if vxlan.as_str().len() > 14 || vxlan.as_str() == document.wireguard.interface.as_str() {
+            let reason = format!(
+                "{vxlan}: at most 14 characters, since 4 or 6 follows, and another name than wireguard.interface"
+            );
+            return Err(bad("vxlan.interface", reason));
+        }
+        if document.wireguard.listen_port.is_some() && document.wireguard.listen_port == document.vxlan.port {
+            return Err(bad("vxlan.port", "it is WireGuard's".to_owned()));
+        }
         let standard = Routing::default();
         let routing = Routing {
             table: document.routing.table.unwrap_or(standard.table),
@@ -301,6 +351,7 @@ impl Config {
             registry: document.registry,
             wireguard: document.wireguard,
             underlay: document.underlay,
+            vxlan: document.vxlan,
             routing,
             log: document.log,
         })

@@ -9,6 +9,7 @@ use mesh_overlay::backend::{
 };
 use mesh_overlay::dial::Dialer;
 use mesh_overlay::local::{InterfaceName, Routing};
+use mesh_overlay::vxlan::Foreign;
 use mesh_overlay::{DeviceChange, DeviceConfig, ObservedDevice, RouteChange};
 
 use crate::agent::Desired;
@@ -35,6 +36,8 @@ pub struct Pass {
     pub changes: usize,
     /// What went wrong; the pass did all that does not depend on it.
     pub errors: Vec<BackendError>,
+    /// What went wrong and leaves a way to peers missing, but not the mesh.
+    pub hindered: Vec<BackendError>,
     /// The device after the pass.
     pub device: Option<ObservedDevice>,
     /// The guard as it was found.
@@ -121,7 +124,45 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         pass.device =
             if changed { pass.note(self.wireguard.observe().await).flatten() } else { Some(device) };
         self.links(desired, &mut pass).await;
+        self.carriers(desired, &mut pass).await;
         pass
+    }
+
+    /// The VXLAN devices. Where one cannot be had, its rung is missing and all else goes on.
+    async fn carriers(&mut self, desired: &Desired, pass: &mut Pass) {
+        for name in desired.unwanted.iter().filter(|_| desired.prune) {
+            if let Err(error) = self.net.remove_vxlan(name).await {
+                pass.hindered.push(error);
+            }
+        }
+        for config in &desired.plan.vxlan {
+            let found = match self.net.observe_vxlan(&config.name).await {
+                Ok(found) => found,
+                Err(error) => {
+                    pass.hindered.push(error);
+                    continue;
+                }
+            };
+            let changes = match config.diff(found.as_ref(), desired.prune) {
+                Ok(changes) => changes,
+                Err(Foreign(what)) => {
+                    let reason = format!(
+                        "it is not ours ({what}): remove it, or set `vxlan.interface` to another name"
+                    );
+                    pass.hindered.push(BackendError::failed(format!("using {}", config.name), reason));
+                    continue;
+                }
+            };
+            for change in changes {
+                match self.net.apply_vxlan(config, &change).await {
+                    Ok(()) => pass.changes += 1,
+                    Err(error) => {
+                        pass.hindered.push(error);
+                        break;
+                    }
+                }
+            }
+        }
     }
 
     /// Only looks at links and routes.

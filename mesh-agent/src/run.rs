@@ -25,6 +25,7 @@ use crate::agent::{Agent, Desired};
 use crate::atomic;
 use crate::config::Config;
 use crate::notify::notify;
+use crate::probing::Probing;
 use crate::reconcile::{Pass, Reconciler};
 use crate::registry::Registry;
 use crate::resolve::Resolver;
@@ -42,6 +43,8 @@ const HEAD_START: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_millis(100);
 /// Passes that events or timers ask for come no faster than this; the registry's changes do.
 const BREATH: Duration = Duration::from_secs(1);
+/// But when a path has died traffic waits.
+const GULP: Duration = Duration::from_millis(50);
 
 /// The node's key file.
 pub fn key_file(config: &Config) -> KeyFile {
@@ -137,6 +140,7 @@ struct Running {
     resolver: Resolver,
     reconciler: Reconciler<Wireguard, Netlink, Nft>,
     last_good: LastGoodFile,
+    probing: Probing,
     health: Health,
     errors: Errors,
     refused: Vec<RefusedStatus>,
@@ -175,6 +179,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let mut agent = Agent::new(config.clone(), public_key, epoch, remembered);
     agent.underlay(net.observe(&config.wireguard.interface, &config.routing).await?.underlay);
     let desired = agent.desired(std::time::Instant::now());
+    let probing = Probing::start(stored.key.clone())?;
     let reconciler = Reconciler::new(wireguard(&config, Some(public_key))?, net, Nft::new(), stored.key);
     let server = server::Server::bind(&config.socket())?;
     let mut running = Running {
@@ -185,6 +190,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         resolver: Resolver::default(),
         reconciler,
         last_good,
+        probing,
         health: Health::default(),
         errors: Errors::default(),
         refused: Vec::new(),
@@ -208,11 +214,13 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         }
         let ended = Instant::now();
         let mut wake = running.wake_at();
+        let probing = running.probing.clone();
         let again = loop {
             tokio::select! {
                 _ = terminate.recv() => break false,
                 _ = interrupt.recv() => break false,
                 () = running.registry.changed() => break true,
+                () = probing.changed() => wake = wake.min(ended + GULP).max(Instant::now()),
                 () = running.resolver.changed(Instant::now) => wake = wake.min(ended + BREATH),
                 seen = drift.changed() => {
                     if let Err(e) = seen {
@@ -252,6 +260,7 @@ impl Running {
             Err(e) => errors.push(e.to_string()),
         }
         self.agent.resolved(self.resolver.resolution());
+        self.agent.paths(self.probing.paths());
         self.desired = self.agent.desired(std::time::Instant::now());
         self.head_start();
         errors.extend(self.desired.warnings.iter().cloned());
@@ -270,6 +279,12 @@ impl Running {
         if pass.changes > 0 {
             tracing::info!(changes = pass.changes, peers = self.desired.plan.peers.len(), "applied");
         }
+        self.probing.follow(&self.desired.plan);
+        if let Some(device) = &pass.device {
+            self.probing.observed(device);
+        }
+        errors.extend(self.probing.failure());
+        errors.extend(pass.hindered.iter().map(ToString::to_string));
         if pass.net.underlay != Default::default() {
             self.agent.underlay(pass.net.underlay.clone());
         }
@@ -288,8 +303,12 @@ impl Running {
                 Err(e) => errors.push(e.to_string()),
             }
         }
-        for (node, state) in self.health.observe(&self.desired.plan, pass.device.as_ref(), now) {
+        let reports = self.probing.report();
+        for (node, state) in self.health.observe(&self.desired.plan, pass.device.as_ref(), &reports, now) {
             tracing::info!(peer = %node, ?state, "tunnel");
+        }
+        for (node, text) in self.health.decisions(&self.desired.plan, &reports) {
+            tracing::info!(peer = %node, "path: {text}");
         }
         self.changes += pass.changes;
         self.pass = pass;
@@ -368,7 +387,8 @@ impl Running {
             }
         };
         let now = SystemTime::now();
-        self.health.observe(&self.desired.plan, device.as_ref(), now);
+        let reports = self.probing.report();
+        self.health.observe(&self.desired.plan, device.as_ref(), &reports, now);
         let guard = &self.pass.guard;
         let wanted = self.desired.plan.guard.fingerprint();
         Status {
@@ -385,7 +405,7 @@ impl Running {
             observed_at: rfc3339(now),
             changes: (self.pass.changes, self.changes),
             mesh_addresses: self.desired.plan.addresses.iter().map(|net| net.addr()).collect(),
-            peers: self.health.peers(&self.desired.plan, device.as_ref(), now),
+            peers: self.health.peers(&self.desired.plan, device.as_ref(), &reports, now),
             refused: self.refused.clone(),
             unpublished: self.desired.unpublished.iter().cloned().collect(),
             errors,
@@ -393,6 +413,7 @@ impl Running {
                 standing: guard.fingerprint.as_ref() == Some(&wanted),
                 egress_drops: guard.egress_drops,
                 ingress_drops: guard.ingress_drops,
+                carrier_drops: guard.carrier_drops,
             },
         }
     }

@@ -9,6 +9,8 @@ use mesh_overlay::advertisement::MTU_LEAST;
 use mesh_overlay::prefix;
 use serde::{Deserialize, Serialize};
 
+use crate::config::VxlanConfig;
+
 /// Prefixes that a site may hold, as configuration and Mesh write it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -65,6 +67,10 @@ pub struct Settings {
     pub persistent_keepalive: Option<u16>,
     /// The underlay's MTU, in bytes.
     pub mtu: Option<u16>,
+    /// The VXLAN network identifier.
+    pub vxlan_vni: Option<u32>,
+    /// The VXLAN port.
+    pub vxlan_port: Option<u16>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -74,7 +80,15 @@ struct Spec {
     protected_addresses: BTreeSet<IpAddr>,
     wireguard: Wireguard,
     underlay: Underlay,
+    vxlan: Vxlan,
     encryption: Encryption,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Vxlan {
+    vni: Option<u32>,
+    port: Option<u16>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -117,12 +131,17 @@ impl Settings {
         if let Some(mtu) = spec.underlay.mtu.filter(|mtu| *mtu < MTU_LEAST) {
             return Err(format!("spec.underlay.mtu: {mtu} is too small: at least {MTU_LEAST} bytes"));
         }
+        if let Some((field, reason)) = VxlanConfig::wrong(spec.vxlan.vni, spec.vxlan.port) {
+            return Err(format!("spec.vxlan.{field}: {reason}"));
+        }
         Ok(Self {
             sites: grants(spec.sites).map_err(|why| format!("spec.sites: {why}"))?,
             protected: spec.protected_addresses,
             listen_port: spec.wireguard.listen_port,
             persistent_keepalive: spec.wireguard.persistent_keepalive,
             mtu: spec.underlay.mtu,
+            vxlan_vni: spec.vxlan.vni,
+            vxlan_port: spec.vxlan.port,
         })
     }
 }
@@ -139,6 +158,7 @@ mod tests {
             "sites": [{"name": "aws", "prefixes": ["10.1.0.0/16", "fd00:1::/48"]}, {"name": "gcp", "prefixes": []}],
             "protectedAddresses": ["192.0.2.1"], "encryption": {"mode": "required"},
             "wireguard": {"listenPort": 51821, "persistentKeepalive": 0}, "underlay": {"mtu": 1400},
+            "vxlan": {"vni": 77, "port": 8472},
         }))
         .unwrap();
         assert_eq!(settings.sites[&"aws".parse().unwrap()].len(), 2);
@@ -146,6 +166,7 @@ mod tests {
             (settings.listen_port, settings.persistent_keepalive, settings.mtu),
             (Some(51821), Some(0), Some(1400))
         );
+        assert_eq!((settings.vxlan_vni, settings.vxlan_port), (Some(77), Some(8472)));
         assert_eq!(Settings::from_spec(json!({})), Ok(Settings::default()));
         let text = serde_json::to_string(&settings).unwrap();
         assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), settings, "it is remembered");
@@ -163,6 +184,8 @@ mod tests {
             ),
             (json!({"wireguard": {"listenPort": 0}}), "spec.wireguard.listenPort"),
             (json!({"underlay": {"mtu": 576}}), "spec.underlay.mtu"),
+            (json!({"vxlan": {"vni": 16777216}}), "spec.vxlan.vni"),
+            (json!({"vxlan": {"port": 0}}), "spec.vxlan.port"),
             (json!({"encryption": {"mode": "preferred"}}), "preferred"),
             (json!({"sties": []}), "sties"),
             (json!("text"), "spec"),

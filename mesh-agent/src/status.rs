@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use comfy_table::{Table, presets};
 use ipnet::IpNet;
 use mesh_keyring::{NodeName, PublicKey, SiteName};
 use mesh_overlay::dial::is_fresh;
+use mesh_overlay::path::{LineReport, PeerReport};
 use mesh_overlay::plan::PlannedPeer;
 use mesh_overlay::{MeshPlan, ObservedDevice};
 use serde::{Deserialize, Serialize};
@@ -24,10 +25,12 @@ pub enum PeerState {
     Stale,
     /// The device does not hold this peer.
     Missing,
+    /// It answers on no path any more, whatever the age of its handshake.
+    Blocked,
 }
 
 /// One peer in the status.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerStatus {
     /// Its name.
@@ -56,6 +59,30 @@ pub struct PeerStatus {
     pub prefixes: Vec<IpNet>,
     /// The MTU of routes to it, in bytes.
     pub mtu: u16,
+    /// Since when the path is used, RFC 3339.
+    #[serde(default)]
+    pub path_since: Option<String>,
+    /// Why this path.
+    #[serde(default)]
+    pub why: Option<String>,
+    /// The path in use, as the prober knows it.
+    #[serde(default)]
+    pub probed: Option<LineReport>,
+    /// All addresses that are probed, the best first.
+    #[serde(default)]
+    pub candidates: Vec<LineReport>,
+    /// The last decisions, the oldest first.
+    #[serde(default)]
+    pub decisions: Vec<DecisionStatus>,
+}
+
+/// A decision about a peer's path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecisionStatus {
+    /// When it fell, RFC 3339.
+    pub at: String,
+    /// What, and why.
+    pub text: String,
 }
 
 /// Something that was refused.
@@ -77,10 +104,13 @@ pub struct GuardStatus {
     pub egress_drops: u64,
     /// Packets that came in clear and were dropped.
     pub ingress_drops: u64,
+    /// Packets on a VXLAN device that were no WireGuard of the mesh and were dropped.
+    #[serde(default)]
+    pub carrier_drops: u64,
 }
 
 /// The whole status.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// This node.
@@ -124,11 +154,24 @@ pub struct Status {
 
 /// Since when each peer has been in its state.
 #[derive(Debug, Clone, Default)]
-pub struct Health(BTreeMap<NodeName, (PeerState, SystemTime)>);
+pub struct Health {
+    states: BTreeMap<NodeName, (PeerState, SystemTime)>,
+    told: BTreeMap<NodeName, Instant>,
+}
 
-fn state_of(peer: &PlannedPeer, device: Option<&ObservedDevice>, now: SystemTime) -> PeerState {
+/// What the prober knows, by key.
+pub type Reports = BTreeMap<PublicKey, PeerReport>;
+
+fn state_of(
+    peer: &PlannedPeer,
+    device: Option<&ObservedDevice>,
+    report: Option<&PeerReport>,
+    now: SystemTime,
+) -> PeerState {
+    let blocked = report.is_some_and(|report| report.blocked);
     match device.and_then(|d| d.peers.get(&peer.public_key)) {
         None => PeerState::Missing,
+        Some(_) if blocked => PeerState::Blocked,
         Some(found) if is_fresh(found.last_handshake, now) => PeerState::Established,
         Some(found) if found.last_handshake.is_some() => PeerState::Stale,
         Some(_) => PeerState::Waiting,
@@ -141,18 +184,35 @@ impl Health {
         &mut self,
         plan: &MeshPlan,
         device: Option<&ObservedDevice>,
+        reports: &Reports,
         now: SystemTime,
     ) -> Vec<(NodeName, PeerState)> {
-        self.0.retain(|name, _| plan.peers.contains_key(name));
+        self.states.retain(|name, _| plan.peers.contains_key(name));
         let mut changed = Vec::new();
         for (name, peer) in &plan.peers {
-            let state = state_of(peer, device, now);
-            if self.0.get(name).is_none_or(|(before, _)| *before != state) {
-                self.0.insert(name.clone(), (state, now));
+            let state = state_of(peer, device, reports.get(&peer.public_key), now);
+            if self.states.get(name).is_none_or(|(before, _)| *before != state) {
+                self.states.insert(name.clone(), (state, now));
                 changed.push((name.clone(), state));
             }
         }
         changed
+    }
+
+    /// Decisions of the prober that were not told yet.
+    pub fn decisions(&mut self, plan: &MeshPlan, reports: &Reports) -> Vec<(NodeName, String)> {
+        self.told.retain(|name, _| plan.peers.contains_key(name));
+        let mut news = Vec::new();
+        for (name, peer) in &plan.peers {
+            let Some(report) = reports.get(&peer.public_key) else { continue };
+            let told = self.told.get(name).copied();
+            let fresh = report.decisions.iter().filter(|one| told.is_none_or(|at| one.at > at));
+            news.extend(fresh.map(|one| (name.clone(), one.text())));
+            if let Some(last) = report.decisions.last() {
+                self.told.insert(name.clone(), last.at);
+            }
+        }
+        news
     }
 
     /// The peers as status tells them.
@@ -160,20 +220,41 @@ impl Health {
         &self,
         plan: &MeshPlan,
         device: Option<&ObservedDevice>,
+        reports: &Reports,
         now: SystemTime,
     ) -> Vec<PeerStatus> {
         let status = |(name, peer): (&NodeName, &PlannedPeer)| {
             let found = device.and_then(|d| d.peers.get(&peer.public_key));
-            let (state, since) = self.0.get(name).copied().unwrap_or((PeerState::Missing, now));
+            let (state, since) = self.states.get(name).copied().unwrap_or((PeerState::Missing, now));
             let age =
                 found.and_then(|f| f.last_handshake).map(|at| now.duration_since(at).unwrap_or_default());
+            let report = reports.get(&peer.public_key);
+            let carrying = report.and_then(|report| report.carrying);
+            let ago = |at: Instant| rfc3339(now.checked_sub(at.elapsed()).unwrap_or(now));
+            let lines = report.map(|report| report.lines.clone()).unwrap_or_default();
+            let decisions: Vec<DecisionStatus> = report
+                .map(|report| report.decisions.as_slice())
+                .unwrap_or_default()
+                .iter()
+                .map(|one| DecisionStatus { at: ago(one.at), text: one.text() })
+                .collect();
+            let blocked = report.is_some_and(|report| report.blocked);
             PeerStatus {
+                path_since: carrying.map(|(.., at)| ago(at)),
+                why: decisions.last().map(|one| one.text.clone()),
+                probed: lines
+                    .iter()
+                    .find(|line| carrying.is_some_and(|(_, address, _)| address == line.address))
+                    .cloned(),
+                candidates: lines,
+                decisions,
                 name: name.clone(),
                 site: peer.site.clone(),
                 public_key: peer.public_key,
                 endpoint: found.and_then(|f| f.endpoint),
-                path: peer.path.as_str().to_owned(),
-                encrypted: peer.path.is_encrypted(),
+                path: if blocked { "blocked" } else { peer.path.as_str() }.to_owned(),
+                // Both rungs carry WireGuard.
+                encrypted: true,
                 state,
                 since: rfc3339(since),
                 handshake_age_seconds: age.map(|age| age.as_secs()),
@@ -240,7 +321,20 @@ impl Status {
         text.push_str(&format!("{} {}\n\n", self.interface, addresses.join(" ")));
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        table.set_header(["PEER", "SITE", "PATH", "ENCRYPTED", "STATE", "HANDSHAKE", "ENDPOINT", "RX", "TX"]);
+        table.set_header([
+            "PEER",
+            "SITE",
+            "PATH",
+            "ENCRYPTED",
+            "STATE",
+            "RTT",
+            "LOSS",
+            "MTU",
+            "HANDSHAKE",
+            "ENDPOINT",
+            "RX",
+            "TX",
+        ]);
         for peer in &self.peers {
             table.add_row([
                 peer.name.to_string(),
@@ -248,6 +342,12 @@ impl Status {
                 peer.path.clone(),
                 if peer.encrypted { "yes" } else { "NO" }.to_owned(),
                 format!("{:?}", peer.state).to_lowercase(),
+                peer.probed
+                    .as_ref()
+                    .and_then(|line| line.rtt_ms)
+                    .map_or("-".to_owned(), |ms| format!("{ms} ms")),
+                peer.probed.as_ref().map_or("-".to_owned(), |line| format!("{:.0} %", line.loss * 100.0)),
+                peer.mtu.to_string(),
                 peer.handshake_age_seconds.map_or("never".to_owned(), age),
                 peer.endpoint.map_or("-".to_owned(), |e| e.to_string()),
                 bytes(peer.rx_bytes),
@@ -261,10 +361,11 @@ impl Status {
         }
         let guard = &self.guard;
         text.push_str(&format!(
-            "\nguard: {}; dropped in clear: {} leaving, {} arriving\n",
+            "\nguard: {}; dropped in clear: {} leaving, {} arriving; dropped on VXLAN: {}\n",
             if guard.standing { "standing" } else { "NOT STANDING" },
             guard.egress_drops,
-            guard.ingress_drops
+            guard.ingress_drops,
+            guard.carrier_drops
         ));
         for refused in &self.refused {
             let node = refused.node.as_ref().map_or("registry", |n| n.as_str());

@@ -39,6 +39,30 @@ pub fn node_address(mesh: &MeshName, site: &SiteName, node: &NodeName) -> Ipv6Ad
     Ipv6Addr::from(bytes)
 }
 
+/// The `/63` that the addresses of nodes on their VXLAN devices lie in; they never carry anything but WireGuard's datagrams.
+pub fn carrier_prefix(mesh: &MeshName) -> Ipv6Net {
+    let mut bytes = [0u8; 16];
+    bytes[0] = 0xfd;
+    bytes[1..6].copy_from_slice(&digest(&["sennit carrier", mesh.as_str()])[..5]);
+    Ipv6Net::new_assert(Ipv6Addr::from(bytes), 63)
+}
+
+/// The address of a node on its VXLAN device, whose outer packets are IPv4 or IPv6 (`outer_v6`): a `/64` for each, 64 bits of the node.
+pub fn carrier_address(mesh: &MeshName, site: &SiteName, node: &NodeName, outer_v6: bool) -> Ipv6Addr {
+    let mut bytes = carrier_prefix(mesh).addr().octets();
+    bytes[7] |= u8::from(outer_v6);
+    bytes[8..]
+        .copy_from_slice(&digest(&["sennit carrier node", mesh.as_str(), site.as_str(), node.as_str()])[..8]);
+    Ipv6Addr::from(bytes)
+}
+
+/// The hardware address that goes with a carrier address: a locally administered one (IEEE 802, section 8.4).
+pub fn carrier_mac(address: Ipv6Addr) -> [u8; 6] {
+    let bytes = address.octets();
+    let [.., a, b, c, d, e] = bytes;
+    [0x02, a, b, c, d, e]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +79,19 @@ mod tests {
         assert!(mesh_prefix(&"prod".parse().unwrap()).contains(&address));
         // Renumbering a running mesh would cut it: this value may never change.
         assert_eq!(address.to_string(), "fd8e:1c21:8943:3539:6810:672e:fb25:d95f");
+    }
+
+    #[test]
+    fn carrier_addresses_lie_apart_from_the_mesh_and_by_the_family_outside() {
+        let [mesh, site, node] = ["prod", "aws", "aws-1"];
+        let (mesh, site, node) = (mesh.parse().unwrap(), site.parse().unwrap(), node.parse().unwrap());
+        let [v4, v6] = [false, true].map(|outer| carrier_address(&mesh, &site, &node, outer));
+        assert_ne!(v4.octets()[..8], v6.octets()[..8]);
+        assert_eq!(v4.octets()[8..], v6.octets()[8..]);
+        for address in [v4, v6] {
+            assert!(carrier_prefix(&mesh).contains(&address) && !mesh_prefix(&mesh).contains(&address));
+            assert_eq!(carrier_mac(address)[0], 2);
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::guard::Guard;
 use crate::link::{LinkChange, ObservedLink, ObservedUnderlay};
 use crate::local::{InterfaceName, Routing};
 use crate::route::{ObservedRoutes, RouteChange};
+use crate::vxlan::{ObservedVxlan, VxlanChange, VxlanConfig};
 
 /// Why the host refused something. The text names object and remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -148,6 +149,31 @@ pub trait NetBackend {
         change: &RouteChange,
     ) -> impl Future<Output = Result<(), BackendError>>;
 
+    /// Reads the VXLAN device of that name; `None` where there is no link. Writes nothing.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn observe_vxlan(
+        &mut self,
+        name: &InterfaceName,
+    ) -> impl Future<Output = Result<Option<ObservedVxlan>, BackendError>>;
+
+    /// Changes a VXLAN device.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn apply_vxlan(
+        &mut self,
+        config: &VxlanConfig,
+        change: &VxlanChange,
+    ) -> impl Future<Output = Result<(), BackendError>>;
+
+    /// Removes the VXLAN device of that name, if it is ours. None is no error.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn remove_vxlan(&mut self, name: &InterfaceName) -> impl Future<Output = Result<(), BackendError>>;
+
     /// Removes our rules and every route of our protocol in our table.
     ///
     /// # Errors
@@ -164,6 +190,8 @@ pub struct ObservedGuard {
     pub egress_drops: u64,
     /// Packets that came in clear and were dropped.
     pub ingress_drops: u64,
+    /// Packets on a VXLAN device that were no WireGuard of the mesh and were dropped, both ways.
+    pub carrier_drops: u64,
 }
 
 /// The nftables table that is ours.

@@ -16,6 +16,12 @@ use crate::dial::Dialer;
 pub struct DevicePeer {
     /// Where to dial it, best first.
     pub candidates: Vec<SocketAddr>,
+    /// What the path prober has chosen, if it answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<SocketAddr>,
+    /// All addresses that the prober looks after: one that the device has roamed to and that is none of them is newer than its choice.
+    #[serde(skip)]
+    pub probed: BTreeSet<SocketAddr>,
     /// All it may send from and be sent to.
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds between keepalives.
@@ -109,7 +115,10 @@ impl DeviceConfig {
         dialer.retain(|key| self.peers.contains_key(key));
         for (key, wanted) in &self.peers {
             let found = observed.peers.get(key);
-            let endpoint = dialer.choose(key, &wanted.candidates, wanted.keepalive.is_some(), found, now);
+            let endpoint = match wanted.chosen {
+                Some(chosen) => dialer.follow(key, chosen, &wanted.probed, found),
+                None => dialer.choose(key, &wanted.candidates, wanted.keepalive.is_some(), found, now),
+            };
             let allowed = found.is_none_or(|f| f.allowed_ips != wanted.allowed_ips);
             let keepalive = found.map_or(wanted.keepalive.is_some(), |f| f.keepalive != wanted.keepalive);
             if found.is_none() || endpoint.is_some() || allowed || keepalive {

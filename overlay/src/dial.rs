@@ -1,6 +1,6 @@
 //! Which of a peer's candidate endpoints to dial, and when to leave the endpoint alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -106,6 +106,22 @@ impl Dialer {
         (current != Some(wanted)).then_some(wanted)
     }
 
+    /// The endpoint to write now, if any, where the prober knows one that answers. One that the device has roamed to and that the
+    /// prober does not know yet stays: it came with an authentic packet.
+    pub fn follow(
+        &mut self,
+        key: &PublicKey,
+        chosen: SocketAddr,
+        probed: &BTreeSet<SocketAddr>,
+        observed: Option<&ObservedPeer>,
+    ) -> Option<SocketAddr> {
+        self.attempts.remove(key);
+        let current = observed.and_then(|peer| peer.endpoint);
+        let roamed = observed.is_some_and(was_up) && current.is_some_and(|at| !probed.contains(&at));
+        self.learned.insert(*key, chosen);
+        (current != Some(chosen) && !roamed).then_some(chosen)
+    }
+
     /// When the next candidate of some peer is due; only peers with more than one have one.
     pub fn wake_at(&self) -> Option<SystemTime> {
         self.attempts.values().filter(|a| a.candidates.len() > 1).map(|a| a.since + TRY_FOR).min()
@@ -190,6 +206,19 @@ mod tests {
             Some(address(99)),
             "and then in turn"
         );
+    }
+
+    #[test]
+    fn what_the_prober_has_chosen_is_followed_but_for_an_address_that_is_news_to_it() {
+        let mut dialer = Dialer::default();
+        let probed = BTreeSet::from([address(1), address(2)]);
+        let mut follow =
+            |observed: Option<&ObservedPeer>| dialer.follow(&key(), address(2), &probed, observed);
+        assert_eq!(follow(None), Some(address(2)));
+        assert_eq!(follow(Some(&holding(Some(address(1)), Some(0)))), Some(address(2)));
+        assert_eq!(follow(Some(&holding(Some(address(2)), Some(0)))), None);
+        assert_eq!(follow(Some(&holding(Some(address(9)), Some(0)))), None, "it has roamed there");
+        assert_eq!(follow(Some(&holding(Some(address(9)), None))), Some(address(2)), "it never was there");
     }
 
     #[test]

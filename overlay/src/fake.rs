@@ -3,7 +3,7 @@
 //! They share one [`Host`]: a device that goes takes its link, addresses and routes with it.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use ipnet::IpNet;
@@ -17,6 +17,7 @@ use crate::guard::Guard;
 use crate::link::{ALIAS, LinkChange, ObservedLink};
 use crate::local::{InterfaceName, Routing};
 use crate::route::{Route, RouteChange, RouteKind};
+use crate::vxlan::{ObservedVxlan, VxlanChange, VxlanConfig};
 
 /// One change that was applied, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub enum Write {
     Link(LinkChange),
     /// A change to the routing table.
     Route(RouteChange),
+    /// A change to a VXLAN device.
+    Vxlan(InterfaceName, VxlanChange),
     /// The routing table and its rules were removed.
     RemoveRoutes,
     /// The guard was written, with this fingerprint.
@@ -48,6 +51,8 @@ pub struct Host {
     pub wedged: bool,
     /// Links, routes and underlay.
     pub net: ObservedNet,
+    /// VXLAN devices.
+    pub vxlan: BTreeMap<InterfaceName, ObservedVxlan>,
     /// The guard as it stands.
     pub guard: Option<Guard>,
     /// Somebody changed the guard's table.
@@ -343,6 +348,85 @@ impl NetBackend for FakeNet {
         })
     }
 
+    async fn observe_vxlan(&mut self, name: &InterfaceName) -> Result<Option<ObservedVxlan>, BackendError> {
+        Ok(self.host.with(|host| host.vxlan.get(name).cloned()))
+    }
+
+    async fn apply_vxlan(&mut self, config: &VxlanConfig, change: &VxlanChange) -> Result<(), BackendError> {
+        self.host.with(|host| {
+            if let Some(error) = &host.net_error {
+                return Err(error.clone());
+            }
+            let name = &config.name;
+            if *change == VxlanChange::Create {
+                let device = ObservedVxlan {
+                    index: 9,
+                    mtu: 1450,
+                    kind: Some("vxlan".to_owned()),
+                    vni: config.vni,
+                    port: config.port,
+                    sources: (config.port, config.port.saturating_add(1)),
+                    mac: Some(config.mac),
+                    ..ObservedVxlan::default()
+                };
+                if host.vxlan.contains_key(name) {
+                    return Err(BackendError::failed(format!("making {name}"), "it exists"));
+                }
+                host.vxlan.insert(name.clone(), device);
+            }
+            let Some(device) = host.vxlan.get_mut(name) else {
+                let reason = format!("there is no interface {name}");
+                return Err(BackendError::failed(format!("changing {name}"), reason));
+            };
+            match change {
+                VxlanChange::Create => {}
+                VxlanChange::Remove => {
+                    host.vxlan.remove(name);
+                }
+                VxlanChange::SetAlias => device.alias = Some(ALIAS.to_owned()),
+                VxlanChange::SetMtu(mtu) => device.mtu = u32::from(*mtu),
+                VxlanChange::AddAddress(net) => {
+                    device.addresses.insert(*net);
+                }
+                VxlanChange::RemoveAddress(net) => {
+                    device.addresses.remove(net);
+                }
+                VxlanChange::SetRemote(mac, remote) => {
+                    device.remotes.insert(*mac, BTreeSet::from([*remote]));
+                }
+                VxlanChange::RemoveRemote(mac, remote) => {
+                    if let Some(remotes) = device.remotes.get_mut(mac) {
+                        remotes.remove(remote);
+                    }
+                    device.remotes.retain(|_, remotes| !remotes.is_empty());
+                }
+                VxlanChange::SetNeighbour(address, mac) => {
+                    device.neighbours.insert(*address, *mac);
+                }
+                VxlanChange::RemoveNeighbour(address) => {
+                    device.neighbours.remove(address);
+                }
+                VxlanChange::SetUp => device.up = true,
+            }
+            host.writes.push(Write::Vxlan(name.clone(), *change));
+            Ok(())
+        })
+    }
+
+    async fn remove_vxlan(&mut self, name: &InterfaceName) -> Result<(), BackendError> {
+        self.host.with(|host| {
+            if let Some(error) = &host.net_error {
+                return Err(error.clone());
+            }
+            let ours = |device: &ObservedVxlan| device.alias.as_deref() == Some(ALIAS);
+            if host.vxlan.get(name).is_some_and(ours) {
+                host.vxlan.remove(name);
+                host.writes.push(Write::Vxlan(name.clone(), VxlanChange::Remove));
+            }
+            Ok(())
+        })
+    }
+
     async fn remove_all(&mut self, _routing: &Routing) -> Result<(), BackendError> {
         self.host.with(|host| {
             if let Some(error) = &host.net_error {
@@ -372,6 +456,7 @@ impl NftBackend for FakeNft {
                 fingerprint: untouched.map(Guard::fingerprint),
                 egress_drops: host.drops.0,
                 ingress_drops: host.drops.1,
+                carrier_drops: 0,
             })
         })
     }

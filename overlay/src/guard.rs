@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -17,10 +17,12 @@ pub const TABLE: &str = "sennit";
 /// What begins the comment of each chain's first rule; the fingerprint follows.
 pub const MARK: &str = "sennit guard ";
 
-/// Name (also of its counter), hook and priority of each chain. After source NAT's priority nothing changes a packet
-/// any more; before conntrack's -200 nothing has yet.
-pub(crate) const CHAINS: [(&str, &str, i64); 2] =
-    [("egress", "postrouting", 300), ("ingress", "prerouting", -300)];
+/// Name, hook and priority of each chain. After source NAT's priority nothing changes a packet
+/// any more; before conntrack's -200 nothing has yet. Segment sizes are clamped where others mangle.
+pub(crate) const CHAINS: [(&str, &str, i64); 3] =
+    [("egress", "postrouting", 300), ("ingress", "prerouting", -300), ("clamp", "forward", -150)];
+/// What was dropped, by where.
+pub(crate) const COUNTERS: [&str; 3] = ["egress", "ingress", "carrier"];
 
 /// Which of its two places in the table a guard takes: the next one stands in the other before this one goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +62,20 @@ pub struct Guard {
     /// The interfaces of the underlay. Not even this node's own prefixes pass here: a packet to a pod that is gone would
     /// follow the default route.
     pub underlay: BTreeSet<InterfaceName>,
+    /// The VXLAN devices that carry WireGuard, and nothing else: VXLAN authenticates nobody, so that anyone on the underlay can
+    /// put a packet in there.
+    pub carriers: Option<Carriers>,
+}
+
+/// What may pass the VXLAN devices: UDP between carrier addresses, from or to the WireGuard port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Carriers {
+    /// Their names.
+    pub interfaces: BTreeSet<InterfaceName>,
+    /// All carrier addresses.
+    pub prefix: Ipv6Net,
+    /// Our WireGuard port.
+    pub port: u16,
 }
 
 impl Guard {
@@ -80,13 +96,14 @@ impl Guard {
     /// makes the new rules live a moment before the interval sets that they look into, and packets slip out.
     pub fn render(&self, slot: Slot) -> String {
         let mut text = format!("add table inet {TABLE}\n");
+        for name in COUNTERS {
+            let _ = writeln!(text, "add counter inet {TABLE} {name}");
+        }
         for (name, hook, priority) in CHAINS {
             let chain = slot.chain(name);
-            let _ = write!(
+            let _ = writeln!(
                 text,
-                "add counter inet {TABLE} {name}
-add chain inet {TABLE} {chain} {{ type filter hook {hook} priority {priority}; policy accept; }}
-"
+                "add chain inet {TABLE} {chain} {{ type filter hook {hook} priority {priority}; policy accept; }}"
             );
         }
         text + &self.rules(&self.fingerprint(), slot)
@@ -97,8 +114,11 @@ add chain inet {TABLE} {chain} {{ type filter hook {hook} priority {priority}; p
         render_removal() + &self.render(Slot::A)
     }
 
-    /// Verdicts in the order of their chain: what encrypts, what is none of ours, what must not pass although it is
+    /// Verdicts in the order of their chain: what encrypts, what carries, what is none of ours, what must not pass although it is
     /// local, what is local, what is of the mesh. An empty set makes no rule. `listing` reads exactly this.
+    ///
+    /// Segments of TCP connections through the mesh are as small as the route's MTU wants them both ways: the kernel looks
+    /// at the route there and at the one back.
     fn rules(&self, mark: &str, slot: Slot) -> String {
         let interfaces = names(self.interfaces.iter().map(InterfaceName::as_str).chain(["lo"]));
         let underlay = names(self.underlay.iter().map(InterfaceName::as_str).filter(|name| *name != "lo"));
@@ -107,6 +127,17 @@ add chain inet {TABLE} {chain} {{ type filter hook {hook} priority {priority}; p
             let add = format!("add rule inet {TABLE} {}", slot.chain(name));
             let _ = writeln!(text, "{add} {interface} {{ {interfaces} }} accept comment \"{MARK}{mark}\"");
             let drop = format!("counter name {name} drop");
+            if let Some(Carriers { interfaces, prefix, port }) = &self.carriers {
+                let on = format!(
+                    "{add} {interface} {{ {} }}",
+                    names(interfaces.iter().map(InterfaceName::as_str))
+                );
+                let side = if name == "egress" { "sport" } else { "dport" };
+                let _ = write!(
+                    text,
+                    "{on} ip6 saddr {prefix} ip6 daddr {prefix} udp {side} {port} accept\n{on} counter name carrier drop\n"
+                );
+            }
             let on_underlay = format!("{interface} {{ {underlay} }} ");
             let nothing = BTreeSet::new();
             let kept = if underlay.is_empty() { &nothing } else { &self.local };
@@ -127,6 +158,14 @@ add chain inet {TABLE} {chain} {{ type filter hook {hook} priority {priority}; p
                     }
                 }
             }
+        }
+        let through = names(self.interfaces.iter().map(InterfaceName::as_str));
+        for interface in ["iifname", "oifname"].into_iter().filter(|_| !self.interfaces.is_empty()) {
+            let add = format!("add rule inet {TABLE} {}", slot.chain("clamp"));
+            let _ = writeln!(
+                text,
+                "{add} {interface} {{ {through} }} tcp flags syn tcp option maxseg size set rt mtu"
+            );
         }
         text
     }
@@ -162,6 +201,7 @@ mod tests {
             interfaces: BTreeSet::from(["sennit0".parse().unwrap()]),
             outside: BTreeSet::new(),
             underlay: BTreeSet::new(),
+            carriers: None,
         }
     }
 
@@ -188,6 +228,7 @@ mod tests {
             outside: BTreeSet::new(),
             interfaces: BTreeSet::new(),
             underlay: BTreeSet::new(),
+            carriers: None,
         };
         let text = nothing.render(Slot::A);
         assert!(text.contains("{ \"lo\" }") && !text.contains("{  }"), "{text}");
@@ -212,6 +253,24 @@ mod tests {
         assert!(text.contains(ingress), "{text}");
         guard.local.clear();
         assert!(!guard.render(Slot::A).contains("eth0"));
+    }
+
+    #[test]
+    fn a_carrier_passes_wireguard_between_carriers_and_nothing_else() {
+        let mut guard = guard(&["10.0.0.0/8"]);
+        guard.carriers = Some(Carriers {
+            interfaces: BTreeSet::from(["sennitx4".parse().unwrap()]),
+            prefix: "fd53::/63".parse().unwrap(),
+            port: 51820,
+        });
+        let text = guard.render(Slot::A);
+        for (chain, interface, side) in [("egress_a", "oifname", "sport"), ("ingress_a", "iifname", "dport")]
+        {
+            let on = format!("{chain} {interface} {{ \"sennitx4\" }}");
+            let passes = format!("{on} ip6 saddr fd53::/63 ip6 daddr fd53::/63 udp {side} 51820 accept");
+            let drops = format!("{on} counter name carrier drop");
+            assert!(text.find(&passes).unwrap() < text.find(&drops).unwrap(), "{text}");
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod peer;
 pub mod plan;
 pub mod prefix;
 pub mod route;
+pub mod vxlan;
 pub mod wireguard;
 
 pub use admission::{Admission, Memory, NodeRecord, Refusal, admit};

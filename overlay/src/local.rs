@@ -49,8 +49,35 @@ pub struct LocalNode {
     pub listen_port: u16,
     /// Seconds between keepalives to every peer; `None` sends none.
     pub keepalive: Option<u16>,
+    /// The VXLAN devices that carry WireGuard where direct UDP does not pass; `None` makes none.
+    pub vxlan: Option<Vxlan>,
     /// Which routing table, rule priority and protocol number are ours.
     pub routing: Routing,
+}
+
+/// How VXLAN is spoken; the same at all nodes of a mesh (RFC 7348).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
+    /// What the names of the devices begin with; 4 and 6 follow, for what is outside.
+    pub interface: InterfaceName,
+    /// The network identifier, 24 bits.
+    pub vni: u32,
+    /// The UDP port.
+    pub port: u16,
+}
+
+impl Vxlan {
+    /// What the devices are named where nobody says.
+    pub const INTERFACE: &str = "sennitx";
+    /// The network identifier where nobody says: none of those that flannel (1), Calico (4096) and Cilium (1, 2) use.
+    pub const VNI: u32 = 5182;
+    /// The port that IANA has assigned to VXLAN.
+    pub const PORT: u16 = 4789;
+
+    /// The device whose outer packets are of this family. `None` when the name gets too long.
+    pub fn device(&self, outer_v6: bool) -> Option<InterfaceName> {
+        format!("{}{}", self.interface, if outer_v6 { 6 } else { 4 }).parse().ok()
+    }
 }
 
 impl LocalNode {

@@ -4,6 +4,7 @@ mod links;
 mod routes;
 mod socket;
 mod underlay;
+mod vxlan;
 mod watch;
 
 use std::io;
@@ -15,6 +16,7 @@ use crate::backend::{BackendError, NetBackend, ObservedNet};
 use crate::link::LinkChange;
 use crate::local::{InterfaceName, Routing};
 use crate::route::{RouteChange, RouteKind};
+use crate::vxlan::{ObservedVxlan, VxlanChange, VxlanConfig};
 
 pub(crate) use links::{
     Link, create_wireguard, delete as delete_link, find as find_link, find_now as find_link_now,
@@ -150,6 +152,45 @@ impl NetBackend for Netlink {
                     .await
                     .map_err(failed(format!("removing stray route {} from table {table}", stray.to)))
             }
+        }
+    }
+
+    async fn observe_vxlan(&mut self, name: &InterfaceName) -> Result<Option<ObservedVxlan>, BackendError> {
+        vxlan::observe(&mut self.socket, name.as_str()).await.map_err(failed(format!("reading {name}")))
+    }
+
+    async fn apply_vxlan(&mut self, config: &VxlanConfig, change: &VxlanChange) -> Result<(), BackendError> {
+        let name = &config.name;
+        let action = match change {
+            VxlanChange::Create => {
+                format!("making the VXLAN device {name} with VNI {} on UDP port {}", config.vni, config.port)
+            }
+            VxlanChange::Remove => format!("removing the VXLAN device {name}"),
+            change => format!("changing the VXLAN device {name} ({change:?})"),
+        };
+        let index = match change {
+            VxlanChange::Create => 0,
+            _ => self.find(name).await?.ok_or_else(|| gone(action.clone(), name))?.index,
+        };
+        match vxlan::change(&mut self.socket, config, index, change).await {
+            // Two devices of one VNI and port, or one that shares a port and wants other flags on its socket.
+            Err(e) if [Some(errno::EEXIST), Some(errno::EADDRINUSE)].contains(&e.raw_os_error()) => {
+                Err(BackendError::failed(
+                    action,
+                    "another device or program has them: set `vxlan.vni` or `vxlan.port`, the same at all nodes",
+                ))
+            }
+            result => result.map_err(failed(action)),
+        }
+    }
+
+    async fn remove_vxlan(&mut self, name: &InterfaceName) -> Result<(), BackendError> {
+        match self.find(name).await? {
+            Some(link) if link.is_marked() && link.kind.as_deref() == Some("vxlan") => {
+                let removed = links::delete(&mut self.socket, link.index).await;
+                removed.map_err(failed(format!("removing the VXLAN device {name}")))
+            }
+            _ => Ok(()),
         }
     }
 

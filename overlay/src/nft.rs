@@ -122,6 +122,7 @@ impl NftBackend for Nft {
             fingerprint: listing.fingerprint.filter(|_| untouched),
             egress_drops: listing.egress_drops,
             ingress_drops: listing.ingress_drops,
+            carrier_drops: listing.carrier_drops,
         })
     }
 

@@ -11,37 +11,32 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mesh_keyring::{NodeName, PublicKey, SiteName};
 use serde::Serialize;
 
+use crate::address;
 use crate::device::{DeviceConfig, DevicePeer};
-use crate::guard::Guard;
+use crate::guard::{Carriers, Guard};
 use crate::local::{Grants, LocalNode};
+use crate::path::{Candidate, Origin, PeerPaths, Rung};
 use crate::peer::Peer;
 use crate::prefix::PrefixIndex;
 use crate::route::{Route, RouteKind, RouteTable};
+use crate::vxlan::{self, VxlanConfig};
 use path::Resolution;
 
-/// How packets reach a peer. More rungs follow; this one is always encrypted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PathKind {
-    /// WireGuard over UDP between the nodes' own endpoints.
-    Direct,
+/// What the prober has found of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathChoice {
+    /// The carrier in use.
+    pub rung: Rung,
+    /// The address in use; `None` while it does not answer.
+    pub address: Option<SocketAddr>,
+    /// The path MTU both ways, in bytes of IP, where it is known.
+    pub mtu: Option<u16>,
+    /// All addresses that are probed.
+    pub probed: BTreeSet<SocketAddr>,
 }
 
-impl PathKind {
-    /// Its name, as plan and status tell it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-        }
-    }
-
-    /// Whether packets on it are encrypted.
-    pub fn is_encrypted(self) -> bool {
-        match self {
-            Self::Direct => true,
-        }
-    }
-}
+/// The prober's choices, by peer. A peer that is absent was reached nowhere yet.
+pub type Paths = BTreeMap<PublicKey, PathChoice>;
 
 /// One peer in the plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -52,13 +47,16 @@ pub struct PlannedPeer {
     /// Its key.
     pub public_key: PublicKey,
     /// The carrier.
-    pub path: PathKind,
+    pub path: Rung,
     /// Where it is dialled, best first; empty when it has to dial us.
     pub candidates: Vec<SocketAddr>,
     /// All it may send from and be sent to.
     pub allowed_ips: BTreeSet<IpNet>,
     /// The MTU of routes to it, in bytes.
     pub mtu: u16,
+    /// Every address at which the prober looks for it.
+    #[serde(skip)]
+    pub paths: PeerPaths,
 }
 
 /// The whole plan of one node. Equal input gives an equal plan, in whatever order it came.
@@ -79,6 +77,8 @@ pub struct MeshPlan {
     pub routes: RouteTable,
     /// What keeps mesh packets off the underlay.
     pub guard: Guard,
+    /// The VXLAN devices.
+    pub vxlan: Vec<VxlanConfig>,
 }
 
 /// The addresses a node has on the mesh: the derived IPv6 one, and where it holds IPv4 pods the first address of
@@ -101,6 +101,7 @@ impl MeshPlan {
         peers: &BTreeMap<NodeName, Peer>,
         reserved: &BTreeSet<IpNet>,
         resolved: &Resolution,
+        paths: &Paths,
     ) -> Self {
         let mesh = mesh_prefixes(grants, peers, reserved);
         let through = PrefixIndex::new(mesh.iter().chain(&local.prefixes).map(|net| (*net, ())));
@@ -110,8 +111,13 @@ impl MeshPlan {
         };
         let planned: BTreeMap<NodeName, PlannedPeer> = peers
             .iter()
-            .map(|(name, peer)| (name.clone(), plan_peer(local, peer, resolved, &dialable)))
+            .map(|(name, peer)| (name.clone(), plan_peer(local, grants, peer, resolved, paths, &dialable)))
             .collect();
+        let remotes = peers.iter().map(|(name, peer)| {
+            let candidates = planned[name].candidates.iter();
+            (peer, candidates.map(SocketAddr::ip).collect())
+        });
+        let vxlan = vxlan::plan(local, grants, remotes);
         let device = DeviceConfig {
             listen_port: local.listen_port,
             peers: planned
@@ -119,6 +125,8 @@ impl MeshPlan {
                 .map(|p| {
                     let peer = DevicePeer {
                         candidates: p.candidates.clone(),
+                        chosen: paths.get(&p.public_key).and_then(|path| path.address),
+                        probed: paths.get(&p.public_key).map(|path| path.probed.clone()).unwrap_or_default(),
                         allowed_ips: p.allowed_ips.clone(),
                         keepalive: local.keepalive,
                     };
@@ -131,31 +139,71 @@ impl MeshPlan {
             addresses: mesh_addresses(local, grants),
             mtu: mtu::device(local.underlay_mtu),
             routes: routes(local, grants, &planned, &mesh),
-            guard: guard(local, grants, mesh),
+            guard: guard(local, grants, mesh, &vxlan),
             device,
             peers: planned,
+            vxlan,
         }
     }
 }
 
 fn plan_peer(
     local: &LocalNode,
+    grants: &Grants,
     peer: &Peer,
     resolved: &Resolution,
+    paths: &Paths,
     dialable: &impl Fn(&SocketAddr) -> bool,
 ) -> PlannedPeer {
     let mut candidates = path::candidates(local, peer, resolved);
     // A name may resolve to anything, also into the mesh itself.
     candidates.retain(dialable);
     let own = IpNet::from(IpAddr::V6(peer.address));
+    let found = paths.get(&peer.claim.public_key);
+    let rung = found.map_or(Rung::Direct, |path| path.rung);
+    let addresses = probed(local, grants, peer, &candidates);
+    // What our side can put on the carrier, before anything was measured.
+    let most = match rung {
+        Rung::Direct => None,
+        Rung::Vxlan => {
+            addresses.candidates.iter().filter(|one| one.rung == rung).map(|one| one.mtu_most).min()
+        }
+    };
+    let underlay = peer.claim.mtu.into_iter().chain(found.and_then(|path| path.mtu)).chain(most).min();
     PlannedPeer {
         site: peer.claim.site.clone(),
         public_key: peer.claim.public_key,
-        path: PathKind::Direct,
+        path: rung,
+        paths: addresses,
         candidates,
         allowed_ips: peer.prefixes.iter().copied().chain([own]).collect(),
-        mtu: mtu::route(local.underlay_mtu, peer.claim.mtu),
+        mtu: mtu::route(local.underlay_mtu, underlay),
     }
+}
+
+/// The addresses at which the prober looks for a peer: what it published, and its place on each VXLAN device.
+fn probed(local: &LocalNode, grants: &Grants, peer: &Peer, candidates: &[SocketAddr]) -> PeerPaths {
+    let theirs = peer.claim.mtu.unwrap_or(u16::MAX);
+    let most = local.underlay_mtu.min(theirs);
+    let direct = candidates.iter().map(|address| Candidate {
+        address: *address,
+        rung: Rung::Direct,
+        origin: Origin::Published,
+        mtu_most: most,
+    });
+    let carried = [false, true].into_iter().filter_map(|outer_v6| {
+        local.vxlan.as_ref()?;
+        // It listens on VXLAN at one of the addresses at which it is dialled, and for WireGuard where it does anyway.
+        let outside = candidates.iter().find(|to| to.is_ipv6() == outer_v6)?;
+        let inner = address::carrier_address(&grants.mesh, &peer.claim.site, &peer.name, outer_v6);
+        Some(Candidate {
+            address: SocketAddr::new(IpAddr::V6(inner), outside.port()),
+            rung: Rung::Vxlan,
+            origin: Origin::Carrier,
+            mtu_most: most.saturating_sub(vxlan::overhead(outer_v6)),
+        })
+    });
+    PeerPaths { candidates: direct.chain(carried).collect(), mtu_most: most }
 }
 
 /// All that may travel through the mesh only: the sites' grants, the mesh addresses, what nodes hold.
@@ -206,9 +254,15 @@ fn routes(
     }
 }
 
-fn guard(local: &LocalNode, grants: &Grants, mesh: BTreeSet<IpNet>) -> Guard {
+fn guard(local: &LocalNode, grants: &Grants, mesh: BTreeSet<IpNet>, vxlan: &[VxlanConfig]) -> Guard {
     let local_prefixes = local.prefixes.iter().copied().chain(mesh_addresses(local, grants));
+    let carriers = (!vxlan.is_empty()).then(|| Carriers {
+        interfaces: vxlan.iter().map(|device| device.name.clone()).collect(),
+        prefix: address::carrier_prefix(&grants.mesh),
+        port: local.listen_port,
+    });
     Guard {
+        carriers,
         interfaces: BTreeSet::from([local.interface.clone()]),
         underlay: local.underlay_interfaces.iter().filter(|i| **i != local.interface).cloned().collect(),
         local: IpNet::aggregate(&local_prefixes.collect()).into_iter().collect(),

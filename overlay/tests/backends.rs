@@ -79,6 +79,7 @@ suite_on_all!(
     net::stray_routes_of_ours_are_seen_and_removed,
     net::setting_a_rule_or_address_twice_is_no_error,
     net::removing_all_takes_our_routes_and_rules_alone,
+    net::a_vxlan_device_is_made_kept_changed_and_removed,
 );
 
 // What only a real kernel shows, and no device has a part in.
@@ -87,6 +88,7 @@ suite!(
     super::Kind::WireguardGo,
     net::no_packet_slips_out_while_the_guard_is_replaced,
     net::a_guard_of_every_shape_is_known_again,
+    net::a_vxlan_device_of_somebody_else_is_left_alone_and_their_port_is_shared,
     net::a_packet_to_a_pod_that_is_gone_does_not_leave_in_clear,
     net::nobody_on_the_underlay_speaks_as_one_of_our_pods,
     net::a_protected_address_inside_of_the_mesh_passes_in_clear,

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::bail;
 use mesh_overlay::backend::{NetBackend as _, NftBackend as _, WireguardBackend as _};
+use mesh_overlay::local::Vxlan;
 use mesh_overlay::netlink::Netlink;
 use mesh_overlay::nft::Nft;
 
@@ -41,6 +42,15 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
         Err(e) => Err(e.to_string()),
     };
     tried("routes", routes);
+    for v6 in [false, true] {
+        let vxlan = Vxlan { interface: config.vxlan.interface.clone(), vni: Vxlan::VNI, port: Vxlan::PORT };
+        let removed = match (vxlan.device(v6), Netlink::new()) {
+            (Some(name), Ok(mut net)) => net.remove_vxlan(&name).await.map_err(|e| e.to_string()),
+            (None, _) => Ok(()),
+            (_, Err(e)) => Err(e.to_string()),
+        };
+        tried("VXLAN device", removed);
+    }
     // The guard last: until here it keeps what the mesh carried off the underlay.
     tried("guard", Nft::new().remove().await.map_err(|e| e.to_string()));
     tried("state", remove(LastGoodFile::new(&config.state_dir).path()));

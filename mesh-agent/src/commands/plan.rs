@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use mesh_keyring::{MeshName, NodeName};
-use mesh_overlay::local::Routing;
+use mesh_overlay::local::{Routing, Vxlan};
+use mesh_overlay::plan::Paths;
 use mesh_overlay::plan::path::Resolution;
 use mesh_overlay::{Advertisement, Endpoint, Grants, LocalNode, Memory, MeshPlan, NodeRecord, admit};
 use serde_json::json;
@@ -13,27 +14,32 @@ use serde_json::json;
 use super::{print, shown};
 use crate::agent::own_prefixes;
 use crate::cli::PlanOutput;
-use crate::config::{Config, KEEPALIVE, LISTEN_PORT, Wireguard};
+use crate::config::{Config, KEEPALIVE, LISTEN_PORT, VxlanConfig, Wireguard};
 use crate::registry::file::FileRegistry;
 
 /// What a plan needs besides the registry.
 struct Settings {
     grants: Grants,
     wireguard: Wireguard,
+    vxlan: VxlanConfig,
     routing: Routing,
 }
 
 impl Settings {
     fn load(config: Option<&Path>) -> anyhow::Result<Self> {
         Ok(match config.map(|path| Config::load(path, None)).transpose()? {
-            Some(config) => {
-                Self { grants: config.grants, wireguard: config.wireguard, routing: config.routing }
-            }
+            Some(config) => Self {
+                grants: config.grants,
+                wireguard: config.wireguard,
+                vxlan: config.vxlan,
+                routing: config.routing,
+            },
             None => {
                 let mesh: MeshName = "mesh".parse()?;
                 Self {
                     grants: Grants { mesh, sites: BTreeMap::new(), protected: BTreeSet::new() },
                     wireguard: Wireguard::default(),
+                    vxlan: VxlanConfig::default(),
                     routing: Routing::default(),
                 }
             }
@@ -60,6 +66,11 @@ impl Settings {
             underlay_mtu: claim.mtu.unwrap_or(1500),
             interface: self.wireguard.interface.clone(),
             listen_port: self.wireguard.listen_port.unwrap_or(LISTEN_PORT),
+            vxlan: self.vxlan.enabled.then(|| Vxlan {
+                interface: self.vxlan.interface.clone(),
+                vni: self.vxlan.vni.unwrap_or(Vxlan::VNI),
+                port: self.vxlan.port.unwrap_or(Vxlan::PORT),
+            }),
             keepalive: Some(self.wireguard.persistent_keepalive.unwrap_or(KEEPALIVE)).filter(|s| *s > 0),
             routing: self.routing,
         })
@@ -87,6 +98,7 @@ pub(super) fn show(
         &admission.peers,
         &admission.reserved,
         &Resolution::new(),
+        &Paths::new(),
     );
 
     let mut refused: Vec<(Option<&NodeName>, String)> =

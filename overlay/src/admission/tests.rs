@@ -18,6 +18,7 @@ fn local() -> LocalNode {
         interface: "sennit0".parse().unwrap(),
         listen_port: 51820,
         keepalive: Some(25),
+        vxlan: None,
         routing: crate::local::Routing::default(),
     }
 }

@@ -13,6 +13,8 @@ fn now() -> SystemTime {
 fn wanted(nets: &[&str]) -> DevicePeer {
     DevicePeer {
         candidates: vec![SocketAddr::from(([192, 0, 2, 1], 51820))],
+        chosen: None,
+        probed: BTreeSet::new(),
         allowed_ips: nets.iter().map(|n| n.parse().unwrap()).collect(),
         keepalive: Some(25),
     }

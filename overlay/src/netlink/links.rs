@@ -48,7 +48,7 @@ impl Link {
     }
 }
 
-fn link(message: LinkMessage) -> Link {
+pub(crate) fn link(message: LinkMessage) -> Link {
     let mut link = Link {
         name: String::new(),
         index: message.header.index,

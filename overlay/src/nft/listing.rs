@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::guard::{CHAINS, Guard, MARK, Slot};
+use crate::guard::{CHAINS, COUNTERS, Carriers, Guard, MARK, Slot};
 use crate::local::InterfaceName;
 
 /// One listing of the table.
@@ -24,13 +24,15 @@ pub(super) struct Listing {
     pub(super) egress_drops: u64,
     /// Packets that the ingress chain dropped.
     pub(super) ingress_drops: u64,
+    /// Packets that were dropped on a VXLAN device.
+    pub(super) carrier_drops: u64,
 }
 
 impl Listing {
     /// Reads what `nft -j` printed.
     pub(super) fn read(json: Value) -> Self {
         let mut objects = Vec::new();
-        let (mut egress_drops, mut ingress_drops) = (0, 0);
+        let (mut egress_drops, mut ingress_drops, mut carrier_drops) = (0, 0, 0);
         let listed = json.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         for (kind, content) in listed.iter().filter_map(Value::as_object).flatten() {
             let Some(mut content) = content.as_object().cloned() else { continue };
@@ -44,6 +46,7 @@ impl Listing {
                 match content.get("name").and_then(Value::as_str) {
                     Some("egress") => egress_drops = packets,
                     Some("ingress") => ingress_drops = packets,
+                    Some("carrier") => carrier_drops = packets,
                     _ => {}
                 }
             }
@@ -59,7 +62,7 @@ impl Listing {
             Some([slot]) => guard(&objects, *slot),
             _ => None,
         };
-        Self { fingerprint, digest, slots, guard, egress_drops, ingress_drops }
+        Self { fingerprint, digest, slots, guard, egress_drops, ingress_drops, carrier_drops }
     }
 }
 
@@ -74,7 +77,7 @@ fn slots(objects: &[Object]) -> Option<Vec<Slot>> {
     let known = ["table", "counter", "chain", "rule"];
     let counters: BTreeSet<&str> = of_kind(objects, "counter").map(|counter| text(counter, "name")).collect();
     if !objects.iter().all(|(kind, _)| known.contains(&kind.as_str()))
-        || !counters.iter().all(|name| CHAINS.iter().any(|(known, ..)| known == name))
+        || !counters.iter().all(|name| COUNTERS.contains(name))
     {
         return None;
     }
@@ -84,7 +87,7 @@ fn slots(objects: &[Object]) -> Option<Vec<Slot>> {
         let own = CHAINS.map(|(name, hook, priority)| (slot.chain(name), hook.to_owned(), priority));
         match own.iter().filter(|place| chains.remove(place)).count() {
             0 => {}
-            2 => taken.push(slot),
+            all if all == CHAINS.len() => taken.push(slot),
             _ => return None,
         }
     }
@@ -106,7 +109,7 @@ fn chain_place(chain: &Map<String, Value>) -> Option<(String, String, i64)> {
 fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
     let of_chain = |name: &str, interface: &str, address: &str| {
         let chain = slot.chain(name);
-        let mut rules = of_kind(objects, "rule").filter(|rule| text(rule, "chain") == chain);
+        let mut rules = of_kind(objects, "rule").filter(|rule| text(rule, "chain") == chain).peekable();
         let [encrypting, verdict] = rules.next()?.get("expr")?.as_array()?.as_slice() else { return None };
         if *verdict != json!({"accept": null}) {
             return None;
@@ -117,7 +120,18 @@ fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
             outside: BTreeSet::new(),
             interfaces: interface_names(encrypting, interface)?,
             underlay: BTreeSet::new(),
+            carriers: None,
         };
+        if let Some(carriers) = rules.peek().and_then(|rule| carriers(rule, interface)) {
+            let drops = json!([{"counter": "carrier"}, {"drop": null}]);
+            let [on, verdict @ ..] = rules.nth(1)?.get("expr")?.as_array()?.as_slice() else { return None };
+            if interface_names(on, interface)? != carriers.interfaces
+                || Some(verdict) != drops.as_array().map(Vec::as_slice)
+            {
+                return None;
+            }
+            guard.carriers = Some(carriers);
+        }
         let mut kept = BTreeSet::new();
         let mut last = 0;
         for rule in rules {
@@ -167,7 +181,50 @@ fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
         (guard.underlay.is_empty() || guard.local == kept).then_some(guard)
     };
     let egress = of_chain("egress", "oifname", "daddr")?;
-    (of_chain("ingress", "iifname", "saddr")? == egress).then_some(egress)
+    let clamps = clamped(objects, slot)? == egress.interfaces;
+    (of_chain("ingress", "iifname", "saddr")? == egress && clamps).then_some(egress)
+}
+
+/// The rule that lets WireGuard pass on VXLAN devices.
+fn carriers(rule: &Map<String, Value>, interface: &str) -> Option<Carriers> {
+    let [on, from, to, udp, verdict] = rule.get("expr")?.as_array()?.as_slice() else { return None };
+    let side = if interface == "oifname" { "sport" } else { "dport" };
+    let of = |test: &Value, protocol: &str, field: &str| {
+        let test = test.get("match").filter(|test| test.get("op").is_some_and(|op| op == "=="))?;
+        let left = json!({"payload": {"protocol": protocol, "field": field}});
+        (*test.get("left")? == left).then(|| test.get("right").cloned())?
+    };
+    let prefix = |test: &Value, field: &str| match element_nets(&of(test, "ip6", field)?)?.as_slice() {
+        [IpNet::V6(net)] => Some(*net),
+        _ => None,
+    };
+    let net = prefix(from, "saddr").filter(|net| prefix(to, "daddr") == Some(*net))?;
+    let port = u16::try_from(of(udp, "udp", side)?.as_u64()?).ok()?;
+    let interfaces = interface_names(on, interface)?;
+    (*verdict == json!({"accept": null})).then_some(Carriers { interfaces, prefix: net, port })
+}
+
+/// The interfaces at which segment sizes are clamped, if that chain is as ours.
+fn clamped(objects: &[Object], slot: Slot) -> Option<BTreeSet<InterfaceName>> {
+    let chain = slot.chain("clamp");
+    let rules: Vec<_> = of_kind(objects, "rule").filter(|rule| text(rule, "chain") == chain).collect();
+    let syn = json!({"match": {
+        "op": "in", "left": {"payload": {"protocol": "tcp", "field": "flags"}}, "right": "syn",
+    }});
+    let clamp = json!({"mangle": {
+        "key": {"tcp option": {"name": "maxseg", "field": "size"}}, "value": {"rt": {"key": "mtu"}},
+    }});
+    let names = |rule: &Map<String, Value>, key: &str| {
+        let [on, flags, mangle] = rule.get("expr")?.as_array()?.as_slice() else { return None };
+        interface_names(on, key).filter(|_| *flags == syn && *mangle == clamp)
+    };
+    match rules.as_slice() {
+        [] => Some(BTreeSet::new()),
+        [entering, leaving] => {
+            names(entering, "iifname").filter(|found| names(leaving, "oifname").as_ref() == Some(found))
+        }
+        _ => None,
+    }
 }
 
 /// The members of an anonymous set; one of a single member is listed without the set.

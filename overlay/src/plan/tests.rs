@@ -36,6 +36,7 @@ fn local() -> LocalNode {
         interface: "sennit0".parse().unwrap(),
         listen_port: 51820,
         keepalive: Some(25),
+        vxlan: None,
         routing: Routing::default(),
     }
 }
@@ -58,7 +59,7 @@ fn plan() -> MeshPlan {
         peer(4, "gcp", "10.2.4.0/24", Some("gw.example:51820")),
     ]);
     let resolved = Resolution::from([("gw.example".to_owned(), vec!["203.0.113.4".parse().unwrap()])]);
-    MeshPlan::compute(&local(), &grants(), &peers, &BTreeSet::new(), &resolved)
+    MeshPlan::compute(&local(), &grants(), &peers, &BTreeSet::new(), &resolved, &Paths::new())
 }
 
 #[test]
@@ -76,7 +77,8 @@ fn private_endpoints_are_dialled_inside_a_site_only() {
 #[test]
 fn a_name_that_does_not_resolve_leaves_the_peer_in_place_without_an_endpoint() {
     let peers = BTreeMap::from([peer(4, "gcp", "10.2.4.0/24", Some("nowhere.example:1"))]);
-    let plan = MeshPlan::compute(&local(), &grants(), &peers, &BTreeSet::new(), &Resolution::new());
+    let plan =
+        MeshPlan::compute(&local(), &grants(), &peers, &BTreeSet::new(), &Resolution::new(), &Paths::new());
     assert!(plan.peers.values().all(|p| p.candidates.is_empty()));
     assert_eq!(plan.device.peers.len(), 1);
 }
@@ -89,7 +91,7 @@ fn a_name_that_resolves_into_the_mesh_or_to_ourselves_is_not_dialled() {
     us.underlay_addresses = ["198.51.100.1".parse().unwrap()].into();
     for inside in ["10.2.9.9", "10.1.1.5", "198.51.100.1", &mesh] {
         let resolved = Resolution::from([("gw.example".to_owned(), vec![inside.parse().unwrap()])]);
-        let plan = MeshPlan::compute(&us, &grants(), &peers, &BTreeSet::new(), &resolved);
+        let plan = MeshPlan::compute(&us, &grants(), &peers, &BTreeSet::new(), &resolved, &Paths::new());
         assert!(plan.peers.values().all(|p| p.candidates.is_empty()), "{inside}");
     }
 }
@@ -102,7 +104,8 @@ fn addresses_of_a_family_that_the_underlay_does_not_speak_are_not_dialled() {
     for (own, wanted) in [("198.51.100.1", "203.0.113.4:51820"), ("2001:db8::1", "[2001:db8::4]:51820")] {
         let mut us = local();
         us.underlay_addresses = [own.parse().unwrap()].into();
-        let plan = MeshPlan::compute(&us, &grants(), &peers, &BTreeSet::new(), &Resolution::new());
+        let plan =
+            MeshPlan::compute(&us, &grants(), &peers, &BTreeSet::new(), &Resolution::new(), &Paths::new());
         let dialled: Vec<String> =
             plan.peers.values().flat_map(|p| p.candidates.iter().map(ToString::to_string)).collect();
         assert_eq!(dialled, [wanted]);
@@ -113,7 +116,14 @@ fn addresses_of_a_family_that_the_underlay_does_not_speak_are_not_dialled() {
 fn prefixes_of_nodes_that_are_no_peers_are_guarded_and_lead_nowhere() {
     let without_sites = Grants { sites: BTreeMap::new(), ..grants() };
     let reserved = BTreeSet::from(["10.9.0.0/24".parse().unwrap()]);
-    let plan = MeshPlan::compute(&local(), &without_sites, &BTreeMap::new(), &reserved, &Resolution::new());
+    let plan = MeshPlan::compute(
+        &local(),
+        &without_sites,
+        &BTreeMap::new(),
+        &reserved,
+        &Resolution::new(),
+        &Paths::new(),
+    );
     let net: IpNet = "10.9.0.0/24".parse().unwrap();
     assert!(plan.guard.mesh.iter().any(|wide| wide.contains(&net)));
     assert!(plan.routes.routes.contains(&Route::new(net, RouteKind::Blackhole)));
@@ -124,8 +134,14 @@ fn prefixes_of_nodes_that_are_no_peers_are_guarded_and_lead_nowhere() {
 fn a_protected_address_inside_of_a_grant_is_left_to_the_main_table() {
     let protecting =
         Grants { protected: ["10.2.99.1".parse().unwrap(), "192.0.2.1".parse().unwrap()].into(), ..grants() };
-    let plan =
-        MeshPlan::compute(&local(), &protecting, &BTreeMap::new(), &BTreeSet::new(), &Resolution::new());
+    let plan = MeshPlan::compute(
+        &local(),
+        &protecting,
+        &BTreeMap::new(),
+        &BTreeSet::new(),
+        &Resolution::new(),
+        &Paths::new(),
+    );
     let net: IpNet = "10.2.99.1/32".parse().unwrap();
     assert_eq!(plan.guard.outside, BTreeSet::from([net]));
     assert!(plan.routes.routes.contains(&Route::new(net, RouteKind::Throw)));
@@ -151,7 +167,14 @@ fn every_mesh_prefix_is_guarded_and_black_holed_in_both_families() {
 
 #[test]
 fn a_guard_stands_for_the_granted_sites_before_any_peer_is_known() {
-    let plan = MeshPlan::compute(&local(), &grants(), &BTreeMap::new(), &BTreeSet::new(), &Resolution::new());
+    let plan = MeshPlan::compute(
+        &local(),
+        &grants(),
+        &BTreeMap::new(),
+        &BTreeSet::new(),
+        &Resolution::new(),
+        &Paths::new(),
+    );
     let guarded = |text: &str| plan.guard.mesh.iter().any(|n| n.contains(&text.parse::<IpNet>().unwrap()));
     assert!(guarded("10.2.0.0/16") && guarded("10.1.0.0/16") && guarded("fd01::/48"));
 }

@@ -11,10 +11,12 @@ use mesh_overlay::backend::{
 };
 use mesh_overlay::dial::Dialer;
 use mesh_overlay::fake::{FakeHost, FakeNet, FakeNft, FakeWireguard};
+use mesh_overlay::guard::Carriers;
 use mesh_overlay::link::{LinkChange, LinkConfig};
 use mesh_overlay::local::{InterfaceName, Routing};
 use mesh_overlay::netlink::Netlink;
 use mesh_overlay::nft::Nft;
+use mesh_overlay::vxlan::{ObservedVxlan, VxlanChange, VxlanConfig};
 use mesh_overlay::wireguard::{Choice, UserspaceConfig, Wireguard};
 use mesh_overlay::{DeviceChange, DeviceConfig, DevicePeer, Guard, ObservedDevice, ObservedPeer};
 use mesh_overlay::{Route, RouteChange, RouteKind, RouteTable};
@@ -101,6 +103,22 @@ impl AnyNet {
     ) -> Result<(), BackendError> {
         let name = name();
         on_both!(self, b => b.apply_route(&name, routing, change))
+    }
+    pub(crate) async fn observe_vxlan(
+        &mut self,
+        name: &InterfaceName,
+    ) -> Result<Option<ObservedVxlan>, BackendError> {
+        on_both!(self, b => b.observe_vxlan(name))
+    }
+    pub(crate) async fn apply_vxlan(
+        &mut self,
+        config: &VxlanConfig,
+        change: &VxlanChange,
+    ) -> Result<(), BackendError> {
+        on_both!(self, b => b.apply_vxlan(config, change))
+    }
+    pub(crate) async fn remove_vxlan(&mut self, name: &InterfaceName) -> Result<(), BackendError> {
+        on_both!(self, b => b.remove_vxlan(name))
     }
     pub(crate) async fn remove_all(&mut self, routing: &Routing) -> Result<(), BackendError> {
         on_both!(self, b => b.remove_all(routing))
@@ -249,6 +267,8 @@ impl Lab {
     pub(crate) fn plan(&self) -> (DeviceConfig, LinkConfig, RouteTable, Guard) {
         let peer = |n: u8| DevicePeer {
             candidates: vec![SocketAddr::from(([192, 0, 2, n], 51820))],
+            chosen: None,
+            probed: BTreeSet::new(),
             allowed_ips: nets(&[&format!("10.{n}.0.0/24"), &format!("fd00:{n}::/64")]),
             keepalive: Some(25),
         };
@@ -272,6 +292,11 @@ impl Lab {
             outside: nets(&["10.2.0.9/32"]),
             interfaces: BTreeSet::from([name()]),
             underlay: BTreeSet::from(["up0".parse().unwrap()]),
+            carriers: Some(Carriers {
+                interfaces: BTreeSet::from(["sennitx4".parse().unwrap(), "sennitx6".parse().unwrap()]),
+                prefix: "fd53:1:2::/63".parse().unwrap(),
+                port: 51820,
+            }),
         };
         (device, link, table, guard)
     }

@@ -5,10 +5,13 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use mesh_overlay::Guard;
+use mesh_overlay::address::carrier_mac;
+use mesh_overlay::guard::Carriers;
 use mesh_overlay::guard::Slot;
 use mesh_overlay::link::LinkChange;
 use mesh_overlay::netlink::Watch;
 use mesh_overlay::route::StrayRoute;
+use mesh_overlay::vxlan::{Neighbour, VxlanChange, VxlanConfig};
 use mesh_overlay::{Route, RouteChange, RouteKind};
 
 use crate::lab::{Lab, eventually, name, net, nets};
@@ -21,6 +24,7 @@ fn guard(mesh: &[&str]) -> Guard {
         outside: BTreeSet::new(),
         interfaces: BTreeSet::from([name()]),
         underlay: BTreeSet::new(),
+        carriers: None,
     }
 }
 
@@ -35,7 +39,7 @@ pub(crate) async fn a_guard_is_replaced_by_the_next(mut lab: Lab) {
     }
     if lab.fake.is_none() {
         // Nothing of the guards before is left.
-        assert_eq!(sh("nft list table inet sennit").matches("chain").count(), 2);
+        assert_eq!(sh("nft list table inet sennit").matches("chain").count(), 3);
         // An agent died after the first of the two steps.
         let next = guard(&["10.9.0.0/24"]);
         std::fs::write("/run/next.nft", next.render(Slot::A) + &next.render(Slot::B)).unwrap();
@@ -43,7 +47,7 @@ pub(crate) async fn a_guard_is_replaced_by_the_next(mut lab: Lab) {
         assert_eq!(lab.nft.observe().await.fingerprint, None);
         lab.nft.apply(&next).await.unwrap();
         assert_eq!(lab.nft.observe().await.fingerprint, Some(next.fingerprint()));
-        assert_eq!(sh("nft list table inet sennit").matches("chain").count(), 2);
+        assert_eq!(sh("nft list table inet sennit").matches("chain").count(), 3);
     }
     lab.nft.remove().await.unwrap();
     assert_eq!(lab.nft.observe().await.fingerprint, None);
@@ -244,7 +248,16 @@ pub(crate) async fn a_guard_of_every_shape_is_known_again(mut lab: Lab) {
     for outside in &outsides {
         for local in &locals {
             for underlay in [&[][..], &["up0"], &["up0", "up1"]] {
+                let carriers = (outside.len() % 2 == 0).then(|| Carriers {
+                    interfaces: ["sennitx4", "sennitx6"][..=outside.len() / 2]
+                        .iter()
+                        .map(|n| n.parse().unwrap())
+                        .collect(),
+                    prefix: "fd53:1:2::/63".parse().unwrap(),
+                    port: 51820,
+                });
                 let wanted = Guard {
+                    carriers,
                     outside: outside.clone(),
                     local: local.clone(),
                     underlay: underlay.iter().map(|name| name.parse().unwrap()).collect(),
@@ -278,6 +291,75 @@ pub(crate) async fn a_guard_of_every_shape_is_known_again(mut lab: Lab) {
     sh(&format!("for slot in a b; do nft add rule inet sennit {rule} || true; done"));
     lab.restart();
     assert_eq!(lab.nft.observe().await.fingerprint, None);
+}
+
+pub(crate) async fn a_vxlan_device_is_made_kept_changed_and_removed(mut lab: Lab) {
+    let peer = |n: u8, remote: &str| {
+        let address = std::net::Ipv6Addr::from((0xfd53_u128 << 112) + u128::from(n));
+        (address, Neighbour { mac: carrier_mac(address), remote: remote.parse().unwrap() })
+    };
+    for outer_v6 in [false, true] {
+        let remotes = if outer_v6 { ["2001:db8::2", "2001:db8::3"] } else { ["192.0.2.2", "192.0.2.3"] };
+        let mut wanted = VxlanConfig {
+            name: if outer_v6 { "sennitx6" } else { "sennitx4" }.parse().unwrap(),
+            outer_v6,
+            vni: 5182,
+            port: 4789,
+            mtu: 1430,
+            mac: [2, 0, 0, 0, 0, 1],
+            address: "fd53::1/64".parse().unwrap(),
+            neighbours: [peer(2, remotes[0]), peer(3, remotes[1])].into(),
+        };
+        let mut passes = Vec::new();
+        for step in 0..4 {
+            match step {
+                2 => {
+                    wanted.neighbours.remove(&peer(2, remotes[0]).0);
+                    wanted.neighbours.insert(peer(3, remotes[0]).0, peer(3, remotes[0]).1);
+                    wanted.mtu = 1400;
+                }
+                3 => wanted.vni = 9,
+                _ => {}
+            }
+            for _ in 0..2 {
+                let found = lab.net.observe_vxlan(&wanted.name).await.unwrap();
+                let changes = wanted.diff(found.as_ref(), true).unwrap();
+                passes.push(changes.len());
+                for change in changes {
+                    lab.net.apply_vxlan(&wanted, &change).await.unwrap();
+                }
+            }
+        }
+        assert!(passes[0] >= 9 && passes[4] == 5 && passes[6] >= 7, "{passes:?}");
+        assert_eq!([passes[1], passes[2], passes[3], passes[5], passes[7]], [0; 5], "{passes:?}");
+        lab.net.remove_vxlan(&wanted.name).await.unwrap();
+        assert_eq!(lab.net.observe_vxlan(&wanted.name).await.unwrap(), None);
+        lab.net.remove_vxlan(&wanted.name).await.unwrap();
+    }
+}
+
+pub(crate) async fn a_vxlan_device_of_somebody_else_is_left_alone_and_their_port_is_shared(mut lab: Lab) {
+    sh("ip link add vxlan.calico type vxlan id 4096 dstport 4789 local 192.0.2.1 nolearning && \
+        ip link add flannel.1 type vxlan id 1 dstport 8472 nolearning && \
+        ip link add sennitx6 type vxlan id 5 dstport 4790");
+    let wanted = |name: &str, vni| VxlanConfig {
+        name: name.parse().unwrap(),
+        outer_v6: false,
+        vni,
+        port: 4789,
+        mtu: 1450,
+        mac: [2, 0, 0, 0, 0, 1],
+        address: "fd53::1/64".parse().unwrap(),
+        neighbours: Default::default(),
+    };
+    lab.net.apply_vxlan(&wanted("sennitx4", 5182), &VxlanChange::Create).await.unwrap();
+    let taken = lab.net.apply_vxlan(&wanted("sennitx5", 4096), &VxlanChange::Create).await.unwrap_err();
+    assert!(taken.to_string().contains("set `vxlan.vni`"), "{taken}");
+    let foreign = wanted("sennitx6", 5182);
+    let found = lab.net.observe_vxlan(&foreign.name).await.unwrap();
+    assert!(foreign.diff(found.as_ref(), true).is_err(), "{found:?}");
+    lab.net.remove_vxlan(&foreign.name).await.unwrap();
+    sh("ip link show sennitx6 && ip link show vxlan.calico && ip link show flannel.1");
 }
 
 /// `up0` leads to the host `lan`, which has the default route's gateway and the address `theirs`.

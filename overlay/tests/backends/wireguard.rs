@@ -71,8 +71,13 @@ pub(crate) async fn a_roamed_endpoint_is_left_alone(mut lab: Lab) {
     lab.start().await;
     lab.change(DeviceChange::SetListenPort(51820)).await.unwrap();
     let published = "192.0.2.9:51820".parse().unwrap();
-    let peer =
-        DevicePeer { candidates: vec![published], allowed_ips: nets(&["10.2.0.0/24"]), keepalive: None };
+    let peer = DevicePeer {
+        candidates: vec![published],
+        chosen: None,
+        probed: Default::default(),
+        allowed_ips: nets(&["10.2.0.0/24"]),
+        keepalive: None,
+    };
     let mut config = DeviceConfig { listen_port: 51820, peers: [(key(2).public(), peer)].into() };
     let own = lab.key.public();
     for change in config.diff(&lab.device().await, &own, true, &mut Dialer::default(), SystemTime::now()) {
@@ -356,6 +361,8 @@ pub(crate) async fn a_thousand_peers_are_set_in_time(mut lab: Lab) {
         let public = mesh_keyring::PrivateKey::from_bytes(&bytes).unwrap().public();
         let peer = DevicePeer {
             candidates: vec![format!("192.0.2.1:{}", 10_000 + n).parse().unwrap()],
+            chosen: None,
+            probed: Default::default(),
             allowed_ips: nets(&[&format!("10.{high}.{low}.0/24"), &format!("fd00:{n:x}::/64")]),
             keepalive: None,
         };

@@ -44,6 +44,7 @@ fuzz_target!(|bytes: &[u8]| {
         interface: "sennit0".parse().expect("an interface"),
         listen_port: 51820,
         keepalive: None,
+        vxlan: None,
         routing: Routing::default(),
     };
     let grants =

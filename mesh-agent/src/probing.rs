@@ -1,0 +1,177 @@
+//! Runs the path prober beside the agent's loop: sockets, timers, and word of what has changed.
+
+mod packet;
+mod socket;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use mesh_keyring::{PrivateKey, PublicKey};
+use mesh_overlay::MeshPlan;
+use mesh_overlay::device::ObservedDevice;
+use mesh_overlay::path::{PeerPaths, PeerReport, Prober};
+use mesh_overlay::plan::{PathChoice, Paths};
+use mesh_overlay::prefix::PrefixIndex;
+use tokio::sync::Notify;
+
+use socket::Sockets;
+
+/// Timers fire no finer than this: at a thousand peers something is due all the time.
+const TICK: Duration = Duration::from_millis(10);
+/// While the sockets cannot be had, they are tried again this often.
+const RETRY: Duration = Duration::from_secs(10);
+
+struct Shared {
+    prober: Prober,
+    // Zero until the device's port is known.
+    port: u16,
+    failure: Option<String>,
+}
+
+/// The prober with its task.
+#[derive(Clone)]
+pub struct Probing {
+    shared: Rc<RefCell<Shared>>,
+    peers_changed: Rc<Notify>,
+    found: Rc<Notify>,
+}
+
+impl Probing {
+    /// Begins to probe: nobody yet. Needs a `LocalSet`.
+    ///
+    /// # Errors
+    /// When the system gives no random bytes.
+    pub fn start(key: PrivateKey) -> anyhow::Result<Self> {
+        let mut boot = [0; 16];
+        getrandom::fill(&mut boot).map_err(|e| anyhow::anyhow!("random bytes: {e}"))?;
+        let probing = Self {
+            shared: Rc::new(RefCell::new(Shared { prober: Prober::new(key, boot), port: 0, failure: None })),
+            peers_changed: Rc::default(),
+            found: Rc::default(),
+        };
+        tokio::task::spawn_local(probing.clone().run());
+        Ok(probing)
+    }
+
+    /// Waits until something was decided, or a path MTU has changed.
+    pub async fn changed(&self) {
+        self.found.notified().await;
+    }
+
+    /// Probes the peers of a plan from its port.
+    pub fn follow(&self, plan: &MeshPlan) {
+        let peers: BTreeMap<PublicKey, PeerPaths> =
+            plan.peers.values().map(|peer| (peer.public_key, peer.paths.clone())).collect();
+        let mesh: BTreeSet<IpNet> = plan.guard.mesh.iter().chain(&plan.guard.local).copied().collect();
+        let mesh = PrefixIndex::new(mesh.into_iter().map(|net| (net, ())));
+        let mut shared = self.shared.borrow_mut();
+        // A tunnel inside of itself would carry nothing.
+        shared.prober.set_peers(
+            peers,
+            move |to: &SocketAddr| mesh.holding(to.ip()).is_none(),
+            Instant::now(),
+        );
+        shared.port = plan.device.listen_port;
+        drop(shared);
+        self.peers_changed.notify_one();
+    }
+
+    /// Where the device sends to: addresses that peers have roamed to are looked at.
+    pub fn observed(&self, device: &ObservedDevice) {
+        let mut shared = self.shared.borrow_mut();
+        let now = Instant::now();
+        for (key, peer) in &device.peers {
+            if let (Some(endpoint), Some(_)) = (peer.endpoint, peer.last_handshake) {
+                shared.prober.observed(key, endpoint, now);
+            }
+        }
+        drop(shared);
+        self.peers_changed.notify_one();
+    }
+
+    /// How all peers are reached.
+    pub fn report(&self) -> BTreeMap<PublicKey, PeerReport> {
+        self.shared.borrow().prober.report(Instant::now())
+    }
+
+    /// The same as the plan wants it.
+    pub fn paths(&self) -> Paths {
+        let of = |(key, report): (PublicKey, PeerReport)| {
+            let (rung, address, _) = report.carrying?;
+            let choice = PathChoice {
+                rung,
+                address: Some(address).filter(|_| !report.blocked),
+                mtu: report.mtu,
+                probed: report.lines.iter().map(|line| line.address).collect(),
+            };
+            Some((key, choice))
+        };
+        self.report().into_iter().filter_map(of).collect()
+    }
+
+    /// Why nothing is probed, if that is so.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.borrow().failure.clone()
+    }
+
+    async fn run(self) {
+        let mut sockets: Option<Sockets> = None;
+        let mut out = Vec::new();
+        let mut told = 0;
+        let mut tried: Option<Instant> = None;
+        loop {
+            let port = self.shared.borrow().port;
+            if sockets.as_ref().is_none_or(|sockets| sockets.port() != port)
+                && port != 0
+                && tried.is_none_or(|at| at.elapsed() >= RETRY)
+            {
+                sockets = self.open(port);
+                tried = if sockets.is_some() { None } else { Some(Instant::now()) };
+            }
+            let due = self.shared.borrow().prober.wake_at();
+            let due = due.filter(|_| sockets.is_some()).unwrap_or_else(|| Instant::now() + RETRY);
+            let due = due.max(Instant::now() + TICK);
+            let arrived = async {
+                match &sockets {
+                    Some(sockets) => sockets.readable().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = arrived => {}
+                () = tokio::time::sleep_until(due.into()) => {}
+                () = self.peers_changed.notified() => {}
+            }
+            let Some(sockets) = &mut sockets else { continue };
+            let mut shared = self.shared.borrow_mut();
+            let now = Instant::now();
+            // First what has arrived: nothing is lost that only was not read yet.
+            sockets.receive(|from, datagram| {
+                shared.prober.receive(from, datagram, now, &mut out);
+            });
+            shared.prober.poll(now, &mut out);
+            for transmit in out.drain(..) {
+                sockets.send(transmit.to, &transmit.payload, now);
+            }
+            if shared.prober.changes() != told {
+                told = shared.prober.changes();
+                self.found.notify_one();
+            }
+        }
+    }
+
+    fn open(&self, port: u16) -> Option<Sockets> {
+        let opened = Sockets::open(port);
+        let failure = opened.as_ref().err().map(|e| {
+            format!(
+                "probing paths on UDP port {port}: {e}; paths are not watched, and there is no fallback: give the agent CAP_NET_RAW"
+            )
+        });
+        self.shared.borrow_mut().failure = failure;
+        opened.ok()
+    }
+}
