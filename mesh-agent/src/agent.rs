@@ -3,6 +3,8 @@
 //! Inputs replace what was known of their kind; [`Agent::desired`] is a pure function of all of it. Until the
 //! registry was read in full once, the last good peers stand in for it and nothing is pruned.
 
+mod standing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -23,6 +25,7 @@ use crate::config::{Config, KEEPALIVE, LISTEN_PORT};
 use crate::registry::{MeshWord, Problem, Snapshot};
 use crate::settings::Settings;
 use crate::state::LastGood;
+use standing::{Standing, Steady};
 
 /// How long the others' last claims stand in for publications that are gone together with our own: a directory that was
 /// emptied fills again one agent after the other.
@@ -77,6 +80,7 @@ pub struct Agent {
     underlay: ObservedUnderlay,
     resolved: Resolution,
     paths: Paths,
+    standing: Steady,
 }
 
 impl Agent {
@@ -93,6 +97,7 @@ impl Agent {
             underlay: ObservedUnderlay::default(),
             resolved: Resolution::new(),
             paths: Paths::new(),
+            standing: Steady::default(),
         }
     }
 
@@ -209,7 +214,8 @@ impl Agent {
 
     /// When something that is gone and still counts is to be looked at again.
     pub fn holds_until(&self, now: Instant) -> Option<Instant> {
-        let held = [self.holds_claims_until(now), self.mesh_gone.filter(|until| now < *until)];
+        let gone = self.mesh_gone.filter(|until| now < *until);
+        let held = [self.holds_claims_until(now), gone, self.standing.wake_at().map(|at| at.max(now))];
         held.into_iter().flatten().min()
     }
 
@@ -292,7 +298,11 @@ impl Agent {
     }
 
     /// What the prober has found.
-    pub fn paths(&mut self, paths: Paths) {
+    pub fn paths(&mut self, paths: Paths, now: Instant) {
+        let near = self.last_good.peers.0.values().filter(|peer| peer.claim.site == self.config.site);
+        let near: BTreeSet<PublicKey> = near.map(|peer| peer.claim.public_key).collect();
+        let standing = Standing::of(&paths, &self.underlay.addresses, |key| near.contains(key));
+        self.standing.note(standing, now);
         self.paths = paths;
     }
 
@@ -345,6 +355,13 @@ impl Agent {
                 "this node's publication was gone from the registry: for {} s the last claims of other nodes stay in force",
                 HOLD.as_secs()
             ));
+        }
+        if self.standing.current().symmetric {
+            warnings.push(
+                "this node is behind a symmetric NAT, which shows every peer another port: nodes that are behind a NAT themselves cannot \
+                 reach it; make the NAT map endpoints independently (RFC 4787, REQ-1), or forward a port and set underlay.endpoints"
+                    .to_owned(),
+            );
         }
         let plan = MeshPlan::compute(
             &local,
@@ -454,6 +471,14 @@ impl Agent {
         configured.chain(self.underlay.default_route_addresses.iter().copied()).collect()
     }
 
+    /// Where others see this node, unless the operator or the kernel has said that address anyway.
+    fn reflexive(&self) -> Vec<Endpoint> {
+        let told = self.config.underlay.endpoints.as_deref().unwrap_or_default();
+        let seen = self.standing.current().reflexive.iter().filter(|at| is_dialable(at.ip()));
+        let seen = seen.map(|at| Endpoint::Address(*at));
+        seen.filter(|at| !told.contains(at)).take(ENDPOINTS_MOST).collect()
+    }
+
     fn advertisement(&self, mtu: u16) -> Advertisement {
         let port = self.listen_port();
         let dialable = self.underlay.default_route_addresses.iter().filter(|ip| is_dialable(**ip));
@@ -467,6 +492,8 @@ impl Agent {
             endpoints: config.endpoints.clone().unwrap_or_else(|| derived.clone()),
             internal_endpoints: config.internal_endpoints.clone().unwrap_or(derived),
             mtu: Some(mtu),
+            reflexive_endpoints: self.reflexive(),
+            paths: self.standing.current().rungs.clone(),
         }
     }
 }

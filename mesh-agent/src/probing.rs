@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use mesh_keyring::{PrivateKey, PublicKey};
 use mesh_overlay::MeshPlan;
 use mesh_overlay::device::ObservedDevice;
-use mesh_overlay::path::{PeerPaths, PeerReport, Prober};
+use mesh_overlay::path::{Liveness, PeerPaths, PeerReport, Prober, Rung};
 use mesh_overlay::plan::{PathChoice, Paths};
 use mesh_overlay::prefix::PrefixIndex;
 use tokio::sync::Notify;
@@ -30,6 +30,12 @@ struct Shared {
     // Zero until the device's port is known.
     port: u16,
     failure: Option<String>,
+}
+
+fn seen(report: &PeerReport) -> Vec<(SocketAddr, SocketAddr)> {
+    let direct =
+        report.lines.iter().filter(|line| line.rung == Rung::Direct && line.state == Liveness::Alive);
+    direct.filter_map(|line| Some((line.address, line.seen_as?))).collect()
 }
 
 /// The prober with its task.
@@ -107,6 +113,7 @@ impl Probing {
                 address: Some(address).filter(|_| !report.blocked),
                 mtu: report.mtu,
                 probed: report.lines.iter().map(|line| line.address).collect(),
+                seen: seen(&report),
             };
             Some((key, choice))
         };

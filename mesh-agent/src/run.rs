@@ -260,7 +260,7 @@ impl Running {
             Err(e) => errors.push(e.to_string()),
         }
         self.agent.resolved(self.resolver.resolution());
-        self.agent.paths(self.probing.paths());
+        self.agent.paths(self.probing.paths(), std::time::Instant::now());
         self.desired = self.agent.desired(std::time::Instant::now());
         self.head_start();
         errors.extend(self.desired.warnings.iter().cloned());

@@ -414,7 +414,11 @@ fn drop_impossible_endpoints(local: &LocalNode, grants: &Grants, out: &mut Admis
     for peer in out.peers.values_mut() {
         let claim = &mut peer.claim;
         let same_site = claim.site == local.site;
-        for (list, used) in [(&mut claim.endpoints, !same_site), (&mut claim.internal_endpoints, same_site)] {
+        for (list, used) in [
+            (&mut claim.endpoints, !same_site),
+            (&mut claim.internal_endpoints, same_site),
+            (&mut claim.reflexive_endpoints, !same_site),
+        ] {
             list.retain(|endpoint| {
                 let Endpoint::Address(address) = endpoint else { return true };
                 let why = if let Some((net, ())) = mesh.holding(address.ip()) {

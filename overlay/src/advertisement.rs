@@ -3,12 +3,13 @@
 //! An annotation is a hostile claim. It may state key, endpoints, MTU, site and epoch; which prefixes a node
 //! holds is never taken from here (see [`crate::admission`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_keyring::{KeyError, NameError, PublicKey, SiteName};
 use serde::{Deserialize, Serialize};
 
 use crate::endpoint::{Endpoint, EndpointError};
+use crate::path::Rung;
 
 /// The prefix of all our annotations and labels.
 pub const DOMAIN: &str = "sennit.dev/";
@@ -25,8 +26,14 @@ pub const INTERNAL_ENDPOINTS: &str = "sennit.dev/internal-endpoints";
 /// The MTU of the node's underlay, in bytes.
 pub const MTU: &str = "sennit.dev/mtu";
 
+/// Where others see the node, behind its NAT, comma separated.
+pub const REFLEXIVE_ENDPOINTS: &str = "sennit.dev/reflexive-endpoints";
+/// By which carriers it reaches the peers that it reaches, comma separated. For people: nothing depends on it.
+pub const PATH: &str = "sennit.dev/path";
+
 /// All annotations that an agent reads and writes.
-pub const KNOWN: [&str; 6] = [PUBLIC_KEY, EPOCH, SITE, ENDPOINTS, INTERNAL_ENDPOINTS, MTU];
+pub const KNOWN: [&str; 8] =
+    [PUBLIC_KEY, EPOCH, SITE, ENDPOINTS, INTERNAL_ENDPOINTS, REFLEXIVE_ENDPOINTS, MTU, PATH];
 
 /// The longest annotation value that is read, in bytes.
 pub const VALUE_MOST: usize = 2048;
@@ -101,6 +108,12 @@ pub struct Advertisement {
     pub internal_endpoints: Vec<Endpoint>,
     /// The MTU of its underlay in bytes.
     pub mtu: Option<u16>,
+    /// Where others see it behind its NAT, for peers of other sites.
+    #[serde(default)]
+    pub reflexive_endpoints: Vec<Endpoint>,
+    /// By which carriers it reaches peers; words of newer agents are left out.
+    #[serde(default)]
+    pub paths: BTreeSet<Rung>,
 }
 
 fn number(key: &'static str, value: &str, least: u64, most: u64) -> Result<u64, AdvertisementError> {
@@ -124,6 +137,11 @@ fn endpoints(key: &'static str, value: &str) -> Result<Vec<Endpoint>, Advertisem
         }
     }
     Ok(found)
+}
+
+fn rungs(value: &str) -> BTreeSet<Rung> {
+    let words = value.split(',').map(str::trim);
+    words.filter_map(|word| Rung::ALL.into_iter().find(|rung| rung.as_str() == word)).collect()
 }
 
 impl Advertisement {
@@ -155,6 +173,8 @@ impl Advertisement {
                 }
                 None => None,
             },
+            reflexive_endpoints: list(REFLEXIVE_ENDPOINTS)?,
+            paths: annotations.get(PATH).map(|value| rungs(value)).unwrap_or_default(),
         }))
     }
 
@@ -168,6 +188,13 @@ impl Advertisement {
             (ENDPOINTS.to_owned(), list(&self.endpoints)),
             (INTERNAL_ENDPOINTS.to_owned(), list(&self.internal_endpoints)),
         ]);
+        if !self.reflexive_endpoints.is_empty() {
+            all.insert(REFLEXIVE_ENDPOINTS.to_owned(), list(&self.reflexive_endpoints));
+        }
+        if !self.paths.is_empty() {
+            let words: Vec<&str> = self.paths.iter().map(|rung| rung.as_str()).collect();
+            all.insert(PATH.to_owned(), words.join(","));
+        }
         if let Some(mtu) = self.mtu {
             all.insert(MTU.to_owned(), mtu.to_string());
         }

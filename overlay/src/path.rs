@@ -35,6 +35,9 @@ pub enum Rung {
 }
 
 impl Rung {
+    /// All, best first.
+    pub const ALL: [Self; 2] = [Self::Direct, Self::Vxlan];
+
     /// Its name, as plan and status tell it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::address;
 use crate::device::{DeviceConfig, DevicePeer};
+use crate::endpoint::Endpoint;
 use crate::guard::{Carriers, Guard};
 use crate::local::{Grants, LocalNode};
 use crate::path::{Candidate, Origin, PeerPaths, Rung};
@@ -33,6 +34,8 @@ pub struct PathChoice {
     pub mtu: Option<u16>,
     /// All addresses that are probed.
     pub probed: BTreeSet<SocketAddr>,
+    /// How it sees us on its direct paths that live: their address, and ours as it is there.
+    pub seen: Vec<(SocketAddr, SocketAddr)>,
 }
 
 /// The prober's choices, by peer. A peer that is absent was reached nowhere yet.
@@ -185,11 +188,15 @@ fn plan_peer(
 fn probed(local: &LocalNode, grants: &Grants, peer: &Peer, candidates: &[SocketAddr]) -> PeerPaths {
     let theirs = peer.claim.mtu.unwrap_or(u16::MAX);
     let most = local.underlay_mtu.min(theirs);
-    let direct = candidates.iter().map(|address| Candidate {
-        address: *address,
-        rung: Rung::Direct,
-        origin: Origin::Published,
-        mtu_most: most,
+    let direct =
+        |address: SocketAddr, origin| Candidate { address, rung: Rung::Direct, origin, mtu_most: most };
+    let published = candidates.iter().map(|address| direct(*address, Origin::Published));
+    let reflexive = peer.claim.reflexive_endpoints.iter().filter_map(|endpoint| match endpoint {
+        // Inside of a site nobody is behind a NAT from another.
+        Endpoint::Address(address) if peer.claim.site != local.site && !candidates.contains(address) => {
+            Some(direct(*address, Origin::Reflexive))
+        }
+        _ => None,
     });
     let carried = [false, true].into_iter().filter_map(|outer_v6| {
         local.vxlan.as_ref()?;
@@ -203,7 +210,7 @@ fn probed(local: &LocalNode, grants: &Grants, peer: &Peer, candidates: &[SocketA
             mtu_most: most.saturating_sub(vxlan::overhead(outer_v6)),
         })
     });
-    PeerPaths { candidates: direct.chain(carried).collect(), mtu_most: most }
+    PeerPaths { candidates: published.chain(reflexive).chain(carried).collect(), mtu_most: most }
 }
 
 /// All that may travel through the mesh only: the sites' grants, the mesh addresses, what nodes hold.

@@ -20,6 +20,8 @@ fn record(name: &str, key_of: Option<u8>, cidrs: &[&str]) -> NodeRecord {
         endpoints: vec![format!("gw{n}.example:51820").parse().unwrap()],
         internal_endpoints: Vec::new(),
         mtu: Some(1500),
+        reflexive_endpoints: Vec::new(),
+        paths: Default::default(),
     });
     NodeRecord {
         name: name.parse().unwrap(),

@@ -245,6 +245,8 @@ mod tests {
             endpoints: Vec::new(),
             internal_endpoints: Vec::new(),
             mtu: None,
+            reflexive_endpoints: Vec::new(),
+            paths: Default::default(),
         };
         NodeRecord {
             name: name.parse().unwrap(),

@@ -22,6 +22,8 @@ fn record(name: &str, key_of: u8, cidr: &str) -> NodeRecord {
         endpoints: vec![format!("192.0.2.{key_of}:51820").parse().unwrap()],
         internal_endpoints: Vec::new(),
         mtu: None,
+        reflexive_endpoints: Vec::new(),
+        paths: Default::default(),
     };
     NodeRecord {
         name: name.parse().unwrap(),

@@ -43,6 +43,8 @@ fn claim(key_of: u8) -> Advertisement {
         endpoints: vec![format!("192.0.2.{key_of}:51820").parse().unwrap()],
         internal_endpoints: Vec::new(),
         mtu: None,
+        reflexive_endpoints: Vec::new(),
+        paths: Default::default(),
     }
 }
 

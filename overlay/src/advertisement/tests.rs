@@ -10,6 +10,8 @@ fn good() -> Advertisement {
         endpoints: vec!["192.0.2.1:51820".parse().unwrap(), "gw.example:51820".parse().unwrap()],
         internal_endpoints: vec!["[2001:db8::1]:51820".parse().unwrap()],
         mtu: Some(1500),
+        reflexive_endpoints: vec!["198.51.100.7:40001".parse().unwrap()],
+        paths: Rung::ALL.into(),
     }
 }
 
@@ -47,6 +49,8 @@ fn each_malformed_value_is_refused_by_the_name_of_its_annotation() {
         (ENDPOINTS, "192.0.2.1"),
         (ENDPOINTS, &nine),
         (INTERNAL_ENDPOINTS, "[fe80::1]:5"),
+        (REFLEXIVE_ENDPOINTS, "10.0.0.1"),
+        (PATH, &big),
         (MTU, "0"),
         (MTU, "1359"),
         (MTU, "70000"),

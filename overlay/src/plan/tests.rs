@@ -19,6 +19,8 @@ fn peer(n: u8, site: &str, prefix: &str, endpoint: Option<&str>) -> (NodeName, P
             endpoints: endpoint.iter().map(|e| e.parse().unwrap()).collect(),
             internal_endpoints: vec![format!("192.168.0.{n}:51820").parse().unwrap()],
             mtu: Some(1400),
+            reflexive_endpoints: Vec::new(),
+            paths: Default::default(),
         },
     };
     (name, peer)

@@ -65,6 +65,8 @@ fn claim(n: usize) -> Advertisement {
         endpoints: Vec::new(),
         internal_endpoints: Vec::new(),
         mtu: Some(1500),
+        reflexive_endpoints: Vec::new(),
+        paths: Default::default(),
     }
 }
 

@@ -64,6 +64,7 @@ pub(crate) fn perform(stage: &mut Stage, step: &Step) -> Verdict {
         Action::Delete(delete) => registry::delete(stage, delete),
         Action::Block(block) => block::place(stage, block),
         Action::Unblock(at) => block::lift(stage, at),
+        Action::ForgetNat(sites) => block::forget_nat(stage, sites),
         Action::Kill(kill) => process::kill(stage, kill, deadline),
         Action::Restart(kill) => process::restart(stage, kill, deadline),
         Action::Stop(nodes) => process::stop(stage, nodes, deadline),

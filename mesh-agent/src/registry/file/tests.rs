@@ -13,6 +13,8 @@ fn claim() -> Advertisement {
         endpoints: vec!["192.0.2.1:51820".parse().unwrap()],
         internal_endpoints: vec![],
         mtu: Some(1500),
+        reflexive_endpoints: Vec::new(),
+        paths: Default::default(),
     }
 }
 

@@ -163,6 +163,13 @@ impl<'a> StepCheck<'a> {
                 self.nodes(&block.at)
             }
             Action::Unblock(at) | Action::Stop(at) | Action::Start(at) => self.nodes(at),
+            Action::ForgetNat(sites) => {
+                let known = |name: &str| self.layout.sites.iter().any(|site| site.name == name);
+                match sites.iter().find(|name| *name != "all" && !known(name)) {
+                    Some(name) => Err(format!("forgetNat: there is no site `{name}`")),
+                    None => Ok(()),
+                }
+            }
             Action::Kill(kill) | Action::Restart(kill) => self.nodes(&kill.nodes),
             Action::Exec(exec) => {
                 if step.timeout.is_some_and(|timeout| timeout.0.is_zero()) {

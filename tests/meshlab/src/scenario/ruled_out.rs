@@ -11,7 +11,7 @@ use crate::selector::End;
 /// The smallest underlay that agents take, in bytes: IPv6 inside of the mesh needs 1280, WireGuard adds 80.
 const AGENTS_LEAST_MTU: u16 = 1360;
 /// The agent configuration's top level.
-const AGENT_KEYS: [&str; 12] = [
+const AGENT_KEYS: [&str; 13] = [
     "node",
     "site",
     "mesh",
@@ -23,6 +23,7 @@ const AGENT_KEYS: [&str; 12] = [
     "sites",
     "protectedAddresses",
     "routing",
+    "vxlan",
     "log",
 ];
 
@@ -125,6 +126,8 @@ pub(super) fn pair(from: &End<'_>, to: &End<'_>, family: Option<Family>) -> Resu
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Standing {
     behind_nat: bool,
+    /// Behind a NAT that shows everybody the same port.
+    cone: bool,
     /// Families that it can dial in.
     speaks: BTreeSet<Family>,
     /// Families in which it says that others can dial it.
@@ -133,7 +136,8 @@ struct Standing {
 
 impl Standing {
     fn of(scenario: &Scenario, layout: &Layout, node: &NodeLayout) -> Self {
-        let behind_nat = layout.site(&node.site).is_some_and(|site| site.nat != Nat::None);
+        let nat = layout.site(&node.site).map_or(Nat::None, |site| site.nat);
+        let behind_nat = nat != Nat::None;
         let speaks: BTreeSet<Family> = node.lan.iter().map(|address| Family::of(*address)).collect();
         let listens = match manifest::outside_endpoints(scenario, layout, node) {
             // What an agent finds out by itself behind a NAT is an address of the LAN.
@@ -148,7 +152,17 @@ impl Standing {
                 })
                 .collect(),
         };
-        Self { behind_nat, speaks, listens }
+        Self { behind_nat, cone: nat == Nat::Cone, speaks, listens }
+    }
+
+    /// Two nodes behind cones meet, if a third one tells both how they look from outside. Only IPv4 is translated.
+    fn can_meet(&self, other: &Self, scenario: &Scenario, layout: &Layout) -> bool {
+        let v4 = |one: &Self| one.cone && one.speaks.contains(&Family::Ipv4);
+        let tells = |node: &NodeLayout| {
+            let standing = Self::of(scenario, layout, node);
+            !standing.behind_nat && standing.listens.contains(&Family::Ipv4)
+        };
+        v4(self) && v4(other) && layout.nodes().any(tells)
     }
 
     fn can_dial(&self, other: &Self) -> bool {
@@ -169,9 +183,10 @@ pub(super) fn handshakes(scenario: &Scenario, layout: &Layout, nodes: &[&NodeLay
     for (index, (a, of_a)) in sites.iter().enumerate() {
         for (b, of_b) in &sites[index + 1..] {
             let pairs = of_a.iter().flat_map(|x| of_b.iter().map(move |y| (x, y)));
-            let mut cut_off = pairs.filter(|(x, y)| !x.can_dial(y) && !y.can_dial(x));
+            let mut cut_off = pairs
+                .filter(|(x, y)| !x.can_dial(y) && !y.can_dial(x) && !x.can_meet(y, scenario, layout));
             if let Some((x, y)) = cut_off.next() {
-                let reason = obstacle(x, y).unwrap_or("neither says where it can be dialled");
+                let reason = obstacle(x, y, scenario, layout).unwrap_or("neither says where it can be dialled");
                 return Err(format!("sites `{a}` and `{b}` cannot have a tunnel: {reason}"));
             }
         }
@@ -180,9 +195,11 @@ pub(super) fn handshakes(scenario: &Scenario, layout: &Layout, nodes: &[&NodeLay
 }
 
 /// Why two nodes of different sites have, or may well have, no tunnel.
-fn obstacle(a: &Standing, b: &Standing) -> Option<&'static str> {
+fn obstacle(a: &Standing, b: &Standing, scenario: &Scenario, layout: &Layout) -> Option<&'static str> {
     if a.behind_nat && b.behind_nat {
-        Some("both are behind NAT, so that neither can dial the other")
+        let reason = "both are behind NAT, so that neither can dial the other; two cones meet, where a third node that can be dialled \
+                      tells them how they look from outside";
+        (!a.can_meet(b, scenario, layout)).then_some(reason)
     } else if a.speaks.is_disjoint(&b.speaks) {
         Some("their underlays share no address family")
     } else {
@@ -196,7 +213,7 @@ pub(crate) fn why_no_tunnel(scenario: &Scenario, layout: &Layout, a: &str, b: &s
     if a.site == b.site {
         return None;
     }
-    obstacle(&Standing::of(scenario, layout, a), &Standing::of(scenario, layout, b))
+    obstacle(&Standing::of(scenario, layout, a), &Standing::of(scenario, layout, b), scenario, layout)
 }
 
 #[cfg(test)]

@@ -40,6 +40,9 @@ pub struct Step {
     /// Takes away every block at these sites or nodes (`all` for every block there is).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unblock: Option<OneOrMany>,
+    /// The routers of these sites forget all connections and NAT mappings, as one does that reboots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forget_nat: Option<OneOrMany>,
     /// Sends a signal to the agent or the WireGuard device process of nodes. The agent is not started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kill: Option<Kill>,
@@ -90,6 +93,8 @@ pub enum Action<'a> {
     Block(&'a Block),
     /// `unblock`
     Unblock(&'a OneOrMany),
+    /// `forgetNat`
+    ForgetNat(&'a OneOrMany),
     /// `kill`
     Kill(&'a Kill),
     /// `restart`
@@ -123,6 +128,7 @@ impl Action<'_> {
             Self::Delete(_) => "delete",
             Self::Block(_) => "block",
             Self::Unblock(_) => "unblock",
+            Self::ForgetNat(_) => "forgetNat",
             Self::Kill(_) => "kill",
             Self::Restart(_) => "restart",
             Self::Stop(_) => "stop",
@@ -161,7 +167,7 @@ impl Action<'_> {
 }
 
 /// All the action keywords, for messages.
-pub const KEYWORDS: &str = "expect, handshakes, status, apply, delete, block, unblock, kill, restart, stop, \
+pub const KEYWORDS: &str = "expect, handshakes, status, apply, delete, block, unblock, forgetNat, kill, restart, stop, \
 start, exec, capture, assertNoCleartext, traffic, eventually, always";
 
 impl Step {
@@ -175,6 +181,7 @@ impl Step {
             self.delete.as_ref().map(Action::Delete),
             self.block.as_ref().map(Action::Block),
             self.unblock.as_ref().map(Action::Unblock),
+            self.forget_nat.as_ref().map(Action::ForgetNat),
             self.kill.as_ref().map(Action::Kill),
             self.restart.as_ref().map(Action::Restart),
             self.stop.as_ref().map(Action::Stop),
@@ -483,6 +490,9 @@ pub struct Traffic {
     /// With `stop`: how many packets may stay unanswered. Default: 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_lost: Option<u64>,
+    /// With `stop`: how long the stream may have been silent at most. Default: any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_gap: Option<Span>,
     /// With `stop`: the stream goes on until so many packets were answered or the timeout runs out, which fails
     /// the step. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -81,6 +81,15 @@ pub(super) fn lift(stage: &mut Stage, at: &OneOrMany) -> Verdict {
 }
 
 /// Each word's namespace and the interface that the rule stands on; `all` means every site.
+/// The routers forget their connections.
+pub(super) fn forget_nat(stage: &mut Stage, sites: &OneOrMany) -> Verdict {
+    let routers = places(stage, sites)?;
+    for (_, router, _) in &routers {
+        router.flush_connections()?;
+    }
+    Ok(count(routers.len(), "router"))
+}
+
 fn places(stage: &Stage, at: &OneOrMany) -> Result<Vec<(String, Namespace, &'static str)>, Trouble> {
     let mut found = Vec::new();
     for name in at.iter() {

@@ -74,6 +74,9 @@ fn stop(stage: &mut Stage, name: &str, traffic: &Traffic, deadline: Instant) -> 
     if report.lost > most {
         failures.push(format!("{} -> {}: {detail}; at most {most} may be lost", stream.from, stream.to));
     }
+    if traffic.max_gap.is_some_and(|most| report.max_gap > most.0) {
+        failures.push(format!("{} -> {}: {detail}; that is too long", stream.from, stream.to));
+    }
     if report.received < least {
         failures.push(format!("only {} packets were answered, at least {least} have to be", report.received));
     }
