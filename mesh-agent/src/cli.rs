@@ -50,6 +50,20 @@ pub enum Command {
         /// Print what is amiss only, and fail unless the node is ready: published, and all as it should be.
         #[arg(long)]
         probe: bool,
+        /// Show it again every second, until interrupted.
+        #[arg(short, long, conflicts_with = "probe")]
+        watch: bool,
+    },
+    /// Explain how a peer is reached: what was decided of late and why, and what is known of each of its addresses.
+    Trace {
+        /// The peer.
+        peer: String,
+        /// The running agent's socket.
+        #[arg(long, env = "SENNIT_SOCKET", default_value = "/run/sennit/agent.sock")]
+        socket: PathBuf,
+        /// Form of the output.
+        #[arg(short, long, value_enum, default_value_t = StatusOutput::Table)]
+        output: StatusOutput,
     },
     /// Compute a node's plan from a directory of manifests, touching nothing.
     Plan {

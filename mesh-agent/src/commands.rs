@@ -38,7 +38,10 @@ pub fn execute(cli: Cli) -> anyhow::Result<()> {
             block_on(federate::federate(&asked))
         }
         Command::InstallCheck { configured, output } => block_on(check::check(load(&configured)?, output)),
-        Command::Status { socket, output, probe } => block_on(status::show(&socket, output, probe)),
+        Command::Status { socket, probe: true, .. } => block_on(status::probe(&socket)),
+        Command::Status { socket, output, watch: true, .. } => block_on(status::watch(&socket, output)),
+        Command::Status { socket, output, .. } => block_on(status::show(&socket, output)),
+        Command::Trace { peer, socket, output } => block_on(status::trace(&socket, &peer, output)),
         Command::Plan { state, node, config, output } => plan::show(&state, &node, config.as_deref(), output),
         Command::Cleanup { configured, keep_key, stay } => {
             let config = load(&configured)?;

@@ -1,10 +1,11 @@
 //! What the agent tells about itself, over its Unix socket and as a table.
 
+mod table;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Instant, SystemTime};
 
-use comfy_table::{Table, presets};
 use ipnet::IpNet;
 use mesh_keyring::{NodeName, PublicKey, SiteName};
 use mesh_overlay::dial::is_fresh;
@@ -286,101 +287,6 @@ pub fn rfc3339(at: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-fn age(seconds: u64) -> String {
-    match seconds {
-        0..=119 => format!("{seconds} s"),
-        120..=7199 => format!("{} min", seconds / 60),
-        _ => format!("{} h", seconds / 3600),
-    }
-}
-
-fn bytes(count: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", units[unit]) }
-}
-
-impl Status {
-    /// The status for people.
-    pub fn to_table(&self) -> String {
-        let mut text = format!(
-            "{} (site {}, mesh {}): {}, {} backend, MTU {}\n",
-            self.node,
-            self.site,
-            self.mesh,
-            if self.ready { "ready" } else { "NOT READY" },
-            self.backend,
-            self.mtu
-        );
-        let addresses: Vec<String> = self.mesh_addresses.iter().map(ToString::to_string).collect();
-        text.push_str(&format!("{} {}\n\n", self.interface, addresses.join(" ")));
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        table.set_header([
-            "PEER",
-            "SITE",
-            "PATH",
-            "ENCRYPTED",
-            "STATE",
-            "RTT",
-            "LOSS",
-            "MTU",
-            "HANDSHAKE",
-            "ENDPOINT",
-            "RX",
-            "TX",
-        ]);
-        for peer in &self.peers {
-            table.add_row([
-                peer.name.to_string(),
-                peer.site.to_string(),
-                peer.path.clone(),
-                if peer.encrypted { "yes" } else { "NO" }.to_owned(),
-                format!("{:?}", peer.state).to_lowercase(),
-                peer.probed
-                    .as_ref()
-                    .and_then(|line| line.rtt_ms)
-                    .map_or("-".to_owned(), |ms| format!("{ms} ms")),
-                peer.probed.as_ref().map_or("-".to_owned(), |line| format!("{:.0} %", line.loss * 100.0)),
-                peer.mtu.to_string(),
-                peer.handshake_age_seconds.map_or("never".to_owned(), age),
-                peer.endpoint.map_or("-".to_owned(), |e| e.to_string()),
-                bytes(peer.rx_bytes),
-                bytes(peer.tx_bytes),
-            ]);
-        }
-        text.push_str(&table.to_string());
-        text.push('\n');
-        if !self.features.is_empty() {
-            text.push_str(&format!("\ndevice: {}", self.features.join(" ")));
-        }
-        let guard = &self.guard;
-        text.push_str(&format!(
-            "\nguard: {}; dropped in clear: {} leaving, {} arriving; dropped on VXLAN: {}\n",
-            if guard.standing { "standing" } else { "NOT STANDING" },
-            guard.egress_drops,
-            guard.ingress_drops,
-            guard.carrier_drops
-        ));
-        for refused in &self.refused {
-            let node = refused.node.as_ref().map_or("registry", |n| n.as_str());
-            text.push_str(&format!("refused: {node}: {}\n", refused.reason));
-        }
-        for node in &self.unpublished {
-            text.push_str(&format!("not published: {node}\n"));
-        }
-        for error in &self.errors {
-            text.push_str(&format!("error: {error}\n"));
-        }
-        text
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -397,14 +303,5 @@ mod tests {
         ] {
             assert_eq!(rfc3339(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), text);
         }
-    }
-
-    #[test]
-    fn sizes_and_ages_are_short() {
-        assert_eq!(
-            (bytes(12), bytes(2048), bytes(5 << 30)),
-            ("12 B".into(), "2.0 KiB".into(), "5.0 GiB".into())
-        );
-        assert_eq!((age(5), age(150), age(10_000)), ("5 s".into(), "2 min".into(), "2 h".into()));
     }
 }

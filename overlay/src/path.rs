@@ -20,6 +20,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+mod tests;
+
 pub use choice::Decision;
 pub use line::{LineReport, Liveness};
 pub use prober::{PeerPaths, PeerReport, Prober, Transmit};

@@ -1,4 +1,4 @@
-//! `mesh-agent status`
+//! `mesh-agent status` and `mesh-agent trace`
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +14,61 @@ use crate::status::Status;
 /// How long the agent has to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-pub(super) async fn show(socket: &Path, output: StatusOutput, probe: bool) -> anyhow::Result<()> {
+/// How often a watched status is shown.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// The agent's status, once.
+pub(super) async fn show(socket: &Path, output: StatusOutput) -> anyhow::Result<()> {
+    let status = ask(socket).await?;
+    match output {
+        StatusOutput::Json => print(&format!("{}\n", serde_json::to_string_pretty(&status)?)),
+        StatusOutput::Table => print(&status.to_table()),
+    }
+}
+
+/// What is amiss, as an error.
+pub(super) async fn probe(socket: &Path) -> anyhow::Result<()> {
+    let status = ask(socket).await?;
+    anyhow::ensure!(status.ready, "not ready: {}", status.errors.join("; "));
+    Ok(())
+}
+
+/// Again and again: a screen for people, one line each time for programs. An agent that restarts is waited for.
+pub(super) async fn watch(socket: &Path, output: StatusOutput) -> anyhow::Result<()> {
+    loop {
+        let shown = match (ask(socket).await, output) {
+            (Ok(status), StatusOutput::Json) => format!("{}\n", serde_json::to_string(&status)?),
+            // Home, the text, and nothing below it (ECMA-48: CUP, ED).
+            (Ok(status), StatusOutput::Table) => {
+                format!("\x1b[H\x1b[2J{}\n{}", status.observed_at, status.to_table())
+            }
+            (Err(error), StatusOutput::Table) => format!("\x1b[H\x1b[2J{error:#}\n"),
+            (Err(error), StatusOutput::Json) => {
+                format!("{}\n", serde_json::json!({"error": format!("{error:#}")}))
+            }
+        };
+        print(&shown)?;
+        tokio::time::sleep(WATCH).await;
+    }
+}
+
+/// How a peer is reached and why.
+pub(super) async fn trace(socket: &Path, peer: &str, output: StatusOutput) -> anyhow::Result<()> {
+    let status = ask(socket).await?;
+    let Some(found) = status.peers.iter().find(|found| found.name.as_str() == peer) else {
+        let known: Vec<&str> = status.peers.iter().map(|peer| peer.name.as_str()).collect();
+        let refused =
+            status.refused.iter().find(|one| one.node.as_ref().is_some_and(|node| node.as_str() == peer));
+        let why = refused.map_or(String::new(), |one| format!("; it was refused: {}", one.reason));
+        anyhow::bail!("{peer} is no peer of {}{why}; its peers are {}", status.node, known.join(", "));
+    };
+    match output {
+        StatusOutput::Json => print(&format!("{}\n", serde_json::to_string_pretty(found)?)),
+        StatusOutput::Table => print(&found.to_trace()),
+    }
+}
+
+async fn ask(socket: &Path) -> anyhow::Result<Status> {
     let read = async {
         let mut stream = UnixStream::connect(socket).await?;
         let mut text = String::new();
@@ -27,13 +81,5 @@ pub(super) async fn show(socket: &Path, output: StatusOutput, probe: bool) -> an
             format!("{}: the agent does not answer within {} s", shown(socket), PATIENCE.as_secs())
         })?
         .with_context(|| format!("{}: is the agent running, and may you read its socket?", shown(socket)))?;
-    let status: Status = serde_json::from_str(&text).context("the agent's answer")?;
-    if probe {
-        anyhow::ensure!(status.ready, "not ready: {}", status.errors.join("; "));
-        return Ok(());
-    }
-    match output {
-        StatusOutput::Json => print(&format!("{}\n", serde_json::to_string_pretty(&status)?)),
-        StatusOutput::Table => print(&status.to_table()),
-    }
+    serde_json::from_str(&text).context("the agent's answer")
 }

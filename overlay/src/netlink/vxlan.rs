@@ -1,6 +1,5 @@
 //! VXLAN devices with their forwarding and neighbour tables: messages to what they mean, and back.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -34,7 +33,7 @@ pub(crate) async fn observe(socket: &mut RouteSocket, name: &str) -> io::Result<
     for message in table(socket, AddressFamily::Bridge, found.index).await? {
         let (mac, remote) = entry(&message);
         if let (Some(mac), Some(remote)) = (mac, remote) {
-            found.remotes.entry(mac).or_insert_with(BTreeSet::new).insert(remote);
+            found.remotes.entry(mac).or_default().insert(remote);
         }
     }
     for message in table(socket, AddressFamily::Inet6, found.index).await? {

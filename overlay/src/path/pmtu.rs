@@ -198,7 +198,7 @@ mod tests {
 
         fn ask(&mut self, size: u16) {
             self.sent += 1;
-            if size <= self.mtu && self.sent % self.nth != 0 {
+            if size <= self.mtu && !self.sent.is_multiple_of(self.nth) {
                 self.pmtu.answered(size, self.now);
             } else {
                 let asked = self.now;

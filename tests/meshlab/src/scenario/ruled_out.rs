@@ -183,10 +183,11 @@ pub(super) fn handshakes(scenario: &Scenario, layout: &Layout, nodes: &[&NodeLay
     for (index, (a, of_a)) in sites.iter().enumerate() {
         for (b, of_b) in &sites[index + 1..] {
             let pairs = of_a.iter().flat_map(|x| of_b.iter().map(move |y| (x, y)));
-            let mut cut_off = pairs
-                .filter(|(x, y)| !x.can_dial(y) && !y.can_dial(x) && !x.can_meet(y, scenario, layout));
+            let mut cut_off =
+                pairs.filter(|(x, y)| !x.can_dial(y) && !y.can_dial(x) && !x.can_meet(y, scenario, layout));
             if let Some((x, y)) = cut_off.next() {
-                let reason = obstacle(x, y, scenario, layout).unwrap_or("neither says where it can be dialled");
+                let reason =
+                    obstacle(x, y, scenario, layout).unwrap_or("neither says where it can be dialled");
                 return Err(format!("sites `{a}` and `{b}` cannot have a tunnel: {reason}"));
             }
         }
