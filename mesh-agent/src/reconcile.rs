@@ -1,5 +1,7 @@
 //! One pass over the host: observe, compare, apply. Guard first, link last.
 
+mod crash;
+
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
@@ -61,8 +63,15 @@ impl Pass {
 
     fn did(&mut self, result: Result<(), BackendError>) -> bool {
         let done = self.note(result).is_some();
-        self.changes += usize::from(done);
+        if done {
+            self.wrote();
+        }
         done
+    }
+
+    fn wrote(&mut self) {
+        self.changes += 1;
+        crash::after_write();
     }
 }
 
@@ -97,7 +106,7 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         match pass.note(self.wireguard.ensure().await) {
             Some(Ensured::Adopted) => {}
             Some(Ensured::Created) => {
-                pass.changes += 1;
+                pass.wrote();
                 pass.created = true;
             }
             None => return pass,
@@ -155,7 +164,7 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
             };
             for change in changes {
                 match self.net.apply_vxlan(config, &change).await {
-                    Ok(()) => pass.changes += 1,
+                    Ok(()) => pass.wrote(),
                     Err(error) => {
                         pass.hindered.push(error);
                         break;

@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use mesh_keyring::{PrivateKey, PublicKey};
-use mesh_overlay::path::prober::Received;
 use mesh_overlay::path::{Candidate, Origin, PeerPaths, PeerReport, Prober, Rung, Transmit, headers};
 
 use crate::random::Random;
@@ -26,8 +25,10 @@ pub trait World {
 }
 
 struct Node {
+    private: PrivateKey,
     key: PublicKey,
     prober: Prober,
+    peers: BTreeMap<PublicKey, PeerPaths>,
     up: bool,
     wake: Option<Instant>,
 }
@@ -73,13 +74,9 @@ impl<W: World> Network<W> {
         for _ in 0..count {
             let secret: [u8; 32] = std::array::from_fn(|_| random.bits() as u8);
             let Ok(private) = PrivateKey::from_bytes(&secret) else { continue };
-            let boot = std::array::from_fn(|_| random.bits() as u8);
-            nodes.push(Node {
-                key: private.public(),
-                prober: Prober::new(private, boot),
-                up: true,
-                wake: None,
-            });
+            let prober = Prober::new(private.clone(), boot(random));
+            let key = private.public();
+            nodes.push(Node { private, key, prober, peers: BTreeMap::new(), up: true, wake: None });
         }
         let ids = nodes.iter().enumerate().map(|(id, node)| (node.key, id)).collect();
         let rungs = [Rung::Direct, Rung::Vxlan];
@@ -101,7 +98,8 @@ impl<W: World> Network<W> {
             let of = |other: NodeId| (network.nodes[other].key, paths(other));
             let known = (0..network.nodes.len()).filter(|other| *other != id && peers(id, *other)).map(of);
             let known: BTreeMap<_, _> = known.collect();
-            network.nodes[id].prober.set_peers(known, |_| true, begun);
+            network.nodes[id].prober.set_peers(known.clone(), |_| true, begun);
+            network.nodes[id].peers = known;
             // Nobody starts at exactly the same moment.
             let spread = Duration::from_millis(random.below(1000) as u64);
             network.nodes[id].wake = Some(begun + spread);
@@ -114,9 +112,34 @@ impl<W: World> Network<W> {
         self.now - self.begun
     }
 
-    /// A node is killed, or is back with nothing known.
-    pub fn set_up(&mut self, id: NodeId, up: bool) {
-        self.nodes[id].up = up;
+    /// The time.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// A node dies.
+    pub fn kill(&mut self, id: NodeId) {
+        self.nodes[id].up = false;
+    }
+
+    /// It is back, and knows nothing of before.
+    pub fn revive(&mut self, id: NodeId, random: &mut Random) {
+        let now = self.now;
+        let node = &mut self.nodes[id];
+        node.prober = Prober::new(node.private.clone(), boot(random));
+        node.prober.set_peers(node.peers.clone(), |_| true, now);
+        (node.up, node.wake) = (true, Some(now));
+    }
+
+    /// Whether a node runs.
+    pub fn is_up(&self, id: NodeId) -> bool {
+        self.nodes[id].up
+    }
+
+    /// All reports of a node, by node.
+    pub fn reports(&self, from: NodeId) -> impl Iterator<Item = (NodeId, PeerReport)> {
+        let reports = self.nodes[from].prober.report(self.now);
+        reports.into_iter().filter_map(|(key, report)| Some((*self.ids.get(&key)?, report)))
     }
 
     /// How a node reaches another.
@@ -138,13 +161,6 @@ impl<W: World> Network<W> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
-    }
-
-    /// A datagram of anybody's arrives at a node.
-    pub fn inject(&mut self, to: NodeId, from: SocketAddr, datagram: &[u8]) -> (Received, Vec<Transmit>) {
-        let mut out = Vec::new();
-        let came = self.nodes[to].prober.receive(from, &mut datagram.to_vec(), self.now, &mut out);
-        (came, out)
     }
 
     /// Lets time pass.
@@ -208,11 +224,10 @@ impl<W: World> Network<W> {
             self.next += 1;
         }
     }
+}
 
-    /// Which node has a key.
-    pub fn of_key(&self, key: &PublicKey) -> Option<NodeId> {
-        self.ids.get(key).copied()
-    }
+fn boot(random: &mut Random) -> [u8; 16] {
+    std::array::from_fn(|_| random.bits() as u8)
 }
 
 fn paths(node: NodeId) -> PeerPaths {

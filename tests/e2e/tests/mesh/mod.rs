@@ -43,7 +43,7 @@ impl Mesh {
         self
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut text = format!("name: {}\nsites:\n{}", self.test, indent(2, &self.sites));
         if !self.config.is_empty() {
             let _ = write!(text, "mesh:\n  config:\n{}", indent(4, &self.config));
