@@ -126,7 +126,7 @@ fn a_peer_that_is_revoked() {
 - name: the operator takes gcp-1 out
   exec:
     on: aws-1
-    command: cd /run/netlab/shared/registry && sed 's/name: gcp-1/name: gone-1/' /run/netlab/private/nodes.yaml > .new && mv .new nodes.yaml
+    command: cd /run/netlab/shared/registry && sed s/gcp-1/gone-1/ /run/netlab/private/nodes.yaml > .new && mv .new nodes.yaml
 - status: {nodes: aws, where: [{path: /peers, count: 0}]}
 - always: {for: 2s, step: {expect: {pairs: [{from: aws-1-pod-1, to: gcp-1-pod-1, verdict: deny}]}}}
 - exec: {on: aws-1, command: cd /run/netlab/shared/registry && cp /run/netlab/private/nodes.yaml .new && mv .new nodes.yaml}
@@ -237,6 +237,10 @@ for _ in range(10):
 - kill: {{nodes: aws, target: device}}
 - always: {{for: 2s, step: {{expect: {{matrix: pods, verdict: deny}}}}}}
 - start: aws
+- name: with an underlay address among the other site's pods the agent does nothing, and says so
+  status: {{nodes: aws, where: [{{path: /errors, contains: an underlay address of this node}}]}}
+- always: {{for: 2s, step: {{expect: {{matrix: pods, verdict: deny}}}}}}
+- exec: {{on: aws-1, command: sysctl -qw net.ipv6.conf.eth0.accept_ra=0 && ip -6 address flush dev eth0 to fd00:2::/64 && ip -6 route flush dev eth0 root fd00:2::/16}}
 "
         ),
         true,

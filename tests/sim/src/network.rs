@@ -51,6 +51,8 @@ pub struct Network<W> {
     addresses: HashMap<IpAddr, (NodeId, Rung)>,
     flights: HashMap<u64, Flight>,
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
+    // Each node's next timer, and outdated ones.
+    timers: BinaryHeap<Reverse<(Instant, NodeId)>>,
     next: u64,
     begun: Instant,
     now: Instant,
@@ -90,6 +92,7 @@ impl<W: World> Network<W> {
             addresses,
             flights: HashMap::new(),
             queue: BinaryHeap::new(),
+            timers: BinaryHeap::new(),
             next: 0,
             begun,
             now: begun,
@@ -102,7 +105,7 @@ impl<W: World> Network<W> {
             network.nodes[id].peers = known;
             // Nobody starts at exactly the same moment.
             let spread = Duration::from_millis(random.below(1000) as u64);
-            network.nodes[id].wake = Some(begun + spread);
+            network.set_timer(id, Some(begun + spread));
         }
         network
     }
@@ -128,7 +131,16 @@ impl<W: World> Network<W> {
         let node = &mut self.nodes[id];
         node.prober = Prober::new(node.private.clone(), boot(random));
         node.prober.set_peers(node.peers.clone(), |_| true, now);
-        (node.up, node.wake) = (true, Some(now));
+        node.up = true;
+        self.set_timer(id, Some(now));
+    }
+
+    fn set_timer(&mut self, id: NodeId, at: Option<Instant>) {
+        let wake = &mut self.nodes[id].wake;
+        if *wake != at {
+            *wake = at;
+            self.timers.extend(at.map(|at| Reverse((at, id))));
+        }
     }
 
     /// Whether a node runs.
@@ -168,7 +180,14 @@ impl<W: World> Network<W> {
         let until = self.now + span;
         loop {
             let arrival = self.queue.peek().map(|Reverse((at, _))| *at);
-            let timer = self.nodes.iter().filter(|node| node.up).filter_map(|node| node.wake).min();
+            while self
+                .timers
+                .peek()
+                .is_some_and(|Reverse((at, id))| !self.nodes[*id].up || self.nodes[*id].wake != Some(*at))
+            {
+                self.timers.pop();
+            }
+            let timer = self.timers.peek().map(|Reverse((at, _))| *at);
             let Some(next) = arrival.into_iter().chain(timer).min().filter(|at| *at <= until) else { break };
             self.now = self.now.max(next);
             self.deliver();
@@ -197,9 +216,14 @@ impl<W: World> Network<W> {
     }
 
     fn fire(&mut self) {
-        for id in 0..self.nodes.len() {
+        while let Some(Reverse((at, id))) = self.timers.peek().copied() {
+            if at > self.now {
+                return;
+            }
+            self.timers.pop();
             let node = &mut self.nodes[id];
-            if node.up && node.wake.is_some_and(|at| at <= self.now) {
+            if node.up && node.wake == Some(at) {
+                node.wake = None;
                 let mut out = Vec::new();
                 node.prober.poll(self.now, &mut out);
                 self.sleep(id);
@@ -209,8 +233,8 @@ impl<W: World> Network<W> {
     }
 
     fn sleep(&mut self, id: NodeId) {
-        let node = &mut self.nodes[id];
-        node.wake = node.prober.wake_at().map(|at| at.max(self.now + TICK));
+        let wake = self.nodes[id].prober.wake_at().map(|at| at.max(self.now + TICK));
+        self.set_timer(id, wake);
     }
 
     fn send(&mut self, from: NodeId, out: Vec<Transmit>) {

@@ -1,6 +1,6 @@
 //! Two hundred nodes between which links break, come back and break one way only, and which die and come back.
 //!
-//! `SENNIT_SIM_SEEDS` says how many runs there are (3), `SENNIT_SIM_SEED` which is the first (1). A failure names its seed.
+//! `SENNIT_SIM_SEEDS` says how many runs there are (1), `SENNIT_SIM_SEED` which is the first (1). A failure names its seed.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -102,7 +102,7 @@ fn decisions(network: &Network<Field>, since: Instant) -> usize {
 #[test]
 fn every_pair_with_a_carrier_that_lives_is_reachable_within_ten_seconds() {
     let first = number("SENNIT_SIM_SEED", 1);
-    for seed in first..first + number("SENNIT_SIM_SEEDS", 3) {
+    for seed in first..first + number("SENNIT_SIM_SEEDS", 1) {
         let mut random = Random::new(seed);
         let mut chosen = BTreeSet::new();
         for id in 0..NODES {
