@@ -221,6 +221,14 @@ impl Line {
         self.asked.push_back(Asked { number, at: now, size, expired: false });
     }
 
+    /// What is open does not count as lost, and is asked again.
+    pub fn pardon(&mut self, now: Instant) {
+        for asked in self.asked.iter_mut().filter(|asked| !asked.expired) {
+            asked.expired = true;
+            self.due = self.due.min(now);
+        }
+    }
+
     /// Counts the questions that were not answered in time.
     pub fn expire(&mut self, now: Instant) {
         let patience = self.patience();

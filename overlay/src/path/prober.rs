@@ -22,6 +22,10 @@ const NONCES_MOST: usize = 64;
 /// Questions of one peer that are answered, a second and at once: from where it is known to be, and from elsewhere.
 const ANSWERS: (f64, f64) = (100.0, 500.0);
 const ANSWERS_ELSEWHERE: (f64, f64) = (5.0, 20.0);
+/// A poll that comes so late was held up by the host.
+const STARVED: Duration = Duration::from_millis(150);
+/// On a host that is always late losses count all the same, or nothing would ever be left.
+const PARDON_EVERY: Duration = Duration::from_secs(3);
 /// Datagrams of one peer that are deciphered, a second and at once.
 const OPENED: (f64, f64) = (2_000.0, 2_000.0);
 
@@ -112,6 +116,9 @@ pub struct Prober {
     peers: BTreeMap<PublicKey, Peer>,
     reachable: Box<dyn Fn(&SocketAddr) -> bool + Send>,
     changes: u64,
+    // When something was due, as it was known after the last poll.
+    due: Option<Instant>,
+    pardoned: Option<Instant>,
 }
 
 impl Prober {
@@ -125,6 +132,8 @@ impl Prober {
             peers: BTreeMap::new(),
             reachable: Box::new(|_| true),
             changes: 0,
+            due: None,
+            pardoned: None,
         }
     }
 
@@ -241,6 +250,13 @@ impl Prober {
 
     /// Does what is due.
     pub fn poll(&mut self, now: Instant, out: &mut Vec<Transmit>) {
+        // Who was not given the processor for so long may have missed every answer: what is open tells nothing.
+        let late = self.due.is_some_and(|due| now.saturating_duration_since(due) >= STARVED);
+        let again = self.pardoned.is_some_and(|at| now.saturating_duration_since(at) < PARDON_EVERY);
+        if late && !again {
+            self.pardoned = Some(now);
+            self.peers.values_mut().flat_map(|peer| &mut peer.lines).for_each(|line| line.pardon(now));
+        }
         for peer in self.peers.values_mut() {
             if peer.wake_at() > now {
                 continue;
@@ -268,6 +284,7 @@ impl Prober {
                 }
             }
         }
+        self.due = self.wake_at();
     }
 
     /// When [`Prober::poll`] has something to do.

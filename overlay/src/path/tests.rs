@@ -150,3 +150,37 @@ fn a_peer_that_is_revoked_gets_no_answer_any_more() {
     );
     assert_eq!((polled(&mut b, now + Duration::from_secs(60)), b.wake_at()), (Vec::new(), None));
 }
+
+#[test]
+fn who_was_not_given_the_processor_takes_nobody_for_dead() {
+    let mut now = Instant::now();
+    let (mut a, mut b) = (prober(1, 2, B, now), prober(2, 1, A, now));
+    let talk = |a: &mut Prober, b: &mut Prober, now: Instant| {
+        for question in polled(a, now) {
+            for answer in given(b, A, &question.payload, now).1 {
+                given(a, B, &answer.payload, now);
+            }
+        }
+    };
+    let alive = |a: &Prober, now| a.report(now)[&key(2).public()].lines[0].state;
+    for _ in 0..200 {
+        now += Duration::from_millis(20);
+        talk(&mut a, &mut b, now);
+    }
+    assert_eq!(alive(&a, now), super::Liveness::Alive);
+    // Asked, and then nothing runs for a while: the answers wait unread, or were dropped.
+    let mut asked = Vec::new();
+    while asked.is_empty() {
+        now += Duration::from_millis(20);
+        asked = polled(&mut a, now);
+    }
+    now += Duration::from_secs(4);
+    talk(&mut a, &mut b, now);
+    assert_eq!(alive(&a, now), super::Liveness::Alive);
+    // With the processor and without answers it is dead soon.
+    for _ in 0..150 {
+        now += Duration::from_millis(20);
+        polled(&mut a, now);
+    }
+    assert_eq!(alive(&a, now), super::Liveness::Dead);
+}
