@@ -51,6 +51,7 @@ bench: build     ## mesh-wg beside wireguard-go and boringtun (a quarter of an h
 	@tests/bench/peers.sh >/dev/null
 	@SENNIT_BIN_DIR=$(CURDIR)/$(BIN) $(BIN)/meshbench run --date "$$(date -u +%Y-%m-%dT%H%M)" $(BENCH_ARGS)
 	@tests/bench/plan.sh
+	@tests/bench/paths.sh
 
 fuzz:            ## fuzz each target for FUZZ_SECONDS (600)
 	@tests/fuzz/run.sh

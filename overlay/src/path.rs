@@ -2,7 +2,7 @@
 //! to use. Without IO: datagrams, the time and the peers come in, datagrams and decisions go out.
 //!
 //! Probes are datagrams on the WireGuard port ([`wire`]), so that firewalls and NATs treat them as they treat the tunnel. Each
-//! address of a peer is a [`line`](Line) with its own liveness, round-trip time, loss and path MTU ([`pmtu`], RFC 8899). The lines of a
+//! address of a peer is a [line](line::Line) with its own liveness, round-trip time, loss and path MTU ([`pmtu`], RFC 8899). The lines of a
 //! peer form a ladder: direct ones first, then WireGuard inside of VXLAN. [`choice`] leaves a rung when it dies, and climbs back when
 //! a better one has lived for a while.
 //!
