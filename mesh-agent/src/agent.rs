@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use mesh_keyring::{NodeName, PublicKey, SiteName};
+use mesh_overlay::address::carrier_prefix;
 use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST, PUBLIC_KEY};
 use mesh_overlay::endpoint::is_dialable;
 use mesh_overlay::link::{LinkConfig, ObservedUnderlay};
-use mesh_overlay::local::{InterfaceName, Vxlan};
+use mesh_overlay::local::Vxlan;
 use mesh_overlay::plan::Paths;
 use mesh_overlay::plan::path::Resolution;
 use mesh_overlay::{
@@ -42,8 +43,6 @@ pub struct Desired {
     pub plan: MeshPlan,
     /// The mesh interface.
     pub link: LinkConfig,
-    /// VXLAN devices that there may be of ours and that are not wanted.
-    pub unwanted: Vec<InterfaceName>,
     /// What this node says of itself.
     pub publish: Advertisement,
     /// Whether the registry holds just that already; else nobody can answer a handshake of ours yet.
@@ -129,6 +128,11 @@ impl Agent {
             self.last_good.servers.clone_from(&snapshot.servers);
         } else {
             self.last_good.servers.extend(&snapshot.servers);
+        }
+        if self.snapshot.is_none()
+            && let Some(said) = own.and_then(|own| Advertisement::parse(&own.annotations).ok().flatten())
+        {
+            self.standing.recall(Standing::published(&said));
         }
         self.heed(&mut snapshot, now);
         if self.last_good.published && !published {
@@ -249,13 +253,6 @@ impl Agent {
         })
     }
 
-    fn unwanted(&self, plan: &MeshPlan) -> Vec<InterfaceName> {
-        let interface = self.config.vxlan.interface.clone();
-        let vxlan = Vxlan { interface, vni: Vxlan::VNI, port: Vxlan::PORT };
-        let all = [false, true].into_iter().filter_map(|v6| vxlan.device(v6));
-        all.filter(|name| plan.vxlan.iter().all(|device| device.name != *name)).collect()
-    }
-
     fn keepalive(&self) -> Option<u16> {
         let seconds =
             self.setting(self.config.wireguard.persistent_keepalive, |mesh| mesh.persistent_keepalive);
@@ -302,7 +299,10 @@ impl Agent {
         let near = self.last_good.peers.0.values().filter(|peer| peer.claim.site == self.config.site);
         let near: BTreeSet<PublicKey> = near.map(|peer| peer.claim.public_key).collect();
         let standing = Standing::of(&paths, &self.underlay.addresses, |key| near.contains(key));
-        self.standing.note(standing, now);
+        // Before any path was probed nothing is known, and what was published stands.
+        if !paths.is_empty() {
+            self.standing.note(standing, now);
+        }
         self.paths = paths;
     }
 
@@ -356,6 +356,15 @@ impl Agent {
                 HOLD.as_secs()
             ));
         }
+        let carrier = IpNet::V6(carrier_prefix(&grants.mesh));
+        let around = |net: &&IpNet| net.contains(&carrier) || carrier.contains(*net);
+        if let Some(net) = grants.sites.values().flatten().find(around).filter(|_| local.vxlan.is_some()) {
+            warnings.push(format!("sites: {net} holds {carrier}, where VXLAN carriers have their addresses: there is no path by VXLAN"));
+        }
+        let port = self.listen_port();
+        if local.vxlan.as_ref().is_some_and(|vxlan| vxlan.port == port) {
+            warnings.push(format!("UDP port {port} is both WireGuard's and VXLAN's: set vxlan.port or wireguard.listenPort to another"));
+        }
         if self.standing.current().symmetric {
             warnings.push(
                 "this node is behind a symmetric NAT, which shows every peer another port: nodes that are behind a NAT themselves cannot \
@@ -378,14 +387,14 @@ impl Agent {
         let mut unpublished = admission.unpublished;
         unpublished.remove(&self.config.node);
         let publish = self.advertisement(local.underlay_mtu);
-        let announced = self.own_record().is_some_and(|own| own.annotations == publish.to_annotations());
+        let said = self.own_record().and_then(|own| Advertisement::parse(&own.annotations).ok().flatten());
+        let announced = said.is_some_and(|said| said.essential() == publish.essential());
         Desired {
             link: LinkConfig {
                 name: local.interface.clone(),
                 mtu: plan.mtu,
                 addresses: plan.addresses.clone(),
             },
-            unwanted: self.unwanted(&plan),
             publish,
             announced,
             synced: self.is_synced(),

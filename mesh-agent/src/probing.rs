@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use mesh_keyring::{PrivateKey, PublicKey};
 use mesh_overlay::MeshPlan;
 use mesh_overlay::device::ObservedDevice;
-use mesh_overlay::path::{Liveness, PeerPaths, PeerReport, Prober, Rung};
+use mesh_overlay::path::{LineReport, Liveness, PeerPaths, PeerReport, Prober, Rung};
 use mesh_overlay::plan::{PathChoice, Paths};
 use mesh_overlay::prefix::PrefixIndex;
 use tokio::sync::Notify;
@@ -33,9 +33,12 @@ struct Shared {
 }
 
 fn seen(report: &PeerReport) -> Vec<(SocketAddr, SocketAddr)> {
-    let direct =
-        report.lines.iter().filter(|line| line.rung == Rung::Direct && line.state == Liveness::Alive);
-    direct.filter_map(|line| Some((line.address, line.seen_as?))).collect()
+    // Lines that are not in use are asked rarely: what they say may be long past.
+    let used = report.carrying.map(|(_, address, _)| address);
+    let fresh = |line: &&LineReport| {
+        line.rung == Rung::Direct && line.state == Liveness::Alive && Some(line.address) == used
+    };
+    report.lines.iter().filter(fresh).filter_map(|line| Some((line.address, line.seen_as?))).collect()
 }
 
 /// The prober with its task.
@@ -117,6 +120,10 @@ impl Probing {
             };
             Some((key, choice))
         };
+        // What nobody looks after any more is not known.
+        if self.failure().is_some() {
+            return Paths::new();
+        }
         self.report().into_iter().filter_map(of).collect()
     }
 
@@ -157,12 +164,18 @@ impl Probing {
             let mut shared = self.shared.borrow_mut();
             let now = Instant::now();
             // First what has arrived: nothing is lost that only was not read yet.
-            sockets.receive(|from, datagram| {
+            let mut answers = Vec::new();
+            sockets.receive(|from, local, datagram| {
                 shared.prober.receive(from, datagram, now, &mut out);
+                answers.extend(out.drain(..).map(|answer| (answer, local)));
             });
+            // From where the question went to, as the device answers: a firewall in between knows no other.
+            for (answer, local) in answers {
+                sockets.send(answer.to, local, &answer.payload, now);
+            }
             shared.prober.poll(now, &mut out);
             for transmit in out.drain(..) {
-                sockets.send(transmit.to, &transmit.payload, now);
+                sockets.send(transmit.to, None, &transmit.payload, now);
             }
             if shared.prober.changes() != told {
                 told = shared.prober.changes();
@@ -178,6 +191,9 @@ impl Probing {
                 "probing paths on UDP port {port}: {e}; paths are not watched, and there is no fallback: give the agent CAP_NET_RAW"
             )
         });
+        if self.shared.borrow().failure != failure {
+            self.found.notify_one();
+        }
         self.shared.borrow_mut().failure = failure;
         opened.ok()
     }

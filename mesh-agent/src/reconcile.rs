@@ -86,6 +86,8 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
     pub async fn pass(&mut self, desired: &Desired, now: SystemTime) -> Pass {
         let mut pass = Pass::default();
         let plan = &desired.plan;
+        // Before the guard forgets them.
+        self.leave_carriers(desired, &mut pass).await;
         if !self.guard(desired, &mut pass).await {
             self.revoke(desired, &mut pass).await;
             return pass;
@@ -137,12 +139,25 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         pass
     }
 
+    /// Removes VXLAN devices of ours that the plan does not have: of another name, or of before.
+    async fn leave_carriers(&mut self, desired: &Desired, pass: &mut Pass) {
+        let ours = match self.net.own_vxlan().await {
+            Ok(ours) => ours,
+            Err(error) => return pass.hindered.push(error),
+        };
+        for name in ours.iter().filter(|name| desired.plan.vxlan.iter().all(|device| device.name != **name)) {
+            match self.net.remove_vxlan(name).await {
+                Ok(()) => pass.wrote(),
+                Err(error) => pass.hindered.push(error),
+            }
+        }
+    }
+
     /// The VXLAN devices. Where one cannot be had, its rung is missing and all else goes on.
     async fn carriers(&mut self, desired: &Desired, pass: &mut Pass) {
-        for name in desired.unwanted.iter().filter(|_| desired.prune) {
-            if let Err(error) = self.net.remove_vxlan(name).await {
-                pass.hindered.push(error);
-            }
+        // The guard that stands has to know them: VXLAN lets in whatever anybody sends.
+        if pass.guard.fingerprint.as_ref() != Some(&desired.plan.guard.fingerprint()) {
+            return;
         }
         for config in &desired.plan.vxlan {
             let found = match self.net.observe_vxlan(&config.name).await {

@@ -43,6 +43,8 @@ const HEAD_START: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_millis(100);
 /// Passes that events or timers ask for come no faster than this; the registry's changes do.
 const BREATH: Duration = Duration::from_secs(1);
+/// What others do not need of a publication and could not be written is tried again after this.
+const INFORM_RETRY: Duration = Duration::from_secs(30);
 /// But when a path has died traffic waits.
 const GULP: Duration = Duration::from_millis(50);
 
@@ -153,6 +155,10 @@ struct Running {
     announced_at: Option<Instant>,
     // Dialling was put off by the head start.
     held_back: bool,
+    // The registry holds what others need to know of us.
+    stands: bool,
+    // When what comes and goes of a publication may be written again, after it could not.
+    inform_at: Instant,
 }
 
 /// Runs until SIGTERM or SIGINT. What carries traffic stays as it is.
@@ -202,6 +208,8 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         notified: false,
         announced_at: None,
         held_back: false,
+        stands: false,
+        inform_at: Instant::now(),
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -298,9 +306,16 @@ impl Running {
         // Others may dial only what is there: publish after the device listens.
         let mut published = false;
         if pass.device.is_some() && !failed {
-            match self.registry.publish(&self.config.node, &self.desired.publish).await {
-                Ok(_) => published = true,
-                Err(e) => errors.push(e.to_string()),
+            // What others need of us stands there already; the rest can wait.
+            published = self.stands;
+            if !published || Instant::now() >= self.inform_at {
+                match self.registry.publish(&self.config.node, &self.desired.publish).await {
+                    Ok(_) => published = true,
+                    Err(e) => {
+                        self.inform_at = Instant::now() + INFORM_RETRY;
+                        errors.push(e.to_string());
+                    }
+                }
             }
         }
         let reports = self.probing.report();
@@ -329,6 +344,7 @@ impl Running {
 
     fn head_start(&mut self) {
         self.held_back = false;
+        self.stands = self.desired.announced;
         if !self.desired.announced {
             return;
         }

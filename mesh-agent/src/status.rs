@@ -4,7 +4,7 @@ mod table;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use mesh_keyring::{NodeName, PublicKey, SiteName};
@@ -153,10 +153,15 @@ pub struct Status {
     pub guard: GuardStatus,
 }
 
+/// What has arrived from a peer within this time says that its path is not blocked.
+const ARRIVES: Duration = Duration::from_secs(5);
+
 /// Since when each peer has been in its state.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
     states: BTreeMap<NodeName, (PeerState, SystemTime)>,
+    // Bytes received when they last grew, and when that was.
+    received: BTreeMap<NodeName, (u64, Instant)>,
     told: BTreeMap<NodeName, Instant>,
 }
 
@@ -166,10 +171,9 @@ pub type Reports = BTreeMap<PublicKey, PeerReport>;
 fn state_of(
     peer: &PlannedPeer,
     device: Option<&ObservedDevice>,
-    report: Option<&PeerReport>,
+    blocked: bool,
     now: SystemTime,
 ) -> PeerState {
-    let blocked = report.is_some_and(|report| report.blocked);
     match device.and_then(|d| d.peers.get(&peer.public_key)) {
         None => PeerState::Missing,
         Some(_) if blocked => PeerState::Blocked,
@@ -189,15 +193,31 @@ impl Health {
         now: SystemTime,
     ) -> Vec<(NodeName, PeerState)> {
         self.states.retain(|name, _| plan.peers.contains_key(name));
+        self.received.retain(|name, _| plan.peers.contains_key(name));
         let mut changed = Vec::new();
         for (name, peer) in &plan.peers {
-            let state = state_of(peer, device, reports.get(&peer.public_key), now);
+            let rx =
+                device.and_then(|found| found.peers.get(&peer.public_key)).map_or(0, |found| found.rx_bytes);
+            match self.received.get_mut(name) {
+                Some((before, at)) if rx > *before => (*before, *at) = (rx, Instant::now()),
+                Some((before, _)) => *before = rx,
+                None => drop(self.received.insert(name.clone(), (rx, Instant::now()))),
+            }
+            let blocked = self.is_blocked(name, reports.get(&peer.public_key));
+            let state = state_of(peer, device, blocked, now);
             if self.states.get(name).is_none_or(|(before, _)| *before != state) {
                 self.states.insert(name.clone(), (state, now));
                 changed.push((name.clone(), state));
             }
         }
         changed
+    }
+
+    /// Whether a peer answers nowhere, and nothing arrives from it either: an agent that restarts answers no probe, and its device
+    /// goes on.
+    fn is_blocked(&self, name: &NodeName, report: Option<&PeerReport>) -> bool {
+        let arrives = self.received.get(name).is_some_and(|(_, at)| at.elapsed() < ARRIVES);
+        report.is_some_and(|report| report.blocked) && !arrives
     }
 
     /// Decisions of the prober that were not told yet.
@@ -239,7 +259,7 @@ impl Health {
                 .iter()
                 .map(|one| DecisionStatus { at: ago(one.at), text: one.text() })
                 .collect();
-            let blocked = report.is_some_and(|report| report.blocked);
+            let blocked = self.is_blocked(name, report);
             PeerStatus {
                 path_since: carrying.map(|(.., at)| ago(at)),
                 why: decisions.last().map(|one| one.text.clone()),
@@ -289,8 +309,6 @@ pub fn rfc3339(at: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -178,6 +178,12 @@ impl Advertisement {
         }))
     }
 
+    /// The claim without what comes and goes, and without which a peer can be admitted and dialled as well: how others see it, and
+    /// its carriers.
+    pub fn essential(&self) -> Self {
+        Self { reflexive_endpoints: Vec::new(), paths: BTreeSet::new(), ..self.clone() }
+    }
+
     /// The claim as annotations.
     pub fn to_annotations(&self) -> BTreeMap<String, String> {
         let list = |all: &[Endpoint]| all.iter().map(Endpoint::to_string).collect::<Vec<_>>().join(",");

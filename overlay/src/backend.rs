@@ -158,6 +158,12 @@ pub trait NetBackend {
         name: &InterfaceName,
     ) -> impl Future<Output = Result<Option<ObservedVxlan>, BackendError>>;
 
+    /// The names of all VXLAN devices that bear our alias. Writes nothing.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn own_vxlan(&mut self) -> impl Future<Output = Result<Vec<InterfaceName>, BackendError>>;
+
     /// Changes a VXLAN device.
     ///
     /// # Errors

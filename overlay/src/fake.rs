@@ -352,6 +352,13 @@ impl NetBackend for FakeNet {
         Ok(self.host.with(|host| host.vxlan.get(name).cloned()))
     }
 
+    async fn own_vxlan(&mut self) -> Result<Vec<InterfaceName>, BackendError> {
+        let ours = |device: &ObservedVxlan| device.alias.as_deref() == Some(ALIAS);
+        Ok(self.host.with(|host| {
+            host.vxlan.iter().filter(|(_, device)| ours(device)).map(|(name, _)| name.clone()).collect()
+        }))
+    }
+
     async fn apply_vxlan(&mut self, config: &VxlanConfig, change: &VxlanChange) -> Result<(), BackendError> {
         self.host.with(|host| {
             if let Some(error) = &host.net_error {

@@ -159,6 +159,12 @@ impl NetBackend for Netlink {
         vxlan::observe(&mut self.socket, name.as_str()).await.map_err(failed(format!("reading {name}")))
     }
 
+    async fn own_vxlan(&mut self) -> Result<Vec<InterfaceName>, BackendError> {
+        let links = links::all(&mut self.socket).await.map_err(failed("reading the links"))?;
+        let ours = links.iter().filter(|link| link.is_marked() && link.kind.as_deref() == Some("vxlan"));
+        Ok(ours.filter_map(|link| link.name.parse().ok()).collect())
+    }
+
     async fn apply_vxlan(&mut self, config: &VxlanConfig, change: &VxlanChange) -> Result<(), BackendError> {
         let name = &config.name;
         let action = match change {

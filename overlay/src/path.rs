@@ -11,6 +11,7 @@
 //! than itself, and those have a rate.
 
 pub mod choice;
+mod limit;
 pub mod line;
 pub mod pmtu;
 pub mod prober;

@@ -78,7 +78,7 @@ tree=$dir/root
 [[ -f $tree/lib/modules/$version/modules.dep.bin ]] || depmod -b "$tree" "$version"
 
 # In the order of use. What the kernel has built in needs no module.
-modules=(virtio_pci virtio_net virtio_console virtio_rng af_packet unix ipv6 tun veth bridge dummy wireguard
+modules=(virtio_pci virtio_net virtio_console virtio_rng af_packet unix ipv6 tun veth bridge dummy wireguard vxlan
   nf_tables nft_objref nf_conntrack nft_ct)
 programs=(ip nft wg unshare bash ping)
 mapfile -t found < <(for program in "${programs[@]}"; do command -v "$program"; done)

@@ -7,10 +7,15 @@ use std::time::{Duration, Instant};
 use mesh_keyring::PublicKey;
 use mesh_overlay::path::Rung;
 use mesh_overlay::plan::Paths;
+use mesh_overlay::{Advertisement, Endpoint};
 
-/// What is new has to hold for so long before it is published: every change is a write to the registry, and an event for
+/// What is new has to hold for so long before it is published, at first: every change is a write to the registry, and an event for
 /// all nodes.
 const STEADY: Duration = Duration::from_secs(3);
+/// Twice as long after each change, up to this.
+const STEADY_MOST: Duration = Duration::from_secs(300);
+/// What has held for so long makes the next change a first one again.
+const CALM: Duration = Duration::from_secs(900);
 
 /// How a node stands in the network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,24 +29,51 @@ pub(super) struct Standing {
 }
 
 impl Standing {
+    /// What a publication of this node said.
+    pub(super) fn published(said: &Advertisement) -> Self {
+        let address = |endpoint: &Endpoint| match endpoint {
+            Endpoint::Address(address) => Some(*address),
+            Endpoint::Name(..) => None,
+        };
+        Self {
+            reflexive: said.reflexive_endpoints.iter().filter_map(address).collect(),
+            symmetric: false,
+            rungs: said.paths.clone(),
+        }
+    }
+
     /// What the paths say. `own` are this node's addresses, `near` the peers of its own site: from there it is seen without a NAT.
     pub(super) fn of(paths: &Paths, own: &BTreeSet<IpAddr>, near: impl Fn(&PublicKey) -> bool) -> Self {
-        let mut seen: BTreeMap<IpAddr, BTreeSet<SocketAddr>> = BTreeMap::new();
-        for (_, path) in paths.iter().filter(|(key, _)| !near(key)) {
-            for (peer, us) in path.seen.iter().filter(|(_, us)| !own.contains(&us.ip())) {
-                // One peer is one witness, however many addresses it has.
-                seen.entry(peer.ip()).or_default().insert(*us);
+        // One peer is one witness, and one alone is not believed against others: what it says of us all others would dial.
+        let witnesses: Vec<SocketAddr> = paths
+            .iter()
+            .filter(|(key, _)| !near(key))
+            .filter_map(|(_, path)| path.seen.first().map(|(_, us)| *us))
+            .collect();
+        let mut reflexive = BTreeSet::new();
+        let mut symmetric = false;
+        for v6 in [false, true] {
+            let all: Vec<SocketAddr> = witnesses.iter().copied().filter(|us| us.is_ipv6() == v6).collect();
+            let mut counts: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+            for us in &all {
+                *counts.entry(*us).or_default() += 1;
+            }
+            match counts.iter().max_by_key(|(_, count)| **count) {
+                Some((us, count)) if count * 2 > all.len() => {
+                    reflexive.extend(Some(*us).filter(|us| !own.contains(&us.ip())));
+                }
+                Some(_) => {
+                    let behind: Vec<&SocketAddr> =
+                        counts.keys().filter(|us| !own.contains(&us.ip())).collect();
+                    let ips: BTreeSet<IpAddr> = behind.iter().map(|us| us.ip()).collect();
+                    // One address outside, and another port for each: several ways out would have several addresses.
+                    symmetric |= ips.len() == 1 && behind.len() > 1;
+                }
+                None => {}
             }
         }
-        let all: BTreeSet<SocketAddr> = seen.values().flatten().copied().collect();
-        let ports = |v6: bool| all.iter().filter(|us| us.is_ipv6() == v6).count();
-        let symmetric = seen.len() > 1 && (ports(false) > 1 || ports(true) > 1);
-        Self {
-            // An address of a symmetric NAT is good for one peer alone.
-            reflexive: if symmetric { BTreeSet::new() } else { all },
-            symmetric,
-            rungs: paths.values().filter(|path| path.address.is_some()).map(|path| path.rung).collect(),
-        }
+        let rungs = paths.values().filter(|path| path.address.is_some()).map(|path| path.rung).collect();
+        Self { reflexive, symmetric, rungs }
     }
 }
 
@@ -50,6 +82,8 @@ impl Standing {
 pub(super) struct Steady {
     current: Standing,
     next: Option<(Standing, Instant)>,
+    // When it changed last, and how long the next one has to hold.
+    changed: Option<(Instant, Duration)>,
 }
 
 impl Steady {
@@ -58,8 +92,20 @@ impl Steady {
         &self.current
     }
 
+    /// What was published before this agent began.
+    pub(super) fn recall(&mut self, standing: Standing) {
+        self.current = standing;
+    }
+
+    fn hold(&self) -> Duration {
+        self.changed.map_or(STEADY, |(_, hold)| hold)
+    }
+
     /// The standing of this moment.
     pub(super) fn note(&mut self, standing: Standing, now: Instant) {
+        if self.changed.is_some_and(|(at, _)| now.saturating_duration_since(at) >= CALM) {
+            self.changed = None;
+        }
         if standing == self.current {
             self.next = None;
             return;
@@ -68,7 +114,8 @@ impl Steady {
             Some((next, since)) if *next == standing => *since,
             _ => now,
         };
-        if now.saturating_duration_since(since) >= STEADY {
+        if now.saturating_duration_since(since) >= self.hold() {
+            self.changed = Some((now, (self.hold() * 2).min(STEADY_MOST)));
             (self.current, self.next) = (standing, None);
         } else {
             self.next = Some((standing, since));
@@ -77,7 +124,7 @@ impl Steady {
 
     /// When what is new has held long enough.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        self.next.as_ref().map(|(_, since)| *since + STEADY)
+        self.next.as_ref().map(|(_, since)| *since + self.hold())
     }
 }
 
@@ -122,6 +169,18 @@ mod tests {
         let symmetric = standing(&[(1, "198.51.100.1:4000"), (2, "198.51.100.1:4001")]);
         assert!(symmetric.reflexive.is_empty() && symmetric.symmetric);
         assert!(!standing(&[(1, "198.51.100.1:4000")]).symmetric);
+        // Two ways out are no symmetric NAT.
+        assert!(!standing(&[(1, "198.51.100.1:4000"), (2, "203.0.113.9:4000")]).symmetric);
+    }
+
+    #[test]
+    fn one_liar_among_witnesses_changes_nothing() {
+        let honest = [(1, "198.51.100.1:4000"), (2, "198.51.100.1:4000")];
+        for lie in ["203.0.113.66:53", "198.51.100.1:4999", "10.0.0.5:51820"] {
+            let with = standing(&[honest[0], honest[1], (3, lie)]);
+            assert_eq!(with.reflexive, standing(&honest).reflexive, "{lie}");
+            assert!(!with.symmetric, "{lie}");
+        }
     }
 
     #[test]
@@ -136,8 +195,13 @@ mod tests {
         steady.note(other.clone(), at(4));
         steady.note(one.clone(), at(5));
         steady.note(other.clone(), at(8));
-        assert_eq!(steady.current(), &one);
-        steady.note(other.clone(), at(11));
+        steady.note(other.clone(), at(13));
+        assert_eq!(steady.current(), &one, "the second change has to hold for longer");
+        steady.note(other.clone(), at(14));
+        assert_eq!(steady.current(), &other);
+        for n in 0..100 {
+            steady.note(if n % 2 == 0 { one.clone() } else { other.clone() }, at(20 + n));
+        }
         assert_eq!(steady.current(), &other);
     }
 }

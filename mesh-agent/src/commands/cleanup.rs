@@ -5,8 +5,7 @@ use std::io;
 use std::path::Path;
 
 use anyhow::bail;
-use mesh_overlay::backend::{NetBackend as _, NftBackend as _, WireguardBackend as _};
-use mesh_overlay::local::Vxlan;
+use mesh_overlay::backend::{BackendError, NetBackend as _, NftBackend as _, WireguardBackend as _};
 use mesh_overlay::netlink::Netlink;
 use mesh_overlay::nft::Nft;
 
@@ -42,15 +41,7 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
         Err(e) => Err(e.to_string()),
     };
     tried("routes", routes);
-    for v6 in [false, true] {
-        let vxlan = Vxlan { interface: config.vxlan.interface.clone(), vni: Vxlan::VNI, port: Vxlan::PORT };
-        let removed = match (vxlan.device(v6), Netlink::new()) {
-            (Some(name), Ok(mut net)) => net.remove_vxlan(&name).await.map_err(|e| e.to_string()),
-            (None, _) => Ok(()),
-            (_, Err(e)) => Err(e.to_string()),
-        };
-        tried("VXLAN device", removed);
-    }
+    tried("VXLAN devices", leave_carriers().await.map_err(|e| e.to_string()));
     // The guard last: until here it keeps what the mesh carried off the underlay.
     tried("guard", Nft::new().remove().await.map_err(|e| e.to_string()));
     tried("state", remove(LastGoodFile::new(&config.state_dir).path()));
@@ -64,6 +55,14 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
     tried("lock", remove(&run::lock_path(config)));
     tried("run directory", remove_empty(&config.run_dir));
     if failures.is_empty() { Ok(()) } else { bail!("not all was removed: {}", failures.join(", ")) }
+}
+
+async fn leave_carriers() -> Result<(), BackendError> {
+    let mut net = Netlink::new()?;
+    for name in net.own_vxlan().await? {
+        net.remove_vxlan(&name).await?;
+    }
+    Ok(())
 }
 
 fn remove(path: &Path) -> Result<(), String> {

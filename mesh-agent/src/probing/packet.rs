@@ -89,6 +89,12 @@ pub(super) fn read_v4(packet: &[u8]) -> Option<(SocketAddr, std::ops::Range<usiz
     read_udp(packet, length, IpAddr::from(from))
 }
 
+/// Where an IPv4 packet was sent to.
+pub(super) fn destination_v4(packet: &[u8]) -> Option<IpAddr> {
+    let to: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
+    Some(IpAddr::from(to))
+}
+
 /// What an IPv6 raw socket hands out, without the IP header.
 pub(super) fn read_v6(datagram: &[u8], from: IpAddr) -> Option<(SocketAddr, std::ops::Range<usize>)> {
     read_udp(datagram, 0, from)
@@ -116,6 +122,7 @@ mod tests {
                 let read = if from.is_ipv4() { read_v4(&packet) } else { read_v6(&packet[header..], from) };
                 let (sender, range) = read.unwrap();
                 assert_eq!(sender, SocketAddr::new(from, 51820));
+                assert!(from.is_ipv6() || destination_v4(&packet) == Some(to.ip()));
                 let offset = if from.is_ipv4() { 0 } else { header };
                 assert_eq!(packet[range.start + offset..range.end + offset], payload);
                 // Summed with its checksum it gives all ones.

@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 use super::packet;
 
 /// How long a source address that the kernel has chosen is used.
-const SOURCE_FOR: Duration = Duration::from_secs(5);
+const SOURCE_FOR: Duration = Duration::from_secs(1);
 const SOURCES_MOST: usize = 8192;
 /// Datagrams that are read at once.
 const BURST: usize = 128;
@@ -63,8 +63,8 @@ impl Sockets {
     }
 
     /// Sends a probe. What cannot be sent is lost, as on any path.
-    pub(super) fn send(&mut self, to: SocketAddr, payload: &[u8], now: Instant) {
-        let Some(from) = self.source(to, now) else { return };
+    pub(super) fn send(&mut self, to: SocketAddr, from: Option<IpAddr>, payload: &[u8], now: Instant) {
+        let Some(from) = from.or_else(|| self.source(to, now)) else { return };
         // 65 to 127: above what devices begin with.
         self.hop = (self.hop + 1) % 63;
         let Some(packet) = packet::build(from, self.port, to, 65 + self.hop, payload) else { return };
@@ -103,11 +103,14 @@ impl Sockets {
     }
 
     /// Hands out what has arrived, up to a burst of each family.
-    pub(super) fn receive(&mut self, mut each: impl FnMut(SocketAddr, &mut [u8])) {
+    pub(super) fn receive(&mut self, mut each: impl FnMut(SocketAddr, Option<IpAddr>, &mut [u8])) {
         for receiver in &self.receivers {
             for _ in 0..BURST {
                 match receiver.read(&mut self.buffer) {
-                    Ok(Some((from, range))) => each(from, &mut self.buffer[range]),
+                    Ok(Some((from, range))) => {
+                        let local = if receiver.v6 { None } else { packet::destination_v4(&self.buffer) };
+                        each(from, local, &mut self.buffer[range]);
+                    }
                     Ok(None) => {}
                     Err(_) => break,
                 }

@@ -151,11 +151,7 @@ impl Choice {
     fn climb(&mut self, lines: &[Line], index: usize, now: Instant) -> Option<Decision> {
         let used = &lines[index].candidate;
         let better = lines[..index].iter().find(|line| {
-            let kind = |candidate: &super::Candidate| (candidate.rung, candidate.origin);
-            // One published address is as good as the next.
-            kind(&line.candidate) < kind(used)
-                && line.state == Liveness::Alive
-                && line.loss <= LOSS_MOST
+            better(line, used)
                 && line.alive_since.is_some_and(|at| now.saturating_duration_since(at) >= self.settle)
         })?;
         let lived = better.alive_since.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
@@ -167,9 +163,17 @@ impl Choice {
     /// When something may be decided without any news.
     pub fn wake_at(&self, lines: &[Line]) -> Option<Instant> {
         let Some(index) = self.index(lines) else {
-            return self.first_alive.filter(|_| self.carrying.is_none()).map(|at| at + GRACE);
+            let any = self.carrying.is_none() && lines.iter().any(|line| line.state == Liveness::Alive);
+            return self.first_alive.filter(|_| any).map(|at| at + GRACE);
         };
-        let settling = lines[..index].iter().filter(|line| line.state == Liveness::Alive);
+        let used = &lines[index];
+        let settling = lines[..index].iter().filter(|line| used.lives() && better(line, &used.candidate));
         settling.filter_map(|line| line.alive_since).map(|at| at + self.settle).min()
     }
+}
+
+/// Whether a line is worth going back to, once it has lived for a while. One published address is as good as the next.
+fn better(line: &Line, used: &super::Candidate) -> bool {
+    let kind = |candidate: &super::Candidate| (candidate.rung, candidate.origin);
+    kind(&line.candidate) < kind(used) && line.state == Liveness::Alive && line.loss <= LOSS_MOST
 }

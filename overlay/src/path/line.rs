@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::limit::Bucket;
 use super::pmtu::Pmtu;
+use super::prober::OPENED;
 use super::{Candidate, headers, wire};
 
 /// The two ends of a line in use exchange a question and an answer this often, in turn.
@@ -63,6 +65,8 @@ struct Asked {
     number: u64,
     at: Instant,
     size: u16,
+    // It tells about the MTU, and nothing about life.
+    padded: bool,
     expired: bool,
 }
 
@@ -113,6 +117,8 @@ pub struct Line {
     pub their_mtu: Option<u16>,
     /// The share of questions without an answer lately.
     pub loss: f64,
+    /// What is deciphered of what comes from there.
+    pub(super) opened: Bucket,
     rtt: Option<(Duration, Duration)>,
     asked: VecDeque<Asked>,
     asked_at: Option<Instant>,
@@ -134,6 +140,7 @@ impl Line {
             pmtu: Pmtu::new(candidate.mtu_most),
             their_mtu: None,
             loss: 0.0,
+            opened: Bucket::new(now, OPENED),
             rtt: None,
             asked: VecDeque::new(),
             asked_at: None,
@@ -180,16 +187,17 @@ impl Line {
         }
     }
 
-    /// The sizes of the questions to ask now, in bytes of IP.
-    pub fn due(&mut self, role: Role, now: Instant) -> Vec<u16> {
-        let mut sizes = if self.lives() { self.pmtu.due(now) } else { Vec::new() };
+    /// The sizes of the questions to ask now, in bytes of IP, and whether they are for the MTU alone.
+    pub fn due(&mut self, role: Role, now: Instant) -> Vec<(u16, bool)> {
+        let padded = if self.lives() { self.pmtu.due(now) } else { Vec::new() };
+        let mut sizes: Vec<(u16, bool)> = padded.into_iter().map(|size| (size, true)).collect();
         // A line has just come to carry, or to be missed.
         self.due = self.due.min(now + self.interval(role) + self.slack());
         if now >= self.due {
             let small = wire::LEAST as u16 + headers(&self.candidate.address);
             // While it is in doubt whether anything passes, small ones tell best.
             let full = self.state == Liveness::Alive && sizes.is_empty();
-            sizes.push(if full { self.pmtu.size(now) } else { small });
+            sizes.push((if full { self.pmtu.size(now) } else { small }, false));
             self.tries = self.tries.saturating_add(1);
             self.asked_at = Some(now);
             let late = if self.state == Liveness::Alive && role == Role::Carrying {
@@ -214,11 +222,11 @@ impl Line {
     }
 
     /// A question was sent.
-    pub fn note(&mut self, number: u64, size: u16, now: Instant) {
+    pub fn note(&mut self, number: u64, size: u16, padded: bool, now: Instant) {
         if self.asked.len() >= ASKED_MOST {
             self.asked.pop_front();
         }
-        self.asked.push_back(Asked { number, at: now, size, expired: false });
+        self.asked.push_back(Asked { number, at: now, size, padded, expired: false });
     }
 
     /// What is open does not count as lost, and is asked again.
@@ -237,13 +245,16 @@ impl Line {
         for asked in self.asked.iter_mut().filter(|asked| !asked.expired) {
             if now.saturating_duration_since(asked.at) >= patience {
                 asked.expired = true;
-                expired.push((asked.at, asked.size));
+                expired.push((asked.at, asked.size, asked.padded));
             }
         }
-        for (at, size) in expired {
+        for (at, size, padded) in expired {
+            self.pmtu.lost(size, at, self.answered_at, now);
+            if padded {
+                continue;
+            }
             self.loss += (1.0 - self.loss) / 16.0;
             let answered_since = self.answered_at.is_some_and(|answered| answered >= at);
-            self.pmtu.lost(size, at, self.answered_at, now);
             if answered_since {
                 continue;
             }
@@ -258,8 +269,6 @@ impl Line {
                     self.state = Liveness::Dead;
                     self.alive_since = None;
                     self.tries = 0;
-                    self.pmtu.forget();
-                    self.their_mtu = None;
                 }
                 Liveness::Unknown if self.lost >= 3 => self.state = Liveness::Dead,
                 _ => {}
@@ -284,6 +293,11 @@ impl Line {
         if !self.lives() {
             self.alive_since = Some(now);
             self.loss = 0.0;
+            // Until now what was known stood: another way may lie behind the address from here on.
+            if self.state == Liveness::Dead {
+                self.pmtu.forget();
+                self.their_mtu = None;
+            }
             // The size of the question that found it was a small one.
             self.due = now;
         }
@@ -302,9 +316,8 @@ impl Line {
     }
 
     /// A question of the peer came from there: that it reaches us is known, so our own may wait.
-    pub fn heard(&mut self, role: Role, their_mtu: u16, now: Instant) {
+    pub fn heard(&mut self, role: Role, now: Instant) {
         let before = self.heard_at.replace(now);
-        self.heard_mtu(their_mtu);
         // Who asks so often is in doubt: perhaps only answers get lost, and then ours do as well.
         let urgent = before.is_some_and(|at| now.saturating_duration_since(at) < FAST * 2);
         match self.state {
@@ -316,7 +329,7 @@ impl Line {
             }
             Liveness::Alive => {}
             // It may live again.
-            _ => self.hurry(now),
+            _ => self.hurry_once(now),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use mesh_keyring::{PrivateKey, PublicKey};
 
 use super::choice::{Choice, Decision};
+use super::limit::{Bucket, Window};
 use super::line::{Line, LineReport, Liveness, Role};
 use super::wire::{self, Kind, Message, NONCE, Rejected, RouteId, Secrets};
 use super::{Candidate, Origin, Rung, headers};
@@ -17,8 +18,6 @@ const LEARNED_MOST: usize = 4;
 const LEARNED_FOR: Duration = Duration::from_secs(180);
 /// Decisions that are remembered of a peer.
 const DECISIONS_MOST: usize = 16;
-/// Nonces of a peer that are remembered, so that what is sent again at once costs nothing.
-const NONCES_MOST: usize = 64;
 /// Questions of one peer that are answered, a second and at once: from where it is known to be, and from elsewhere.
 const ANSWERS: (f64, f64) = (100.0, 500.0);
 const ANSWERS_ELSEWHERE: (f64, f64) = (5.0, 20.0);
@@ -26,8 +25,8 @@ const ANSWERS_ELSEWHERE: (f64, f64) = (5.0, 20.0);
 const STARVED: Duration = Duration::from_millis(150);
 /// On a host that is always late losses count all the same, or nothing would ever be left.
 const PARDON_EVERY: Duration = Duration::from_secs(3);
-/// Datagrams of one peer that are deciphered, a second and at once.
-const OPENED: (f64, f64) = (2_000.0, 2_000.0);
+/// Datagrams of one peer that are deciphered, a second and at once, from each address where it is known to be and from all others.
+pub(super) const OPENED: (f64, f64) = (2_000.0, 2_000.0);
 
 /// A datagram to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,33 +61,13 @@ pub struct PeerReport {
     pub decisions: Vec<Decision>,
 }
 
-struct Bucket {
-    tokens: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn new(now: Instant, (_, burst): (f64, f64)) -> Self {
-        Self { tokens: burst, at: now }
-    }
-
-    fn take(&mut self, now: Instant, (rate, burst): (f64, f64)) -> bool {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.tokens = (self.tokens + passed * rate).min(burst);
-        self.at = now;
-        let takes = self.tokens >= 1.0;
-        self.tokens -= f64::from(u8::from(takes));
-        takes
-    }
-}
-
 struct Peer {
     secrets: Secrets,
     offered: PeerPaths,
     lines: Vec<Line>,
     choice: Choice,
     decisions: VecDeque<Decision>,
-    nonces: VecDeque<[u8; NONCE]>,
+    nonces: Window,
     known: Bucket,
     elsewhere: Bucket,
     opened: Bucket,
@@ -112,6 +91,7 @@ pub struct Prober {
     own: PrivateKey,
     boot: [u8; 16],
     count: u64,
+    first: u64,
     routes: HashMap<RouteId, PublicKey>,
     peers: BTreeMap<PublicKey, Peer>,
     reachable: Box<dyn Fn(&SocketAddr) -> bool + Send>,
@@ -124,10 +104,13 @@ pub struct Prober {
 impl Prober {
     /// Of no peers yet. `boot` is random and another one each time: nonces are made of it.
     pub fn new(own: PrivateKey, boot: [u8; 16]) -> Self {
+        let mut first = [0; 8];
+        first.copy_from_slice(&boot[..8]);
         Self {
             own,
             boot,
             count: 0,
+            first: u64::from_be_bytes(first),
             routes: HashMap::new(),
             peers: BTreeMap::new(),
             reachable: Box::new(|_| true),
@@ -165,7 +148,7 @@ impl Prober {
                 routes.insert(secrets.receiving_id(), key);
                 Peer::new(secrets, now)
             });
-            peer.offer(paths, &self.reachable, now);
+            self.changes += u64::from(peer.offer(paths, &self.reachable, now));
         }
     }
 
@@ -198,32 +181,35 @@ impl Prober {
         let known = self.routes.get(&id).and_then(|key| self.peers.get_mut(key));
         let Some(peer) = known else { return Received::Rejected(Rejected::Stranger) };
         let Some(nonce) = wire::nonce(datagram) else { return Received::Rejected(Rejected::Format) };
-        if peer.nonces.contains(&nonce) {
+        if peer.nonces.knows(&nonce) {
             return Received::Replayed;
         }
         let place = peer.line(&from);
-        if !peer.opened.take(now, OPENED) {
+        // Each address by itself: nobody elsewhere uses up what the peer needs.
+        let bucket = match place {
+            Some(at) => &mut peer.lines[at].opened,
+            None => &mut peer.opened,
+        };
+        if !bucket.take(now, OPENED) {
             return Received::TooMany;
         }
         let message = match peer.secrets.open(datagram) {
             Ok(message) => message,
             Err(why) => return Received::Rejected(why),
         };
-        if peer.nonces.len() == NONCES_MOST {
-            peer.nonces.pop_front();
-        }
-        peer.nonces.push_back(nonce);
         match message.kind {
             Kind::Answer { seen } => {
                 let before = peer.mtu();
                 // It may come from another address than the question went to, where a host has several.
                 let answered =
                     peer.lines.iter_mut().any(|line| line.answered(message.number, seen, message.mtu, now));
+                peer.nonces.note(&nonce, answered);
                 if answered {
                     self.changes += u64::from(peer.mtu() != before) + u64::from(peer.decide(now));
                 }
             }
             Kind::Question => {
+                peer.nonces.note(&nonce, false);
                 let allowed = match place {
                     Some(_) => peer.known.take(now, ANSWERS),
                     None => peer.elsewhere.take(now, ANSWERS_ELSEWHERE),
@@ -238,7 +224,7 @@ impl Prober {
                 match place {
                     Some(at) => {
                         let role = peer.role(at);
-                        peer.lines[at].heard(role, message.mtu, now);
+                        peer.lines[at].heard(role, now);
                     }
                     None if (self.reachable)(&from) => peer.learn(from, now),
                     None => {}
@@ -258,7 +244,7 @@ impl Prober {
             self.peers.values_mut().flat_map(|peer| &mut peer.lines).for_each(|line| line.pardon(now));
         }
         for peer in self.peers.values_mut() {
-            if peer.wake_at() > now {
+            if peer.wake_at().is_none_or(|due| due > now) {
                 continue;
             }
             let before = peer.mtu();
@@ -270,16 +256,17 @@ impl Prober {
             peer.rescue(now);
             for at in 0..peer.lines.len() {
                 let role = peer.role(at);
-                for size in peer.lines[at].due(role, now) {
+                for (size, padded) in peer.lines[at].due(role, now) {
                     let nonce = next_nonce(&self.boot, &mut self.count);
-                    let number = self.count;
+                    // Another one after a restart: an answer to a question of before is none to one of now.
+                    let number = self.first.wrapping_add(self.count);
                     let line = &mut peer.lines[at];
                     let to = line.candidate.address;
                     let mtu = line.pmtu.confirmed().unwrap_or(0);
                     let question = Message { kind: Kind::Question, number, mtu };
                     let payload = usize::from(size.saturating_sub(headers(&to)));
                     let payload = peer.secrets.seal(&question, payload, nonce);
-                    line.note(number, size, now);
+                    line.note(number, size, padded, now);
                     out.push(Transmit { to, payload });
                 }
             }
@@ -289,7 +276,7 @@ impl Prober {
 
     /// When [`Prober::poll`] has something to do.
     pub fn wake_at(&self) -> Option<Instant> {
-        self.peers.values().map(Peer::wake_at).min()
+        self.peers.values().filter_map(Peer::wake_at).min()
     }
 
     /// How all peers are reached.
@@ -314,7 +301,7 @@ impl Peer {
             lines: Vec::new(),
             choice: Choice::default(),
             decisions: VecDeque::new(),
-            nonces: VecDeque::new(),
+            nonces: Window::default(),
             known: Bucket::new(now, ANSWERS),
             elsewhere: Bucket::new(now, ANSWERS_ELSEWHERE),
             opened: Bucket::new(now, OPENED),
@@ -329,7 +316,7 @@ impl Peer {
         self.lines[self.choice.index(&self.lines)?].mtu()
     }
 
-    fn offer(&mut self, paths: PeerPaths, reachable: &dyn Fn(&SocketAddr) -> bool, now: Instant) {
+    fn offer(&mut self, paths: PeerPaths, reachable: &dyn Fn(&SocketAddr) -> bool, now: Instant) -> bool {
         let offered: Vec<Candidate> =
             paths.candidates.iter().copied().filter(|candidate| reachable(&candidate.address)).collect();
         let used = self.choice.carrying.map(|(_, address, _)| address);
@@ -364,6 +351,19 @@ impl Peer {
         };
         self.lines.sort_by_key(place);
         self.offered = paths;
+        let Some((rung, address, since)) = self.choice.carrying else { return false };
+        match self.line(&address) {
+            Some(at) => {
+                // What was learned may be known better now.
+                let now_known = self.lines[at].candidate.rung;
+                self.choice.carrying = Some((now_known, address, since));
+                now_known != rung
+            }
+            None => {
+                self.lines.iter_mut().for_each(|line| line.hurry(now));
+                self.decide(now)
+            }
+        }
     }
 
     fn learn(&mut self, address: SocketAddr, now: Instant) {
@@ -379,15 +379,24 @@ impl Peer {
             let Some((at, _)) = oldest.min_by_key(|(_, line)| line.heard_at) else { return };
             self.lines.remove(at);
         }
-        let candidate = Candidate {
-            address,
-            rung: Rung::Direct,
-            origin: Origin::Learned,
-            mtu_most: self.offered.mtu_most,
+        // On a VXLAN device it is not direct, whatever its port.
+        let carrier = self
+            .offered
+            .candidates
+            .iter()
+            .find(|one| one.rung > Rung::Direct && one.address.ip() == address.ip());
+        let candidate = match carrier {
+            Some(carrier) => Candidate { address, ..*carrier },
+            None => Candidate {
+                address,
+                rung: Rung::Direct,
+                origin: Origin::Learned,
+                mtu_most: self.offered.mtu_most,
+            },
         };
         let mut line = Line::new(candidate, now);
         line.heard_at = Some(now);
-        let place = self.lines.iter().position(|line| line.candidate.rung > Rung::Direct);
+        let place = self.lines.iter().position(|line| line.candidate.rung > candidate.rung);
         self.lines.insert(place.unwrap_or(self.lines.len()), line);
     }
 
@@ -439,10 +448,9 @@ impl Peer {
         true
     }
 
-    fn wake_at(&self) -> Instant {
+    fn wake_at(&self) -> Option<Instant> {
         let lines = self.lines.iter().map(Line::wake_at);
-        let far = self.opened.at + Duration::from_secs(3600);
-        lines.chain(self.choice.wake_at(&self.lines)).min().unwrap_or(far)
+        lines.chain(self.choice.wake_at(&self.lines)).min()
     }
 
     fn report(&self, now: Instant) -> PeerReport {

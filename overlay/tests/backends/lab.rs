@@ -117,6 +117,9 @@ impl AnyNet {
     ) -> Result<(), BackendError> {
         on_both!(self, b => b.apply_vxlan(config, change))
     }
+    pub(crate) async fn own_vxlan(&mut self) -> Result<Vec<InterfaceName>, BackendError> {
+        on_both!(self, b => b.own_vxlan())
+    }
     pub(crate) async fn remove_vxlan(&mut self, name: &InterfaceName) -> Result<(), BackendError> {
         on_both!(self, b => b.remove_vxlan(name))
     }

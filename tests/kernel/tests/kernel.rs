@@ -19,7 +19,7 @@ use kernel_tests::mesh::{
 use kernel_tests::transfer;
 use netlab::flow::{self, FlowSpec};
 use netlab::probe::{Kind, Probe};
-use netlab::{CaptureSpec, IpNet};
+use netlab::{CaptureSpec, IpNet, Ports, Protocol, Rule};
 
 /// WireGuard begins a new session after so many seconds (REKEY_AFTER_TIME, section 6.1 of the WireGuard paper).
 const REKEY_AFTER: u64 = 120;
@@ -173,6 +173,43 @@ fn traffic_passes_both_ways_and_only_wireguard_is_on_the_wire() {
     figure(&format!(
         "on the wire: {} WireGuard, {} ARP, {} ICMP frames, nothing else, marker in none",
         seen.wireguard, seen.arp, seen.icmp
+    ));
+}
+
+#[test]
+fn the_kernel_device_goes_on_inside_of_vxlan_and_comes_back() {
+    let Some(mesh) = mesh("the_kernel_device_goes_on_inside_of_vxlan_and_comes_back") else { return };
+    let paths = |wanted: &str| {
+        for (node, _) in OUTSIDE {
+            let (guest, outside) = (mesh.status(GUEST.0)?, mesh.status(node)?);
+            for (status, peer) in [(&guest, node), (&outside, GUEST.0)] {
+                let peers = status["peers"].as_array().unwrap();
+                let path = &peers.iter().find(|found| found["name"] == peer).unwrap()["path"];
+                anyhow::ensure!(*path == wanted, "{} -> {peer}: {path}", status["node"]);
+            }
+        }
+        Ok(())
+    };
+    eventually("all paths are probed", || paths("direct")).unwrap();
+    let router = mesh.lab.site(GUEST.1).unwrap().namespace();
+    let ports = Some(Ports::Either(51820, 51820));
+    let block = router.block(Rule { protocol: Some(Protocol::Udp), ports, ..Rule::any() }).unwrap();
+    let begun = Instant::now();
+    eventually("the paths are VXLAN", || paths("vxlan")).unwrap();
+    let left = begun.elapsed();
+    for (node, _) in OUTSIDE {
+        let address = mesh.pod_address(node).unwrap();
+        mesh.guest.run(&format!("ip netns exec pod ping -c 3 -W 20 {address}")).unwrap();
+        let endpoint = mesh.kernel("endpoints", node).unwrap();
+        assert!(endpoint.starts_with("[fd"), "the kernel sends to {endpoint}");
+    }
+    router.unblock(block).unwrap();
+    let begun = Instant::now();
+    eventually("the paths are direct again", || paths("direct")).unwrap();
+    figure(&format!(
+        "in VXLAN after {:.1} s, direct again after {:.1} s",
+        left.as_secs_f64(),
+        begun.elapsed().as_secs_f64()
     ));
 }
 
