@@ -1,7 +1,7 @@
 //! Twelve nodes in four sites, and random faults one after the other: ports blocked at sites and nodes, one way or both, agents and devices
 //! killed. After each, every pair with a carrier that lives is reachable within ten seconds; nothing is ever seen in clear.
 //!
-//! `SENNIT_CHAOS_CHANGES` says how many faults (6), `SENNIT_CHAOS_SEED` which (a new one each time; it is printed).
+//! `SENNIT_CHAOS_CHANGES` says how many faults (6), `SENNIT_CHAOS_SEED` which ones; a run is the same for the same two.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -88,9 +88,8 @@ fn reachable(blocks: &Blocks) -> String {
 #[test]
 fn whatever_breaks_every_pair_with_a_way_left_finds_it() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let (seed, changes) =
-        (number("SENNIT_CHAOS_SEED").unwrap_or(time), number("SENNIT_CHAOS_CHANGES").unwrap_or(6));
+        (number("SENNIT_CHAOS_SEED").unwrap_or(20_261_124), number("SENNIT_CHAOS_CHANGES").unwrap_or(6));
     println!("SENNIT_CHAOS_SEED={seed} SENNIT_CHAOS_CHANGES={changes}");
     let (mut random, mut blocks) = (Random::new(seed), Blocks::default());
     let mut text = format!("name: chaos\ndescription: seed {seed}\nsites:\n");
@@ -104,7 +103,10 @@ fn whatever_breaks_every_pair_with_a_way_left_finds_it() {
         steps.push_str(&fault(&mut random, &mut blocks, change));
         steps.push_str(&reachable(&blocks));
     }
-    steps.push_str("- unblock: all\n- expect: {matrix: pods}\n  timeout: 30s\n- status: {where: [{path: \"/peers/*/path\", equals: direct}]}\n  timeout: 330s\n- assertNoCleartext: {}\n");
+    if !blocks.0.is_empty() {
+        steps.push_str("- unblock: all\n");
+    }
+    steps.push_str("- expect: {matrix: pods}\n  timeout: 30s\n- status: {where: [{path: \"/peers/*/path\", equals: direct}]}\n  timeout: 330s\n- assertNoCleartext: {}\n");
     for line in steps.lines() {
         let _ = writeln!(text, "  {line}");
     }
