@@ -78,6 +78,13 @@ pub struct Candidate {
     pub mtu_most: u16,
 }
 
+impl Candidate {
+    /// How good it is beside another one, the best first; two of one rank are as good as each other.
+    pub fn rank(&self) -> (Rung, Origin) {
+        (self.rung, self.origin)
+    }
+}
+
 /// Bytes of IP and UDP headers before a datagram's payload.
 pub fn headers(to: &SocketAddr) -> u16 {
     if to.is_ipv4() { 28 } else { 48 }

@@ -174,6 +174,5 @@ impl Choice {
 
 /// Whether a line is worth going back to, once it has lived for a while. One published address is as good as the next.
 fn better(line: &Line, used: &super::Candidate) -> bool {
-    let kind = |candidate: &super::Candidate| (candidate.rung, candidate.origin);
-    kind(&line.candidate) < kind(used) && line.state == Liveness::Alive && line.loss <= LOSS_MOST
+    line.candidate.rank() < used.rank() && line.state == Liveness::Alive && line.loss <= LOSS_MOST
 }

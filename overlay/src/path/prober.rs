@@ -161,11 +161,6 @@ impl Prober {
         }
     }
 
-    /// Whether the peer's line of this address is known.
-    pub fn knows(&self, key: &PublicKey, endpoint: &SocketAddr) -> bool {
-        self.peers.get(key).is_some_and(|peer| peer.line(endpoint).is_some())
-    }
-
     /// A datagram has arrived.
     pub fn receive(
         &mut self,
@@ -347,7 +342,7 @@ impl Peer {
         }
         let place = |line: &Line| {
             let listed = paths.candidates.iter().position(|other| other.address == line.candidate.address);
-            (line.candidate.rung, line.candidate.origin, listed.unwrap_or(usize::MAX))
+            (line.candidate.rank(), listed.unwrap_or(usize::MAX))
         };
         self.lines.sort_by_key(place);
         self.offered = paths;
@@ -415,8 +410,8 @@ impl Peer {
         match self.choice.index(&self.lines) {
             Some(used) if used == at && self.lines[used].lives() => Role::Carrying,
             Some(used) if self.lines[used].lives() => {
-                let kind = |line: &Line| (line.candidate.rung, line.candidate.origin);
-                if kind(&self.lines[at]) < kind(&self.lines[used]) { Role::Better } else { Role::Standby }
+                let rank = |at: usize| self.lines[at].candidate.rank();
+                if rank(at) < rank(used) { Role::Better } else { Role::Standby }
             }
             _ => Role::Searching,
         }
