@@ -32,13 +32,13 @@ struct Shared {
     failure: Option<String>,
 }
 
-fn seen(report: &PeerReport) -> Vec<(SocketAddr, SocketAddr)> {
-    // Lines that are not in use are asked rarely: what they say may be long past.
-    let used = report.carrying.map(|(_, address, _)| address);
+/// How the peer sees us on the path in use: the others are asked rarely, and what they say may be long past.
+fn seen_as(report: &PeerReport) -> Option<SocketAddr> {
+    let (_, used, _) = report.carrying?;
     let fresh = |line: &&LineReport| {
-        line.rung == Rung::Direct && line.state == Liveness::Alive && Some(line.address) == used
+        line.rung == Rung::Direct && line.state == Liveness::Alive && line.address == used
     };
-    report.lines.iter().filter(fresh).filter_map(|line| Some((line.address, line.seen_as?))).collect()
+    report.lines.iter().find(fresh)?.seen_as
 }
 
 /// The prober with its task.
@@ -116,7 +116,7 @@ impl Probing {
                 address: Some(address).filter(|_| !report.blocked),
                 mtu: report.mtu,
                 probed: report.lines.iter().map(|line| line.address).collect(),
-                seen: seen(&report),
+                seen_as: seen_as(&report),
             };
             Some((key, choice))
         };

@@ -34,8 +34,8 @@ pub struct PathChoice {
     pub mtu: Option<u16>,
     /// All addresses that are probed.
     pub probed: BTreeSet<SocketAddr>,
-    /// How it sees us on its direct paths that live: their address, and ours as it is there.
-    pub seen: Vec<(SocketAddr, SocketAddr)>,
+    /// How it sees us, if the path in use is a direct one that answers.
+    pub seen_as: Option<SocketAddr>,
 }
 
 /// The prober's choices, by peer. A peer that is absent was reached nowhere yet.

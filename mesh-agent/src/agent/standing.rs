@@ -45,11 +45,8 @@ impl Standing {
     /// What the paths say. `own` are this node's addresses, `near` the peers of its own site: from there it is seen without a NAT.
     pub(super) fn of(paths: &Paths, own: &BTreeSet<IpAddr>, near: impl Fn(&PublicKey) -> bool) -> Self {
         // One peer is one witness, and one alone is not believed against others: what it says of us all others would dial.
-        let witnesses: Vec<SocketAddr> = paths
-            .iter()
-            .filter(|(key, _)| !near(key))
-            .filter_map(|(_, path)| path.seen.first().map(|(_, us)| *us))
-            .collect();
+        let witnesses: Vec<SocketAddr> =
+            paths.iter().filter(|(key, _)| !near(key)).filter_map(|(_, path)| path.seen_as).collect();
         let mut reflexive = BTreeSet::new();
         let mut symmetric = false;
         for v6 in [false, true] {
@@ -143,7 +140,7 @@ mod tests {
     fn standing(views: &[(u8, &str)]) -> Standing {
         let path = |(n, us): &(u8, &str)| {
             let at = SocketAddr::from(([192, 0, 2, *n], 51820));
-            let seen = vec![(at, us.parse().unwrap())];
+            let seen_as = Some(us.parse().unwrap());
             (
                 key(*n),
                 PathChoice {
@@ -151,7 +148,7 @@ mod tests {
                     address: Some(at),
                     mtu: None,
                     probed: BTreeSet::new(),
-                    seen,
+                    seen_as,
                 },
             )
         };
