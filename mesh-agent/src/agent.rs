@@ -3,6 +3,7 @@
 //! Inputs replace what was known of their kind; [`Agent::desired`] is a pure function of all of it. Until the
 //! registry was read in full once, the last good peers stand in for it and nothing is pruned.
 
+mod exempted;
 mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,22 +11,27 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use mesh_keyring::{NodeName, PublicKey, SiteName};
-use mesh_overlay::address::carrier_prefix;
+use mesh_overlay::address::{Carried, carrier_prefix};
 use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST, PUBLIC_KEY};
 use mesh_overlay::endpoint::is_dialable;
+use mesh_overlay::exemption;
 use mesh_overlay::link::{LinkConfig, ObservedUnderlay};
 use mesh_overlay::local::Vxlan;
 use mesh_overlay::plan::Paths;
 use mesh_overlay::plan::path::Resolution;
+use mesh_overlay::wireguard::Choice;
 use mesh_overlay::{
-    Admission, Advertisement, Endpoint, Grants, LocalNode, MeshPlan, NodeRecord, Peer, admit, prefix,
+    Admission, Advertisement, Endpoint, Exemption, Grants, LocalNode, MeshPlan, NodeRecord, Peer, admit,
+    prefix,
 };
 
 use crate::config::{Config, KEEPALIVE, LISTEN_PORT};
 use crate::registry::{MeshWord, Problem, Snapshot};
 use crate::settings::Settings;
 use crate::state::LastGood;
+pub use exempted::{Exempted, ExemptionState};
 use standing::{Standing, Steady};
 
 /// How long the others' last claims stand in for publications that are gone together with our own: a directory that was
@@ -61,6 +67,8 @@ pub struct Desired {
     pub refused: Vec<Problem>,
     /// Nodes that publish no key.
     pub unpublished: BTreeSet<NodeName>,
+    /// What the operator has exempted from encryption.
+    pub exemptions: Vec<Exempted>,
     /// What is wrong with this node itself.
     pub warnings: Vec<String>,
 }
@@ -80,6 +88,8 @@ pub struct Agent {
     resolved: Resolution,
     paths: Paths,
     standing: Steady,
+    // The time of day; before it is known no exemption is in force.
+    today: Option<Timestamp>,
 }
 
 impl Agent {
@@ -97,6 +107,7 @@ impl Agent {
             resolved: Resolution::new(),
             paths: Paths::new(),
             standing: Steady::default(),
+            today: None,
         }
     }
 
@@ -233,7 +244,23 @@ impl Agent {
             grants.protected.extend(&settings.protected);
         }
         grants.protected.extend(&self.last_good.servers);
+        if let Some(now) = self.today {
+            let in_force = self.exemptions().filter(|one| one.standing(now) == exemption::Standing::InForce);
+            grants.exemptions = in_force.cloned().collect();
+        }
         grants
+    }
+
+    /// All exemptions that the operator has written, in force or not: agent.yaml's and the Mesh's.
+    fn exemptions(&self) -> impl Iterator<Item = &Exemption> {
+        let of_mesh = self.last_good.settings.iter().flat_map(|mesh| &mesh.exemptions);
+        self.config.encryption.exemptions.iter().chain(of_mesh)
+    }
+
+    /// When the next exemption ends.
+    pub fn exempt_until(&self) -> Option<Timestamp> {
+        let now = self.today?;
+        self.exemptions().map(Exemption::expires).filter(|until| *until > now).min()
     }
 
     fn setting<T>(&self, own: Option<T>, of: impl Fn(&Settings) -> Option<T>) -> Option<T> {
@@ -287,6 +314,11 @@ impl Agent {
     /// The kernel's view of the underlay.
     pub fn underlay(&mut self, underlay: ObservedUnderlay) {
         self.underlay = underlay;
+    }
+
+    /// The time of day, by which exemptions end.
+    pub fn today(&mut self, now: Timestamp) {
+        self.today = Some(now);
     }
 
     /// What names resolve to now.
@@ -356,7 +388,18 @@ impl Agent {
                 HOLD.as_secs()
             ));
         }
-        let carrier = IpNet::V6(carrier_prefix(&grants.mesh));
+        for one in self
+            .exemptions()
+            .filter(|one| self.today.is_some_and(|now| one.standing(now) == exemption::Standing::TooLong))
+        {
+            warnings.push(format!(
+                "the exemption of {} ends at {}: more than {} days from now is no end, so it is not in force",
+                one.between(),
+                one.expires(),
+                exemption::DAYS_MOST
+            ));
+        }
+        let carrier = IpNet::V6(carrier_prefix(&grants.mesh, Carried::Wireguard));
         let around = |net: &&IpNet| net.contains(&carrier) || carrier.contains(*net);
         if let Some(net) = grants.sites.values().flatten().find(around).filter(|_| local.vxlan.is_some()) {
             warnings.push(format!("sites: {net} holds {carrier}, where VXLAN carriers have their addresses: there is no path by VXLAN"));
@@ -380,6 +423,7 @@ impl Agent {
             &self.resolved,
             &self.paths,
         );
+        let exemptions = self.exemptions().cloned().map(|one| Exempted::of(one, self.today, &plan)).collect();
         for (node, whys) in &admission.refused {
             refused.extend(whys.iter().map(|w| Problem { node: Some(node.clone()), text: w.to_string() }));
         }
@@ -405,6 +449,7 @@ impl Agent {
             last_good: self.last_good.clone(),
             refused,
             unpublished,
+            exemptions,
             warnings,
         }
     }
@@ -460,7 +505,8 @@ impl Agent {
             underlay_addresses: self.underlay_addresses(),
             underlay_interfaces: self.underlay.default_route_interfaces.clone(),
             underlay_mtu: mtu,
-            interface: self.config.wireguard.interface.clone(),
+            encrypts: self.encrypts(),
+            interface: self.config.wireguard.interface,
             listen_port: self.listen_port(),
             keepalive: self.keepalive(),
             vxlan: self.vxlan(),
@@ -503,7 +549,12 @@ impl Agent {
             mtu: Some(mtu),
             reflexive_endpoints: self.reflexive(),
             paths: self.standing.current().rungs.clone(),
+            encrypts: self.encrypts(),
         }
+    }
+
+    fn encrypts(&self) -> bool {
+        self.config.wireguard.backend != Choice::None
     }
 }
 

@@ -1,7 +1,7 @@
 //! The agent's configuration file: every value is parsed into its type here, at the edge.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use mesh_keyring::{ClusterName, MeshName, NodeName, SiteName};
@@ -11,7 +11,7 @@ use mesh_overlay::wireguard::Choice;
 use mesh_overlay::{Endpoint, Grants};
 use serde::Deserialize;
 
-use crate::settings::{SiteGrant, grants};
+use crate::settings::{Encryption, SiteGrant, grants};
 
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -151,12 +151,21 @@ impl Default for VxlanConfig {
 impl VxlanConfig {
     /// What is wrong with a network identifier or a port, if anything.
     pub fn wrong(vni: Option<u32>, port: Option<u16>) -> Option<(&'static str, String)> {
-        if let Some(vni) = vni.filter(|vni| !(1..1 << 24).contains(vni)) {
-            return Some(("vni", format!("{vni} is no VXLAN network identifier: 1 to 16777215")));
+        // The next one is taken too.
+        if let Some(vni) = vni.filter(|vni| !(1..(1 << 24) - 1).contains(vni)) {
+            return Some(("vni", format!("{vni} is no VXLAN network identifier: 1 to 16777214")));
         }
         port.filter(|port| !(1..u16::MAX).contains(port))
             .map(|_| ("port", "the port has to be 1 to 65534".to_owned()))
     }
+}
+
+/// The `metrics` section.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Where Prometheus finds them, at `/metrics`; absent: nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -182,6 +191,10 @@ struct Document {
     underlay: Underlay,
     #[serde(default)]
     vxlan: VxlanConfig,
+    #[serde(default)]
+    encryption: Encryption,
+    #[serde(default)]
+    metrics: Metrics,
     #[serde(default)]
     sites: Vec<SiteGrant>,
     #[serde(default)]
@@ -243,6 +256,10 @@ pub struct Config {
     pub underlay: Underlay,
     /// What carries WireGuard where direct UDP does not pass.
     pub vxlan: VxlanConfig,
+    /// How packets between nodes travel.
+    pub encryption: Encryption,
+    /// Where metrics are told.
+    pub metrics: Metrics,
     /// Our numbers in the kernel's tables.
     pub routing: Routing,
     /// How much is logged.
@@ -300,13 +317,16 @@ impl Config {
                 return Err(bad(field, format!("{count} entries; at most {ENDPOINTS_MOST} are published")));
             }
         }
+        if let Some(reason) = document.encryption.wrong() {
+            return Err(bad("encryption", reason));
+        }
         if let Some((field, reason)) = VxlanConfig::wrong(document.vxlan.vni, document.vxlan.port) {
             return Err(bad(&format!("vxlan.{field}"), reason));
         }
         let vxlan = &document.vxlan.interface;
-        if vxlan.as_str().len() > 14 || vxlan.as_str() == document.wireguard.interface.as_str() {
+        if vxlan.as_str().len() > 13 || vxlan.as_str() == document.wireguard.interface.as_str() {
             let reason = format!(
-                "{vxlan}: at most 14 characters, since 4 or 6 follows, and another name than wireguard.interface"
+                "{vxlan}: at most 13 characters, since 4 or 6 follows, or c4 or c6, and another name than wireguard.interface"
             );
             return Err(bad("vxlan.interface", reason));
         }
@@ -345,13 +365,20 @@ impl Config {
         Ok(Self {
             node,
             site: document.site,
-            grants: Grants { mesh: document.mesh, sites, protected: document.protected_addresses },
+            grants: Grants {
+                mesh: document.mesh,
+                sites,
+                protected: document.protected_addresses,
+                exemptions: Vec::new(),
+            },
             state_dir: document.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/sennit")),
             run_dir: document.run_dir.unwrap_or_else(|| PathBuf::from("/run/sennit")),
             registry: document.registry,
             wireguard: document.wireguard,
             underlay: document.underlay,
             vxlan: document.vxlan,
+            encryption: document.encryption,
+            metrics: document.metrics,
             routing,
             log: document.log,
         })

@@ -2,7 +2,7 @@
 
 mod crash;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use mesh_keyring::PrivateKey;
@@ -12,7 +12,7 @@ use mesh_overlay::backend::{
 use mesh_overlay::dial::Dialer;
 use mesh_overlay::local::{InterfaceName, Routing};
 use mesh_overlay::vxlan::Foreign;
-use mesh_overlay::{DeviceChange, DeviceConfig, ObservedDevice, RouteChange};
+use mesh_overlay::{DeviceChange, DeviceConfig, ObservedDevice, Route, RouteChange, RouteKind};
 
 use crate::agent::Desired;
 
@@ -104,6 +104,20 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
             self.revoke(desired, &mut pass).await;
             return pass;
         }
+        if plan.encrypts && !self.device(desired, &mut pass, now).await {
+            return pass;
+        }
+        if !plan.encrypts {
+            pass.device = pass.note(self.wireguard.observe().await).flatten();
+        }
+        let carriers = self.carriers(desired, &mut pass).await;
+        self.links(desired, &carriers, &mut pass).await;
+        pass
+    }
+
+    /// The WireGuard device and its peers; whether it is there.
+    async fn device(&mut self, desired: &Desired, pass: &mut Pass, now: SystemTime) -> bool {
+        let plan = &desired.plan;
         let public_key = self.key.public();
         match pass.note(self.wireguard.ensure().await) {
             Some(Ensured::Adopted) => {}
@@ -111,9 +125,9 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
                 pass.wrote();
                 pass.created = true;
             }
-            None => return pass,
+            None => return false,
         }
-        let Some(Some(device)) = pass.note(self.wireguard.observe().await) else { return pass };
+        let Some(Some(device)) = pass.note(self.wireguard.observe().await) else { return false };
         // A handshake that the other end cannot know yet is lost, and WireGuard repeats it after five seconds only:
         // a new device listens, is published, and dials in the next pass.
         let listening = DeviceConfig { listen_port: plan.device.listen_port, peers: BTreeMap::new() };
@@ -129,14 +143,12 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
             // Peers without our key could only fail, one by one; and a device that does not answer any more would take
             // its time for each of them.
             if !done && change == DeviceChange::SetPrivateKey || failures == FAILURES_MOST {
-                return pass;
+                return false;
             }
         }
         pass.device =
             if changed { pass.note(self.wireguard.observe().await).flatten() } else { Some(device) };
-        self.links(desired, &mut pass).await;
-        self.carriers(desired, &mut pass).await;
-        pass
+        true
     }
 
     /// Removes VXLAN devices of ours that the plan does not have: of another name, or of before.
@@ -153,11 +165,12 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         }
     }
 
-    /// The VXLAN devices. Where one cannot be had, its rung is missing and all else goes on.
-    async fn carriers(&mut self, desired: &Desired, pass: &mut Pass) {
+    /// The VXLAN devices; answers which stand. Where one cannot be had, its rung is missing and all else goes on.
+    async fn carriers(&mut self, desired: &Desired, pass: &mut Pass) -> BTreeSet<InterfaceName> {
+        let mut standing = BTreeSet::new();
         // The guard that stands has to know them: VXLAN lets in whatever anybody sends.
         if pass.guard.fingerprint.as_ref() != Some(&desired.plan.guard.fingerprint()) {
-            return;
+            return standing;
         }
         for config in &desired.plan.vxlan {
             let found = match self.net.observe_vxlan(&config.name).await {
@@ -177,16 +190,22 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
                     continue;
                 }
             };
+            let mut whole = true;
             for change in changes {
                 match self.net.apply_vxlan(config, &change).await {
                     Ok(()) => pass.wrote(),
                     Err(error) => {
                         pass.hindered.push(error);
+                        whole = false;
                         break;
                     }
                 }
             }
+            if whole {
+                standing.insert(config.name);
+            }
         }
+        standing
     }
 
     /// Only looks at links and routes.
@@ -229,30 +248,42 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         }
     }
 
-    async fn links(&mut self, desired: &Desired, pass: &mut Pass) {
+    /// The mesh interface, and the routes through it and through those of `carriers` that carry packets in clear.
+    async fn links(&mut self, desired: &Desired, carriers: &BTreeSet<InterfaceName>, pass: &mut Pass) {
+        let (interface, routing) = (&desired.link.name, &desired.plan.routes.routing);
+        if desired.plan.encrypts && !self.link(desired, pass).await {
+            return;
+        }
+        for change in routes(desired, pass, true) {
+            if let RouteChange::Set(Route { kind: RouteKind::Cleartext { device, .. }, .. }) = &change
+                && !carriers.contains(device)
+            {
+                continue;
+            }
+            pass.did(self.net.apply_route(interface, routing, &change).await);
+        }
+    }
+
+    /// The mesh interface; whether it is up.
+    async fn link(&mut self, desired: &Desired, pass: &mut Pass) -> bool {
         let (interface, routing) = (&desired.link.name, &desired.plan.routes.routing);
         if pass.created || pass.net.link.is_none() {
-            let Some(net) = pass.note(self.net.observe(interface, routing).await) else { return };
+            let Some(net) = pass.note(self.net.observe(interface, routing).await) else { return false };
             pass.net = net;
         }
-        let Some(link) = pass.net.link.clone() else { return };
+        let Some(link) = pass.net.link.clone() else { return false };
         let mut up = true;
         for change in desired.link.diff(&link) {
             up &= pass.did(self.net.apply_link(interface, &change).await);
         }
-        if !up {
-            return;
-        }
-        for change in routes(desired, pass, true) {
-            pass.did(self.net.apply_route(interface, routing, &change).await);
-        }
+        up
     }
 
     /// The device as it is now, for status.
     ///
     /// # Errors
     /// When it does not answer.
-    pub async fn device(&mut self) -> Result<Option<ObservedDevice>, BackendError> {
+    pub async fn look_at_device(&mut self) -> Result<Option<ObservedDevice>, BackendError> {
         self.wireguard.observe().await
     }
 
@@ -264,7 +295,11 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
 
 fn routes(desired: &Desired, pass: &Pass, up: bool) -> Vec<RouteChange> {
     let mut changes = desired.plan.routes.diff(&pass.net.routes, up);
-    changes.retain(|change| desired.prune || !matches!(change, RouteChange::Remove(_)));
+    // An exemption that has ended needs no registry to tell so.
+    changes.retain(|change| match change {
+        RouteChange::Remove(route) => desired.prune || matches!(route.kind, RouteKind::Cleartext { .. }),
+        _ => true,
+    });
     changes
 }
 

@@ -73,6 +73,16 @@ impl Registry {
         }
     }
 
+    /// Tells people something about this node, where the registry has a place for that: a cluster's Events. Beside the loop; one
+    /// that cannot be written is lost, and logged.
+    pub fn tell(&self, node: &NodeName, notice: Notice) {
+        match self {
+            // Who reads a directory reads the log and status.
+            Self::File(_) => {}
+            Self::Kube(kube) => kube.tell(node, notice),
+        }
+    }
+
     /// Whether this node's publication could be written. Writes nothing.
     ///
     /// # Errors
@@ -102,6 +112,17 @@ impl Registry {
             Self::Kube(kube) => kube.changed().await,
         }
     }
+}
+
+/// Something that people should know about a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// Whether it asks for attention.
+    pub warning: bool,
+    /// What, in one word (CamelCase).
+    pub reason: &'static str,
+    /// What, in a sentence.
+    pub note: String,
 }
 
 /// Everything that a registry holds at one moment.

@@ -1,9 +1,10 @@
 //! The running agent: one level-triggered loop. Whatever happens only says "look again"; inputs that come
 //! together are handled in one pass.
 
+mod metrics;
 mod server;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -11,7 +12,9 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail};
-use mesh_keyring::{KeyFile, KeyStore as _, PublicKey};
+use jiff::Timestamp;
+use mesh_keyring::{KeyFile, KeyStore as _, NodeName, PublicKey};
+use mesh_overlay::Exemption;
 use mesh_overlay::netlink::{Netlink, Watch};
 use mesh_overlay::nft::Nft;
 use mesh_overlay::wireguard::Wireguard;
@@ -27,7 +30,7 @@ use crate::config::Config;
 use crate::notify::notify;
 use crate::probing::Probing;
 use crate::reconcile::{Pass, Reconciler};
-use crate::registry::Registry;
+use crate::registry::{Notice, Registry};
 use crate::resolve::Resolver;
 use crate::state::LastGoodFile;
 use crate::status::{GuardStatus, Health, RefusedStatus, Status, rfc3339};
@@ -146,6 +149,8 @@ struct Running {
     health: Health,
     errors: Errors,
     refused: Vec<RefusedStatus>,
+    // To whom packets travel in clear, and why.
+    in_clear: BTreeMap<NodeName, Exemption>,
     desired: Desired,
     pass: Pass,
     changes: usize,
@@ -183,11 +188,13 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let mut net = Netlink::new()?;
     let mut drift = Watch::new()?;
     let mut agent = Agent::new(config.clone(), public_key, epoch, remembered);
+    agent.today(Timestamp::now());
     agent.underlay(net.observe(&config.wireguard.interface, &config.routing).await?.underlay);
     let desired = agent.desired(std::time::Instant::now());
     let probing = Probing::start(stored.key.clone())?;
     let reconciler = Reconciler::new(wireguard(&config, Some(public_key))?, net, Nft::new(), stored.key);
     let server = server::Server::bind(&config.socket())?;
+    let mut metrics = metrics::Server::bind(config.metrics.listen).await?;
     let mut running = Running {
         registry,
         config,
@@ -200,6 +207,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         health: Health::default(),
         errors: Errors::default(),
         refused: Vec::new(),
+        in_clear: BTreeMap::new(),
         desired,
         pass: Pass::default(),
         changes: 0,
@@ -239,6 +247,10 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
                     wake = wake.min(settled.max(ended + BREATH));
                 }
                 () = tokio::time::sleep_until(wake) => break true,
+                asked = metrics.asked() => {
+                    // Who has gone away needs no answer.
+                    let _ = asked.send(running.status().await.to_metrics());
+                }
                 asked = server.asked() => {
                     let status = running.status().await;
                     asked.answer(&status);
@@ -269,6 +281,7 @@ impl Running {
         }
         self.agent.resolved(self.resolver.resolution());
         self.agent.paths(self.probing.paths(), std::time::Instant::now());
+        self.agent.today(Timestamp::now());
         self.desired = self.agent.desired(std::time::Instant::now());
         self.head_start();
         errors.extend(self.desired.warnings.iter().cloned());
@@ -328,6 +341,7 @@ impl Running {
         self.changes += pass.changes;
         self.pass = pass;
         self.tell_refusals();
+        self.tell_exemptions();
         let unfinished = failed || !published;
         self.failures = if unfinished { self.failures.saturating_add(1) } else { 0 };
         self.errors.replace(errors);
@@ -369,6 +383,28 @@ impl Running {
         self.refused = all;
     }
 
+    /// Says when packets begin to travel in clear, and when they do no more.
+    fn tell_exemptions(&mut self) {
+        let planned = self.desired.plan.peers.iter();
+        let now: BTreeMap<NodeName, Exemption> =
+            planned.filter_map(|(name, peer)| Some((name.clone(), peer.exemption.clone()?))).collect();
+        for (peer, exemption) in now.iter().filter(|(peer, one)| self.in_clear.get(*peer) != Some(*one)) {
+            let (until, reason) = (exemption.expires(), exemption.reason());
+            tracing::warn!(%peer, %until, reason, "CLEARTEXT: packets to this peer are not encrypted");
+            let note = format!(
+                "Packets between this node and {peer} are not encrypted until {until}, by the exemption of {}: {reason}",
+                exemption.between()
+            );
+            self.registry.tell(&self.config.node, Notice { warning: true, reason: "CleartextBegins", note });
+        }
+        for peer in self.in_clear.keys().filter(|peer| !now.contains_key(*peer)) {
+            tracing::warn!(%peer, "no more clear text to this peer");
+            let note = format!("Packets between this node and {peer} do not travel in clear text any more");
+            self.registry.tell(&self.config.node, Notice { warning: false, reason: "CleartextEnds", note });
+        }
+        self.in_clear = now;
+    }
+
     fn wake_at(&self) -> Instant {
         let now = Instant::now();
         let mut wake = now + PERIOD;
@@ -387,6 +423,10 @@ impl Running {
         if let Some(due) = self.resolver.wake_at() {
             wake = wake.min(due.max(now + BREATH));
         }
+        if let Some(until) = self.agent.exempt_until() {
+            let left = until.duration_since(Timestamp::now());
+            wake = wake.min(now + Duration::try_from(left).unwrap_or_default());
+        }
         if let Some(until) = self.agent.holds_until(now.into_std()) {
             wake = wake.min(Instant::from_std(until));
         }
@@ -395,7 +435,7 @@ impl Running {
 
     async fn status(&mut self) -> Status {
         let mut errors = self.errors.now.clone();
-        let device = match self.reconciler.device().await {
+        let device = match self.reconciler.look_at_device().await {
             Ok(device) => device,
             Err(e) => {
                 errors.push(e.to_string());
@@ -422,6 +462,7 @@ impl Running {
             changes: (self.pass.changes, self.changes),
             mesh_addresses: self.desired.plan.addresses.iter().map(|net| net.addr()).collect(),
             peers: self.health.peers(&self.desired.plan, device.as_ref(), &reports, now),
+            exemptions: self.desired.exemptions.clone(),
             refused: self.refused.clone(),
             unpublished: self.desired.unpublished.iter().cloned().collect(),
             errors,
@@ -430,6 +471,7 @@ impl Running {
                 egress_drops: guard.egress_drops,
                 ingress_drops: guard.ingress_drops,
                 carrier_drops: guard.carrier_drops,
+                cleartext_drops: guard.cleartext_drops,
             },
         }
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use mesh_keyring::SiteName;
 use mesh_overlay::advertisement::MTU_LEAST;
-use mesh_overlay::prefix;
+use mesh_overlay::{Exemption, prefix};
 use serde::{Deserialize, Serialize};
 
 use crate::config::VxlanConfig;
@@ -71,6 +71,8 @@ pub struct Settings {
     pub vxlan_vni: Option<u32>,
     /// The VXLAN port.
     pub vxlan_port: Option<u16>,
+    /// Exemptions from encryption, in force or not.
+    pub exemptions: Vec<Exemption>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -104,14 +106,28 @@ struct Underlay {
     mtu: Option<u16>,
 }
 
+/// How packets between nodes travel, as configuration and Mesh write it.
 // A mode that this version does not know must not be taken for one that it does.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Encryption {
+pub struct Encryption {
     mode: Mode,
+    /// Pairs that may speak in clear, each with a reason and an end.
+    pub exemptions: Vec<Exemption>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// The most exemptions in one place.
+const EXEMPTIONS_MOST: usize = 64;
+
+impl Encryption {
+    /// What is wrong with it, if anything.
+    pub fn wrong(&self) -> Option<String> {
+        let count = self.exemptions.len();
+        (count > EXEMPTIONS_MOST).then(|| format!("exemptions: {count} entries; at most {EXEMPTIONS_MOST}"))
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Mode {
     #[default]
@@ -134,7 +150,11 @@ impl Settings {
         if let Some((field, reason)) = VxlanConfig::wrong(spec.vxlan.vni, spec.vxlan.port) {
             return Err(format!("spec.vxlan.{field}: {reason}"));
         }
+        if let Some(why) = spec.encryption.wrong() {
+            return Err(format!("spec.encryption.{why}"));
+        }
         Ok(Self {
+            exemptions: spec.encryption.exemptions,
             sites: grants(spec.sites).map_err(|why| format!("spec.sites: {why}"))?,
             protected: spec.protected_addresses,
             listen_port: spec.wireguard.listen_port,
@@ -156,7 +176,10 @@ mod tests {
     fn a_mesh_says_all_of_it_or_nothing() {
         let settings = Settings::from_spec(json!({
             "sites": [{"name": "aws", "prefixes": ["10.1.0.0/16", "fd00:1::/48"]}, {"name": "gcp", "prefixes": []}],
-            "protectedAddresses": ["192.0.2.1"], "encryption": {"mode": "required"},
+            "protectedAddresses": ["192.0.2.1"],
+            "encryption": {"mode": "required", "exemptions": [
+                {"between": [{"node": "plc"}, {"site": "aws"}], "reason": "no TUN", "expires": "2027-01-31T00:00:00Z"},
+            ]},
             "wireguard": {"listenPort": 51821, "persistentKeepalive": 0}, "underlay": {"mtu": 1400},
             "vxlan": {"vni": 77, "port": 8472},
         }))
@@ -166,6 +189,7 @@ mod tests {
             (settings.listen_port, settings.persistent_keepalive, settings.mtu),
             (Some(51821), Some(0), Some(1400))
         );
+        assert_eq!(settings.exemptions.len(), 1);
         assert_eq!((settings.vxlan_vni, settings.vxlan_port), (Some(77), Some(8472)));
         assert_eq!(Settings::from_spec(json!({})), Ok(Settings::default()));
         let text = serde_json::to_string(&settings).unwrap();
@@ -187,6 +211,14 @@ mod tests {
             (json!({"vxlan": {"vni": 16777216}}), "spec.vxlan.vni"),
             (json!({"vxlan": {"port": 0}}), "spec.vxlan.port"),
             (json!({"encryption": {"mode": "preferred"}}), "preferred"),
+            (
+                json!({"encryption": {"exemptions": [{"between": [{"node": "a"}], "reason": "why"}]}}),
+                "expires",
+            ),
+            (
+                json!({"encryption": {"exemptions": [{"between": [], "reason": "why", "expires": "2027-01-31T00:00:00Z"}]}}),
+                "between",
+            ),
             (json!({"sties": []}), "sties"),
             (json!("text"), "spec"),
         ] {

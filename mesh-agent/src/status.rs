@@ -1,5 +1,6 @@
 //! What the agent tells about itself, over its Unix socket and as a table.
 
+mod metrics;
 mod table;
 
 use std::collections::BTreeMap;
@@ -7,12 +8,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use mesh_keyring::{NodeName, PublicKey, SiteName};
 use mesh_overlay::dial::is_fresh;
 use mesh_overlay::path::{LineReport, PeerReport};
 use mesh_overlay::plan::PlannedPeer;
-use mesh_overlay::{MeshPlan, ObservedDevice};
+use mesh_overlay::{Exemption, MeshPlan, ObservedDevice};
 use serde::{Deserialize, Serialize};
+
+use crate::agent::Exempted;
 
 /// What is known of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +32,10 @@ pub enum PeerState {
     Missing,
     /// It answers on no path any more, whatever the age of its handshake.
     Blocked,
+    /// It answers, and packets to it travel in clear, by an exemption.
+    Cleartext,
+    /// One of the two cannot do WireGuard, and no exemption is in force: no packet goes there.
+    Unencryptable,
 }
 
 /// One peer in the status.
@@ -75,6 +83,9 @@ pub struct PeerStatus {
     /// The last decisions, the oldest first.
     #[serde(default)]
     pub decisions: Vec<DecisionStatus>,
+    /// The exemption by which packets to it travel in clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exemption: Option<Exemption>,
 }
 
 /// A decision about a peer's path.
@@ -108,6 +119,9 @@ pub struct GuardStatus {
     /// Packets on a VXLAN device that were no WireGuard of the mesh and were dropped.
     #[serde(default)]
     pub carrier_drops: u64,
+    /// Packets in clear inside of VXLAN that no exemption allows and that were dropped.
+    #[serde(default)]
+    pub cleartext_drops: u64,
 }
 
 /// The whole status.
@@ -143,6 +157,9 @@ pub struct Status {
     pub mesh_addresses: Vec<IpAddr>,
     /// All peers.
     pub peers: Vec<PeerStatus>,
+    /// What the operator has exempted from encryption.
+    #[serde(default)]
+    pub exemptions: Vec<Exempted>,
     /// All that was refused.
     pub refused: Vec<RefusedStatus>,
     /// Nodes that publish no key.
@@ -155,6 +172,9 @@ pub struct Status {
 
 /// What has arrived from a peer within this time says that its path is not blocked.
 const ARRIVES: Duration = Duration::from_secs(5);
+
+const UNENCRYPTABLE: &str =
+    "blocked: one of the two cannot do WireGuard, and no exemption from encryption names them now";
 
 /// Since when each peer has been in its state.
 #[derive(Debug, Clone, Default)]
@@ -171,9 +191,18 @@ pub type Reports = BTreeMap<PublicKey, PeerReport>;
 fn state_of(
     peer: &PlannedPeer,
     device: Option<&ObservedDevice>,
+    report: Option<&PeerReport>,
     blocked: bool,
     now: SystemTime,
 ) -> PeerState {
+    if !peer.encrypted {
+        return match (&peer.exemption, report.and_then(|report| report.carrying)) {
+            (None, _) => PeerState::Unencryptable,
+            (Some(_), _) if blocked => PeerState::Blocked,
+            (Some(_), Some(_)) => PeerState::Cleartext,
+            (Some(_), None) => PeerState::Waiting,
+        };
+    }
     match device.and_then(|d| d.peers.get(&peer.public_key)) {
         None => PeerState::Missing,
         Some(_) if blocked => PeerState::Blocked,
@@ -203,8 +232,9 @@ impl Health {
                 Some((before, _)) => *before = rx,
                 None => drop(self.received.insert(name.clone(), (rx, Instant::now()))),
             }
-            let blocked = self.is_blocked(name, reports.get(&peer.public_key));
-            let state = state_of(peer, device, blocked, now);
+            let report = reports.get(&peer.public_key);
+            let blocked = self.is_blocked(name, report);
+            let state = state_of(peer, device, report, blocked, now);
             if self.states.get(name).is_none_or(|(before, _)| *before != state) {
                 self.states.insert(name.clone(), (state, now));
                 changed.push((name.clone(), state));
@@ -262,7 +292,11 @@ impl Health {
             let blocked = self.is_blocked(name, report);
             PeerStatus {
                 path_since: carrying.map(|(.., at)| ago(at)),
-                why: decisions.last().map(|one| one.text.clone()),
+                why: match state {
+                    PeerState::Unencryptable => Some(UNENCRYPTABLE.to_owned()),
+                    _ => decisions.last().map(|one| one.text.clone()),
+                },
+                exemption: peer.exemption.clone(),
                 probed: lines
                     .iter()
                     .find(|line| carrying.is_some_and(|(_, address, _)| address == line.address))
@@ -272,10 +306,15 @@ impl Health {
                 name: name.clone(),
                 site: peer.site.clone(),
                 public_key: peer.public_key,
-                endpoint: found.and_then(|f| f.endpoint),
-                path: if blocked { "blocked" } else { peer.path.as_str() }.to_owned(),
-                // Both rungs carry WireGuard.
-                encrypted: true,
+                endpoint: found
+                    .and_then(|f| f.endpoint)
+                    .or(carrying.filter(|_| !peer.encrypted).map(|(_, address, _)| address)),
+                path: if blocked || state == PeerState::Unencryptable {
+                    "blocked".to_owned()
+                } else {
+                    peer.path.as_str().to_owned()
+                },
+                encrypted: peer.encrypted,
                 state,
                 since: rfc3339(since),
                 handshake_age_seconds: age.map(|age| age.as_secs()),
@@ -292,19 +331,8 @@ impl Health {
 /// A time as RFC 3339 in UTC, to the second.
 pub fn rfc3339(at: SystemTime) -> String {
     let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Civil date from a day count: shift to years that begin in March, so that the leap day comes last.
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    let known = i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    known.unwrap_or(Timestamp::MAX).to_string()
 }
 
 #[cfg(test)]

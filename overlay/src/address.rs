@@ -7,6 +7,7 @@ use std::net::Ipv6Addr;
 
 use ipnet::Ipv6Net;
 use mesh_keyring::{MeshName, NodeName, SiteName};
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 fn digest(parts: &[&str]) -> [u8; 32] {
@@ -39,17 +40,37 @@ pub fn node_address(mesh: &MeshName, site: &SiteName, node: &NodeName) -> Ipv6Ad
     Ipv6Addr::from(bytes)
 }
 
-/// The `/63` that the addresses of nodes on their VXLAN devices lie in; they never carry anything but WireGuard's datagrams.
-pub fn carrier_prefix(mesh: &MeshName) -> Ipv6Net {
+/// What a VXLAN device carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carried {
+    /// WireGuard's datagrams.
+    Wireguard,
+    /// Packets in clear, between nodes that the operator has exempted.
+    Cleartext,
+}
+
+/// The `/63` that the addresses of nodes on their VXLAN devices lie in, of each kind its own; they are never those of pods.
+pub fn carrier_prefix(mesh: &MeshName, carried: Carried) -> Ipv6Net {
+    let seed = match carried {
+        Carried::Wireguard => "sennit carrier",
+        Carried::Cleartext => "sennit cleartext",
+    };
     let mut bytes = [0u8; 16];
     bytes[0] = 0xfd;
-    bytes[1..6].copy_from_slice(&digest(&["sennit carrier", mesh.as_str()])[..5]);
+    bytes[1..6].copy_from_slice(&digest(&[seed, mesh.as_str()])[..5]);
     Ipv6Net::new_assert(Ipv6Addr::from(bytes), 63)
 }
 
 /// The address of a node on its VXLAN device, whose outer packets are IPv4 or IPv6 (`outer_v6`): a `/64` for each, 64 bits of the node.
-pub fn carrier_address(mesh: &MeshName, site: &SiteName, node: &NodeName, outer_v6: bool) -> Ipv6Addr {
-    let mut bytes = carrier_prefix(mesh).addr().octets();
+pub fn carrier_address(
+    mesh: &MeshName,
+    site: &SiteName,
+    node: &NodeName,
+    carried: Carried,
+    outer_v6: bool,
+) -> Ipv6Addr {
+    let mut bytes = carrier_prefix(mesh, carried).addr().octets();
     bytes[7] |= u8::from(outer_v6);
     bytes[8..]
         .copy_from_slice(&digest(&["sennit carrier node", mesh.as_str(), site.as_str(), node.as_str()])[..8]);
@@ -85,12 +106,17 @@ mod tests {
     fn carrier_addresses_lie_apart_from_the_mesh_and_by_the_family_outside() {
         let [mesh, site, node] = ["prod", "aws", "aws-1"];
         let (mesh, site, node) = (mesh.parse().unwrap(), site.parse().unwrap(), node.parse().unwrap());
-        let [v4, v6] = [false, true].map(|outer| carrier_address(&mesh, &site, &node, outer));
-        assert_ne!(v4.octets()[..8], v6.octets()[..8]);
-        assert_eq!(v4.octets()[8..], v6.octets()[8..]);
-        for address in [v4, v6] {
-            assert!(carrier_prefix(&mesh).contains(&address) && !mesh_prefix(&mesh).contains(&address));
-            assert_eq!(carrier_mac(address)[0], 2);
+        let prefixes = [Carried::Wireguard, Carried::Cleartext].map(|carried| carrier_prefix(&mesh, carried));
+        assert!(!prefixes[0].contains(&prefixes[1]) && !prefixes[1].contains(&prefixes[0]));
+        for carried in [Carried::Wireguard, Carried::Cleartext] {
+            let [v4, v6] = [false, true].map(|outer| carrier_address(&mesh, &site, &node, carried, outer));
+            assert_ne!(v4.octets()[..8], v6.octets()[..8]);
+            assert_eq!(v4.octets()[8..], v6.octets()[8..]);
+            for address in [v4, v6] {
+                let inside = carrier_prefix(&mesh, carried).contains(&address);
+                assert!(inside && !mesh_prefix(&mesh).contains(&address));
+                assert_eq!(carrier_mac(address)[0], 2);
+            }
         }
     }
 

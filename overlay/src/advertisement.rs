@@ -31,9 +31,13 @@ pub const REFLEXIVE_ENDPOINTS: &str = "sennit.dev/reflexive-endpoints";
 /// By which carriers it reaches the peers that it reaches, comma separated. For people: nothing depends on it.
 pub const PATH: &str = "sennit.dev/path";
 
+/// Whether the node can do WireGuard: `none` where it cannot. Absent where it can.
+pub const WIREGUARD: &str = "sennit.dev/wireguard";
+const NO_WIREGUARD: &str = "none";
+
 /// All annotations that an agent reads and writes.
-pub const KNOWN: [&str; 8] =
-    [PUBLIC_KEY, EPOCH, SITE, ENDPOINTS, INTERNAL_ENDPOINTS, REFLEXIVE_ENDPOINTS, MTU, PATH];
+pub const KNOWN: [&str; 9] =
+    [PUBLIC_KEY, EPOCH, SITE, ENDPOINTS, INTERNAL_ENDPOINTS, REFLEXIVE_ENDPOINTS, MTU, WIREGUARD, PATH];
 
 /// The longest annotation value that is read, in bytes.
 pub const VALUE_MOST: usize = 2048;
@@ -78,6 +82,11 @@ pub enum AdvertisementError {
         /// What is wrong.
         source: EndpointError,
     },
+    /// Neither absent nor what it may be.
+    #[error(
+        "annotation {WIREGUARD}: {0:?}: `none` is all that it can say; a node that can do WireGuard has no such annotation"
+    )]
+    Wireguard(String),
     /// Not a number, or one out of range.
     #[error("annotation {key}: {value:?} is no number from {least} to {most}")]
     Number {
@@ -114,6 +123,13 @@ pub struct Advertisement {
     /// By which carriers it reaches peers; words of newer agents are left out.
     #[serde(default)]
     pub paths: BTreeSet<Rung>,
+    /// Whether it can do WireGuard. One that cannot is reached where the operator has exempted the pair, and nowhere else.
+    #[serde(default = "encrypts")]
+    pub encrypts: bool,
+}
+
+fn encrypts() -> bool {
+    true
 }
 
 fn number(key: &'static str, value: &str, least: u64, most: u64) -> Result<u64, AdvertisementError> {
@@ -175,6 +191,13 @@ impl Advertisement {
             },
             reflexive_endpoints: list(REFLEXIVE_ENDPOINTS)?,
             paths: annotations.get(PATH).map(|value| rungs(value)).unwrap_or_default(),
+            encrypts: match annotations.get(WIREGUARD).map(String::as_str) {
+                None => true,
+                Some(NO_WIREGUARD) => false,
+                Some(other) => {
+                    return Err(AdvertisementError::Wireguard(other.chars().take(40).collect()));
+                }
+            },
         }))
     }
 
@@ -200,6 +223,9 @@ impl Advertisement {
         if !self.paths.is_empty() {
             let words: Vec<&str> = self.paths.iter().map(|rung| rung.as_str()).collect();
             all.insert(PATH.to_owned(), words.join(","));
+        }
+        if !self.encrypts {
+            all.insert(WIREGUARD.to_owned(), NO_WIREGUARD.to_owned());
         }
         if let Some(mtu) = self.mtu {
             all.insert(MTU.to_owned(), mtu.to_string());

@@ -66,7 +66,7 @@ pub enum Ensured {
 
 /// A WireGuard implementation.
 pub trait WireguardBackend {
-    /// "kernel", "userspace" or "fake".
+    /// "kernel", "userspace", "none" or "fake".
     fn kind(&self) -> &'static str;
 
     /// Makes sure that the device exists: adopts one of ours, creates one where there is none, replaces one of
@@ -198,6 +198,8 @@ pub struct ObservedGuard {
     pub ingress_drops: u64,
     /// Packets on a VXLAN device that were no WireGuard of the mesh and were dropped, both ways.
     pub carrier_drops: u64,
+    /// Packets in clear inside of VXLAN that no exemption allows and that were dropped, both ways.
+    pub cleartext_drops: u64,
 }
 
 /// The nftables table that is ours.

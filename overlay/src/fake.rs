@@ -329,6 +329,12 @@ impl NetBackend for FakeNet {
                     let reason = format!("{interface} is not up");
                     return Err(BackendError::failed(format!("setting route {to}"), reason));
                 }
+                RouteChange::Set(Route { to, kind: RouteKind::Cleartext { device, .. } })
+                    if !host.vxlan.get(device).is_some_and(|device| device.up) =>
+                {
+                    let reason = format!("{device} is not up");
+                    return Err(BackendError::failed(format!("setting route {to}"), reason));
+                }
                 RouteChange::Set(route) => {
                     routes
                         .routes
@@ -355,7 +361,7 @@ impl NetBackend for FakeNet {
     async fn own_vxlan(&mut self) -> Result<Vec<InterfaceName>, BackendError> {
         let ours = |device: &ObservedVxlan| device.alias.as_deref() == Some(ALIAS);
         Ok(self.host.with(|host| {
-            host.vxlan.iter().filter(|(_, device)| ours(device)).map(|(name, _)| name.clone()).collect()
+            host.vxlan.iter().filter(|(_, device)| ours(device)).map(|(name, _)| *name).collect()
         }))
     }
 
@@ -379,7 +385,7 @@ impl NetBackend for FakeNet {
                 if host.vxlan.contains_key(name) {
                     return Err(BackendError::failed(format!("making {name}"), "it exists"));
                 }
-                host.vxlan.insert(name.clone(), device);
+                host.vxlan.insert(*name, device);
             }
             let Some(device) = host.vxlan.get_mut(name) else {
                 let reason = format!("there is no interface {name}");
@@ -415,7 +421,7 @@ impl NetBackend for FakeNet {
                 }
                 VxlanChange::SetUp => device.up = true,
             }
-            host.writes.push(Write::Vxlan(name.clone(), *change));
+            host.writes.push(Write::Vxlan(*name, *change));
             Ok(())
         })
     }
@@ -428,7 +434,7 @@ impl NetBackend for FakeNet {
             let ours = |device: &ObservedVxlan| device.alias.as_deref() == Some(ALIAS);
             if host.vxlan.get(name).is_some_and(ours) {
                 host.vxlan.remove(name);
-                host.writes.push(Write::Vxlan(name.clone(), VxlanChange::Remove));
+                host.writes.push(Write::Vxlan(*name, VxlanChange::Remove));
             }
             Ok(())
         })
@@ -464,6 +470,7 @@ impl NftBackend for FakeNft {
                 egress_drops: host.drops.0,
                 ingress_drops: host.drops.1,
                 carrier_drops: 0,
+                cleartext_drops: 0,
             })
         })
     }

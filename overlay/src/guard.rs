@@ -3,6 +3,8 @@
 //! It is an nftables table that outlives the agent. It stands before any link comes up and judges packets by
 //! address and interface alone, so that no crash, restart or half-done pass puts a mesh packet on the underlay.
 
+mod cleartext;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
@@ -11,6 +13,8 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::local::InterfaceName;
+pub use cleartext::{Cleartext, Exempt};
+use cleartext::{FAMILIES, of_family};
 
 /// The one nftables table that is ours, family `inet`.
 pub const TABLE: &str = "sennit";
@@ -18,11 +22,16 @@ pub const TABLE: &str = "sennit";
 pub const MARK: &str = "sennit guard ";
 
 /// Name, hook and priority of each chain. After source NAT's priority nothing changes a packet
-/// any more; before conntrack's -200 nothing has yet. Segment sizes are clamped where others mangle.
-pub(crate) const CHAINS: [(&str, &str, i64); 3] =
-    [("egress", "postrouting", 300), ("ingress", "prerouting", -300), ("clamp", "forward", -150)];
+/// any more; before conntrack's -200 nothing has yet. Segment sizes are clamped where others mangle. VXLAN's outer packets are
+/// judged on their way to its socket, when they are whole.
+pub(crate) const CHAINS: [(&str, &str, i64); 4] = [
+    ("egress", "postrouting", 300),
+    ("ingress", "prerouting", -300),
+    ("clamp", "forward", -150),
+    ("outer", "input", -300),
+];
 /// What was dropped, by where.
-pub(crate) const COUNTERS: [&str; 3] = ["egress", "ingress", "carrier"];
+pub(crate) const COUNTERS: [&str; 4] = ["egress", "ingress", "carrier", "cleartext"];
 
 /// Which of its two places in the table a guard takes: the next one stands in the other before this one goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,6 +74,8 @@ pub struct Guard {
     /// The VXLAN devices that carry WireGuard, and nothing else: VXLAN authenticates nobody, so that anyone on the underlay can
     /// put a packet in there.
     pub carriers: Option<Carriers>,
+    /// What travels in clear, by the operator's exemption.
+    pub cleartext: Option<Cleartext>,
 }
 
 /// What may pass the VXLAN devices: UDP between carrier addresses, from or to the WireGuard port.
@@ -114,7 +125,7 @@ impl Guard {
         render_removal() + &self.render(Slot::A)
     }
 
-    /// Verdicts in the order of their chain: what encrypts, what carries, what is none of ours, what must not pass although it is
+    /// Verdicts in the order of their chain: what encrypts, what carries, what is exempt, what is none of ours, what must not pass although it is
     /// local, what is local, what is of the mesh. An empty set makes no rule. `listing` reads exactly this.
     ///
     /// Segments of TCP connections through the mesh are as small as the route's MTU wants them both ways: the kernel looks
@@ -138,6 +149,9 @@ impl Guard {
                     "{on} ip6 saddr {prefix} ip6 daddr {prefix} udp {side} {port} accept\n{on} counter name carrier drop\n"
                 );
             }
+            if let Some(cleartext) = &self.cleartext {
+                text.push_str(&cleartext.inside(&add, name == "egress"));
+            }
             let on_underlay = format!("{interface} {{ {underlay} }} ");
             let nothing = BTreeSet::new();
             let kept = if underlay.is_empty() { &nothing } else { &self.local };
@@ -147,20 +161,19 @@ impl Guard {
                 (&self.local, "", "accept"),
                 (&self.mesh, "", drop.as_str()),
             ] {
-                // nft lists neighbours as one, and refuses a prefix inside of another.
-                let nets = IpNet::aggregate(&nets.iter().copied().collect());
-                for (family, v6) in [("ip", false), ("ip6", true)] {
-                    let of_family = nets.iter().filter(|net| matches!(net, IpNet::V6(_)) == v6);
-                    let members: Vec<String> = of_family.map(IpNet::to_string).collect();
-                    if !members.is_empty() {
-                        let members = members.join(", ");
+                for (family, v6) in FAMILIES {
+                    if let Some(members) = of_family(nets, v6) {
                         let _ = writeln!(text, "{add} {through}{family} {address} {{ {members} }} {verdict}");
                     }
                 }
             }
         }
-        let through = names(self.interfaces.iter().map(InterfaceName::as_str));
-        for interface in ["iifname", "oifname"].into_iter().filter(|_| !self.interfaces.is_empty()) {
+        if let Some(cleartext) = &self.cleartext {
+            text.push_str(&cleartext.outer(slot));
+        }
+        let through = self.clamped();
+        let through = names(through.iter().map(InterfaceName::as_str));
+        for interface in ["iifname", "oifname"].into_iter().filter(|_| !through.is_empty()) {
             let add = format!("add rule inet {TABLE} {}", slot.chain("clamp"));
             let _ = writeln!(
                 text,
@@ -168,6 +181,14 @@ impl Guard {
             );
         }
         text
+    }
+}
+
+impl Guard {
+    /// The interfaces at which segment sizes are clamped.
+    pub(crate) fn clamped(&self) -> BTreeSet<InterfaceName> {
+        let cleartext = self.cleartext.iter().filter(|cleartext| !cleartext.exempt.is_empty());
+        self.interfaces.iter().chain(cleartext.flat_map(|cleartext| &cleartext.interfaces)).copied().collect()
     }
 }
 
@@ -202,6 +223,7 @@ mod tests {
             outside: BTreeSet::new(),
             underlay: BTreeSet::new(),
             carriers: None,
+            cleartext: None,
         }
     }
 
@@ -229,6 +251,7 @@ mod tests {
             interfaces: BTreeSet::new(),
             underlay: BTreeSet::new(),
             carriers: None,
+            cleartext: None,
         };
         let text = nothing.render(Slot::A);
         assert!(text.contains("{ \"lo\" }") && !text.contains("{  }"), "{text}");

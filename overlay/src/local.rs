@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::{IpNet, Ipv6Net};
 use mesh_keyring::{MeshName, NodeName, PublicKey, SiteName};
 
-use crate::address;
+use crate::address::{self, Carried};
+use crate::exemption::Exemption;
 
 /// The operator's word on who may hold which addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct Grants {
     pub sites: BTreeMap<SiteName, Vec<IpNet>>,
     /// Addresses that no peer may ever hold: the API server's, DNS, metadata services.
     pub protected: BTreeSet<IpAddr>,
+    /// The exemptions from encryption that are in force now.
+    pub exemptions: Vec<Exemption>,
 }
 
 impl Grants {
@@ -43,6 +46,8 @@ pub struct LocalNode {
     pub underlay_interfaces: BTreeSet<InterfaceName>,
     /// The MTU of its underlay, in bytes.
     pub underlay_mtu: u16,
+    /// Whether it can do WireGuard at all.
+    pub encrypts: bool,
     /// Its WireGuard interface.
     pub interface: InterfaceName,
     /// The UDP port that it listens on.
@@ -58,9 +63,10 @@ pub struct LocalNode {
 /// How VXLAN is spoken; the same at all nodes of a mesh (RFC 7348).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vxlan {
-    /// What the names of the devices begin with; 4 and 6 follow, for what is outside.
+    /// What the names of the devices begin with; 4 and 6 follow, for what is outside, and before those a `c` where packets travel
+    /// in clear.
     pub interface: InterfaceName,
-    /// The network identifier, 24 bits.
+    /// The network identifier, 24 bits; the next one is taken too.
     pub vni: u32,
     /// The UDP port.
     pub port: u16,
@@ -75,8 +81,15 @@ impl Vxlan {
     pub const PORT: u16 = 4789;
 
     /// The device whose outer packets are of this family. `None` when the name gets too long.
-    pub fn device(&self, outer_v6: bool) -> Option<InterfaceName> {
-        format!("{}{}", self.interface, if outer_v6 { 6 } else { 4 }).parse().ok()
+    pub fn device(&self, carried: Carried, outer_v6: bool) -> Option<InterfaceName> {
+        let kind = if carried == Carried::Cleartext { "c" } else { "" };
+        format!("{}{kind}{}", self.interface, if outer_v6 { 6 } else { 4 }).parse().ok()
+    }
+
+    /// The network identifier of a device: what travels in clear has the next one, so that no packet of one kind is ever taken for
+    /// one of the other.
+    pub fn vni(&self, carried: Carried) -> u32 {
+        self.vni + u32::from(carried == Carried::Cleartext)
     }
 }
 
@@ -105,9 +118,12 @@ impl Default for Routing {
 }
 
 /// A network interface's name: 1 to 15 bytes that are safe in a path and in an nftables ruleset.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct InterfaceName(String);
+pub struct InterfaceName {
+    // Zeros fill it up.
+    bytes: [u8; 15],
+}
 
 /// Why a text is not an interface name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -117,7 +133,15 @@ pub struct InterfaceNameError(String);
 impl InterfaceName {
     /// The name as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        let length = self.bytes.iter().position(|byte| *byte == 0).unwrap_or(self.bytes.len());
+        // It is ASCII, or it would not have become one.
+        std::str::from_utf8(&self.bytes[..length]).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for InterfaceName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.as_str())
     }
 }
 
@@ -127,7 +151,12 @@ impl TryFrom<String> for InterfaceName {
         let fine = (1..=15).contains(&text.len())
             && text.bytes().all(|c| c.is_ascii_alphanumeric() || b".-_".contains(&c))
             && text.starts_with(|c: char| c.is_ascii_alphabetic());
-        if fine { Ok(Self(text)) } else { Err(InterfaceNameError(text.chars().take(40).collect())) }
+        if !fine {
+            return Err(InterfaceNameError(text.chars().take(40).collect()));
+        }
+        let mut bytes = [0; 15];
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        Ok(Self { bytes })
     }
 }
 
@@ -140,13 +169,13 @@ impl std::str::FromStr for InterfaceName {
 
 impl From<InterfaceName> for String {
     fn from(name: InterfaceName) -> String {
-        name.0
+        name.as_str().to_owned()
     }
 }
 
 impl std::fmt::Display for InterfaceName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 

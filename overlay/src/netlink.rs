@@ -70,7 +70,7 @@ impl NetBackend for Netlink {
             let ours = routes::table(socket, family, routing.table)
                 .await
                 .map_err(failed(format!("reading routing table {}", routing.table)))?;
-            routes::sort(&ours, routing.protocol, index, &mut found.routes);
+            routes::sort(&ours, routing.protocol, index, &links, &mut found.routes);
             main.extend(
                 routes::table(socket, family, u32::from(RouteHeader::RT_TABLE_MAIN))
                     .await
@@ -129,12 +129,17 @@ impl NetBackend for Netlink {
             }
             RouteChange::Set(route) => {
                 let action = format!("setting route {} in table {table}", route.to);
-                let index = match route.kind {
-                    RouteKind::Mesh { .. } => {
-                        let link = self.find(interface).await?;
-                        Some(link.ok_or_else(|| gone(action.clone(), interface))?.index)
+                let through = match &route.kind {
+                    RouteKind::Mesh { .. } => Some(interface),
+                    RouteKind::Cleartext { device, .. } => Some(device),
+                    RouteKind::Throw | RouteKind::Blackhole => None,
+                };
+                let index = match through {
+                    Some(name) => {
+                        let link = self.find(name).await?;
+                        Some(link.ok_or_else(|| gone(action.clone(), name))?.index)
                     }
-                    _ => None,
+                    None => None,
                 };
                 let v6 = route.to.addr().is_ipv6();
                 let result = routes::set(&mut self.socket, route, index, routing).await;

@@ -53,6 +53,8 @@ impl Nft {
         let mut child = Command::new(&self.program)
             .args(arguments)
             .env("LC_ALL", "C")
+            // Times are listed in the zone that this says.
+            .env("TZ", "UTC0")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -123,6 +125,7 @@ impl NftBackend for Nft {
             egress_drops: listing.egress_drops,
             ingress_drops: listing.ingress_drops,
             carrier_drops: listing.carrier_drops,
+            cleartext_drops: listing.cleartext_drops,
         })
     }
 

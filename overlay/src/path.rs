@@ -28,7 +28,7 @@ pub use choice::Decision;
 pub use line::{LineReport, Liveness};
 pub use prober::{PeerPaths, PeerReport, Prober, Transmit};
 
-/// How packets reach a peer, best first. Both are encrypted from node to node.
+/// How packets reach a peer, best first. All but the last are encrypted from node to node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rung {
@@ -36,17 +36,23 @@ pub enum Rung {
     Direct,
     /// The same datagrams inside of VXLAN between the nodes.
     Vxlan,
+    /// Packets in clear inside of VXLAN: no rung that a pair which can speak WireGuard ever comes to, but the only one of a pair that
+    /// cannot and that the operator has exempted.
+    Cleartext,
 }
 
 impl Rung {
+    /// Those that a peer which speaks WireGuard can be reached by, best first.
+    pub const ENCRYPTED: [Self; 2] = [Self::Direct, Self::Vxlan];
     /// All, best first.
-    pub const ALL: [Self; 2] = [Self::Direct, Self::Vxlan];
+    pub const ALL: [Self; 3] = [Self::Direct, Self::Vxlan, Self::Cleartext];
 
     /// Its name, as plan and status tell it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Vxlan => "vxlan",
+            Self::Cleartext => "cleartext",
         }
     }
 }

@@ -5,17 +5,18 @@ pub mod path;
 pub mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mesh_keyring::{NodeName, PublicKey, SiteName};
 use serde::Serialize;
 
-use crate::address;
+use crate::address::{self, Carried};
 use crate::device::{DeviceConfig, DevicePeer};
 use crate::endpoint::Endpoint;
-use crate::guard::{Carriers, Guard};
-use crate::local::{Grants, LocalNode};
+use crate::exemption::Exemption;
+use crate::guard::{Carriers, Cleartext, Exempt, Guard};
+use crate::local::{Grants, InterfaceName, LocalNode};
 use crate::path::{Candidate, Origin, PeerPaths, Rung};
 use crate::peer::Peer;
 use crate::prefix::PrefixIndex;
@@ -51,6 +52,11 @@ pub struct PlannedPeer {
     pub public_key: PublicKey,
     /// The carrier.
     pub path: Rung,
+    /// Whether packets to it are encrypted. Where one of the two cannot do WireGuard they are not, and without an exemption none goes.
+    pub encrypted: bool,
+    /// The exemption by which packets to it travel in clear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exemption: Option<Exemption>,
     /// Where it is dialled, best first; empty when it has to dial us.
     pub candidates: Vec<SocketAddr>,
     /// All it may send from and be sent to.
@@ -70,6 +76,8 @@ pub struct MeshPlan {
     pub node: NodeName,
     /// Addresses of the mesh interface.
     pub addresses: BTreeSet<IpNet>,
+    /// Whether there is a WireGuard device.
+    pub encrypts: bool,
     /// MTU of the mesh interface, in bytes.
     pub mtu: u16,
     /// All peers by name.
@@ -120,11 +128,24 @@ impl MeshPlan {
             let candidates = planned[name].candidates.iter();
             (peer, candidates.map(SocketAddr::ip).collect())
         });
-        let vxlan = vxlan::plan(local, grants, remotes);
+        let mut vxlan = Vec::new();
+        for (carried, encrypted) in [(Carried::Wireguard, true), (Carried::Cleartext, false)] {
+            let carries =
+                |peer: &PlannedPeer| peer.encrypted == encrypted && (encrypted || peer.exemption.is_some());
+            if encrypted && local.encrypts || planned.values().any(carries) {
+                let remotes = remotes.clone().filter(|(peer, _)| carries(&planned[&peer.name]));
+                vxlan.extend(vxlan::plan(local, grants, carried, remotes));
+            }
+        }
+        let addresses = mesh_addresses(local, grants);
+        if let Some(device) = vxlan.first_mut().filter(|_| !local.encrypts) {
+            device.addresses.extend(&addresses);
+        }
         let device = DeviceConfig {
             listen_port: local.listen_port,
             peers: planned
                 .values()
+                .filter(|peer| peer.encrypted)
                 .map(|p| {
                     let peer = DevicePeer {
                         candidates: p.candidates.clone(),
@@ -139,10 +160,11 @@ impl MeshPlan {
         };
         Self {
             node: local.name.clone(),
-            addresses: mesh_addresses(local, grants),
+            encrypts: local.encrypts,
             mtu: mtu::device(local.underlay_mtu),
-            routes: routes(local, grants, &planned, &mesh),
-            guard: guard(local, grants, mesh, &vxlan),
+            routes: routes(local, grants, &planned, &mesh, &vxlan, &addresses),
+            guard: guard(local, grants, mesh, &vxlan, &planned),
+            addresses,
             device,
             peers: planned,
             vxlan,
@@ -162,30 +184,55 @@ fn plan_peer(
     // A name may resolve to anything, also into the mesh itself.
     candidates.retain(dialable);
     let own = IpNet::from(IpAddr::V6(peer.address));
+    let encrypted = local.encrypts && peer.claim.encrypts;
+    let exemption = exemption(local, grants, peer).filter(|_| !encrypted);
     let found = paths.get(&peer.claim.public_key);
-    let rung = found.map_or(Rung::Direct, |path| path.rung);
-    let addresses = probed(local, grants, peer, &candidates);
-    // What our side can put on the carrier, before anything was measured.
-    let most = match rung {
-        Rung::Direct => None,
-        Rung::Vxlan => {
-            addresses.candidates.iter().filter(|one| one.rung == rung).map(|one| one.mtu_most).min()
-        }
+    let paths = if encrypted || exemption.is_some() {
+        probed(local, grants, peer, &candidates, encrypted)
+    } else {
+        PeerPaths { candidates: Vec::new(), mtu_most: local.underlay_mtu }
     };
-    let underlay = peer.claim.mtu.into_iter().chain(found.and_then(|path| path.mtu)).chain(most).min();
+    let rung = if encrypted { found.map_or(Rung::Direct, |path| path.rung) } else { Rung::Cleartext };
+    // What our side can put on the carrier, before anything was measured.
+    let on_rung = paths.candidates.iter().filter(|one| one.rung == rung);
+    let most = on_rung.map(|one| one.mtu_most).min();
+    let measured = found.filter(|path| path.rung == rung).and_then(|path| path.mtu);
+    let mtu = if encrypted {
+        let most = most.filter(|_| rung != Rung::Direct);
+        let measured = found.and_then(|path| path.mtu);
+        mtu::route(local.underlay_mtu, peer.claim.mtu.into_iter().chain(measured).chain(most).min())
+    } else {
+        most.into_iter().chain(measured).min().unwrap_or(0).max(1280)
+    };
     PlannedPeer {
         site: peer.claim.site.clone(),
         public_key: peer.claim.public_key,
         path: rung,
-        paths: addresses,
+        encrypted,
+        exemption,
+        paths,
         candidates,
         allowed_ips: peer.prefixes.iter().copied().chain([own]).collect(),
-        mtu: mtu::route(local.underlay_mtu, underlay),
+        mtu,
     }
 }
 
-/// The addresses at which the prober looks for a peer: what it published, and its place on each VXLAN device.
-fn probed(local: &LocalNode, grants: &Grants, peer: &Peer, candidates: &[SocketAddr]) -> PeerPaths {
+/// The exemption in force for a peer; of several the one that ends last.
+fn exemption(local: &LocalNode, grants: &Grants, peer: &Peer) -> Option<Exemption> {
+    let pair = ((&local.name, &local.site), (&peer.name, &peer.claim.site));
+    let covering = grants.exemptions.iter().filter(|exemption| exemption.covers(pair.0, pair.1));
+    covering.max_by_key(|exemption| exemption.expires()).cloned().filter(|_| local.vxlan.is_some())
+}
+
+/// The addresses at which the prober looks for a peer: what it published, and its place on each VXLAN device. Where packets travel in clear
+/// that place is all.
+fn probed(
+    local: &LocalNode,
+    grants: &Grants,
+    peer: &Peer,
+    candidates: &[SocketAddr],
+    encrypted: bool,
+) -> PeerPaths {
     let theirs = peer.claim.mtu.unwrap_or(u16::MAX);
     let most = local.underlay_mtu.min(theirs);
     let direct =
@@ -198,19 +245,22 @@ fn probed(local: &LocalNode, grants: &Grants, peer: &Peer, candidates: &[SocketA
         }
         _ => None,
     });
-    let carried = [false, true].into_iter().filter_map(|outer_v6| {
+    let (carried, rung) =
+        if encrypted { (Carried::Wireguard, Rung::Vxlan) } else { (Carried::Cleartext, Rung::Cleartext) };
+    let carriers = [false, true].into_iter().filter_map(|outer_v6| {
         local.vxlan.as_ref()?;
         // It listens on VXLAN at one of the addresses at which it is dialled, and for WireGuard where it does anyway.
         let outside = candidates.iter().find(|to| to.is_ipv6() == outer_v6)?;
-        let inner = address::carrier_address(&grants.mesh, &peer.claim.site, &peer.name, outer_v6);
+        let inner = address::carrier_address(&grants.mesh, &peer.claim.site, &peer.name, carried, outer_v6);
         Some(Candidate {
             address: SocketAddr::new(IpAddr::V6(inner), outside.port()),
-            rung: Rung::Vxlan,
+            rung,
             origin: Origin::Carrier,
             mtu_most: most.saturating_sub(vxlan::overhead(outer_v6)),
         })
     });
-    PeerPaths { candidates: published.chain(reflexive).chain(carried).collect(), mtu_most: most }
+    let direct = published.chain(reflexive).filter(|_| encrypted);
+    PeerPaths { candidates: direct.chain(carriers).collect(), mtu_most: most }
 }
 
 /// All that may travel through the mesh only: the sites' grants, the mesh addresses, what nodes hold.
@@ -236,6 +286,8 @@ fn routes(
     grants: &Grants,
     planned: &BTreeMap<NodeName, PlannedPeer>,
     mesh: &BTreeSet<IpNet>,
+    vxlan: &[VxlanConfig],
+    addresses: &BTreeSet<IpNet>,
 ) -> RouteTable {
     let mut routes = BTreeMap::new();
     let mut add = |net: IpNet, kind: RouteKind| {
@@ -249,30 +301,75 @@ fn routes(
         add(net, RouteKind::Throw);
     }
     for peer in planned.values() {
+        let hop = hop(peer, vxlan);
         for &net in &peer.allowed_ips {
             add(net, RouteKind::Blackhole);
-            add(net, RouteKind::Mesh { mtu: peer.mtu });
+            let of_family = |ip: &IpAddr| ip.is_ipv6() == net.addr().is_ipv6();
+            match hop {
+                _ if peer.encrypted => add(net, RouteKind::Mesh { mtu: peer.mtu }),
+                Some((device, via)) => {
+                    let source = addresses.iter().map(IpNet::addr).find(of_family);
+                    add(net, RouteKind::Cleartext { device, via, source, mtu: peer.mtu });
+                }
+                None => {}
+            }
         }
     }
-    RouteTable {
-        routing: local.routing,
-        interface: local.interface.clone(),
-        routes: routes.into_values().collect(),
-    }
+    RouteTable { routing: local.routing, interface: local.interface, routes: routes.into_values().collect() }
 }
 
-fn guard(local: &LocalNode, grants: &Grants, mesh: BTreeSet<IpNet>, vxlan: &[VxlanConfig]) -> Guard {
-    let local_prefixes = local.prefixes.iter().copied().chain(mesh_addresses(local, grants));
-    let carriers = (!vxlan.is_empty()).then(|| Carriers {
-        interfaces: vxlan.iter().map(|device| device.name.clone()).collect(),
-        prefix: address::carrier_prefix(&grants.mesh),
+/// The device for packets in clear to an exempt peer, and the peer's address on it.
+fn hop(peer: &PlannedPeer, vxlan: &[VxlanConfig]) -> Option<(InterfaceName, Ipv6Addr)> {
+    peer.paths.candidates.iter().filter(|one| one.rung == Rung::Cleartext).find_map(|one| {
+        let IpAddr::V6(via) = one.address.ip() else { return None };
+        let device = vxlan.iter().find(|device| device.neighbours.contains_key(&via))?;
+        Some((device.name, via))
+    })
+}
+
+fn guard(
+    local: &LocalNode,
+    grants: &Grants,
+    mesh: BTreeSet<IpNet>,
+    vxlan: &[VxlanConfig],
+    planned: &BTreeMap<NodeName, PlannedPeer>,
+) -> Guard {
+    let held = local.prefixes.iter().copied().chain(mesh_addresses(local, grants));
+    let held: BTreeSet<IpNet> = IpNet::aggregate(&held.collect()).into_iter().collect();
+    let names = |carried: Carried| -> BTreeSet<InterfaceName> {
+        let prefix = address::carrier_prefix(&grants.mesh, carried);
+        let inside =
+            |device: &&VxlanConfig| device.addresses.iter().any(|net| IpNet::V6(prefix).contains(net));
+        vxlan.iter().filter(inside).map(|device| device.name).collect()
+    };
+    let carriers =
+        Some(names(Carried::Wireguard)).filter(|names| !names.is_empty()).map(|interfaces| Carriers {
+            interfaces,
+            prefix: address::carrier_prefix(&grants.mesh, Carried::Wireguard),
+            port: local.listen_port,
+        });
+    let mut exempt = BTreeMap::<i64, Exempt>::new();
+    for peer in planned.values() {
+        let Some(exemption) = &peer.exemption else { continue };
+        let until = exempt.entry(exemption.expires().as_second()).or_default();
+        until.prefixes.extend(&peer.allowed_ips);
+        until.remotes.extend(peer.candidates.iter().map(|to| IpNet::from(to.ip())));
+    }
+    let cleartext = local.vxlan.as_ref().map(|vxlan| Cleartext {
+        local: held.clone(),
+        interfaces: names(Carried::Cleartext),
+        prefix: address::carrier_prefix(&grants.mesh, Carried::Cleartext),
         port: local.listen_port,
+        vxlan_port: vxlan.port,
+        vni: vxlan.vni(Carried::Cleartext),
+        exempt,
     });
     Guard {
         carriers,
-        interfaces: BTreeSet::from([local.interface.clone()]),
-        underlay: local.underlay_interfaces.iter().filter(|i| **i != local.interface).cloned().collect(),
-        local: IpNet::aggregate(&local_prefixes.collect()).into_iter().collect(),
+        cleartext,
+        interfaces: if local.encrypts { BTreeSet::from([local.interface]) } else { BTreeSet::new() },
+        underlay: local.underlay_interfaces.iter().filter(|i| **i != local.interface).copied().collect(),
+        local: held,
         outside: outside(grants, &mesh).collect(),
         mesh: IpNet::aggregate(&mesh.into_iter().collect()).into_iter().collect(),
     }

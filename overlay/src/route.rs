@@ -4,6 +4,7 @@
 //! and the packets fall into the blackhole instead of onto the default route.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
@@ -19,6 +20,17 @@ pub enum RouteKind {
         /// Path MTU in bytes.
         mtu: u16,
     },
+    /// In clear, through a VXLAN device, to a peer that the operator has exempted.
+    Cleartext {
+        /// The device.
+        device: InterfaceName,
+        /// The peer's address on it.
+        via: Ipv6Addr,
+        /// Our mesh address, which the peer knows us by.
+        source: Option<IpAddr>,
+        /// Path MTU in bytes.
+        mtu: u16,
+    },
     /// On to the next table.
     Throw,
     /// Nowhere.
@@ -29,10 +41,15 @@ impl RouteKind {
     /// Its metric; the lowest wins.
     pub fn metric(&self) -> u32 {
         match self {
-            Self::Mesh { .. } => 100,
+            Self::Mesh { .. } | Self::Cleartext { .. } => 100,
             Self::Throw => 200,
             Self::Blackhole => 1_000_000,
         }
+    }
+
+    /// Whether it leads anywhere.
+    pub fn carries(&self) -> bool {
+        matches!(self, Self::Mesh { .. } | Self::Cleartext { .. })
     }
 }
 
@@ -115,9 +132,8 @@ impl RouteTable {
     /// interface does not exist yet, and routes through it wait.
     pub fn diff(&self, observed: &ObservedRoutes, up: bool) -> Vec<RouteChange> {
         let mut changes = Vec::new();
-        let (mesh, still): (Vec<Route>, Vec<Route>) = (self.routes.difference(&observed.routes))
-            .copied()
-            .partition(|route| matches!(route.kind, RouteKind::Mesh { .. }));
+        let (mesh, still): (Vec<Route>, Vec<Route>) =
+            (self.routes.difference(&observed.routes)).copied().partition(|route| route.kind.carries());
         // `throw` before blackhole: our own pods are never cut off, not even for a moment.
         let (throws, holes): (Vec<Route>, Vec<Route>) =
             still.into_iter().partition(|route| route.kind == RouteKind::Throw);

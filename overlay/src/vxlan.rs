@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv6Net};
+use mesh_keyring::{NodeName, SiteName};
 use serde::Serialize;
 
-use crate::address;
+use crate::address::{self, Carried};
 use crate::link::ALIAS;
 use crate::local::{Grants, InterfaceName, LocalNode};
 use crate::peer::Peer;
@@ -48,8 +49,8 @@ pub struct VxlanConfig {
     pub mtu: u16,
     /// Our hardware address.
     pub mac: Mac,
-    /// Our address.
-    pub address: Ipv6Net,
+    /// Our addresses: the one of this device, and at a node without a WireGuard device those of the mesh.
+    pub addresses: BTreeSet<IpNet>,
     /// The peers by their addresses.
     pub neighbours: BTreeMap<Ipv6Addr, Neighbour>,
 }
@@ -149,9 +150,9 @@ impl VxlanConfig {
         if found.mtu != u32::from(self.mtu) {
             changes.push(VxlanChange::SetMtu(self.mtu));
         }
-        let own = BTreeSet::from([IpNet::V6(self.address)]);
-        changes.extend(found.addresses.difference(&own).map(|net| VxlanChange::RemoveAddress(*net)));
-        changes.extend(own.difference(&found.addresses).map(|net| VxlanChange::AddAddress(*net)));
+        changes
+            .extend(found.addresses.difference(&self.addresses).map(|net| VxlanChange::RemoveAddress(*net)));
+        changes.extend(self.addresses.difference(&found.addresses).map(|net| VxlanChange::AddAddress(*net)));
         self.diff_tables(found, prune, &mut changes);
         changes.extend((!found.up).then_some(VxlanChange::SetUp));
         Ok(changes)
@@ -200,32 +201,36 @@ impl VxlanConfig {
     }
 }
 
-/// The devices of a node: one for each family that its underlay speaks. `remotes` are the peers' underlay addresses.
+/// The devices of a node for what they carry: one for each family that its underlay speaks. `remotes` are the peers' underlay addresses.
 pub fn plan<'a>(
     local: &LocalNode,
     grants: &Grants,
+    carried: Carried,
     peers: impl Iterator<Item = (&'a Peer, Vec<IpAddr>)> + Clone,
 ) -> Vec<VxlanConfig> {
     let Some(vxlan) = &local.vxlan else { return Vec::new() };
     let own = &local.underlay_addresses;
+    let address_of = |site: &SiteName, node: &NodeName, outer_v6: bool| {
+        address::carrier_address(&grants.mesh, site, node, carried, outer_v6)
+    };
     let device = |outer_v6: bool| {
         if !own.is_empty() && own.iter().all(|ip| ip.is_ipv6() != outer_v6) {
             return None;
         }
-        let address = address::carrier_address(&grants.mesh, &local.site, &local.name, outer_v6);
+        let address = address_of(&local.site, &local.name, outer_v6);
         let neighbours = peers.clone().filter_map(|(peer, remotes)| {
             let remote = remotes.into_iter().find(|ip| ip.is_ipv6() == outer_v6 && !own.contains(ip))?;
-            let address = address::carrier_address(&grants.mesh, &peer.claim.site, &peer.name, outer_v6);
+            let address = address_of(&peer.claim.site, &peer.name, outer_v6);
             Some((address, Neighbour { mac: address::carrier_mac(address), remote }))
         });
         Some(VxlanConfig {
-            name: vxlan.device(outer_v6)?,
+            name: vxlan.device(carried, outer_v6)?,
             outer_v6,
-            vni: vxlan.vni,
+            vni: vxlan.vni(carried),
             port: vxlan.port,
             mtu: local.underlay_mtu.saturating_sub(overhead(outer_v6)).max(1280),
             mac: address::carrier_mac(address),
-            address: Ipv6Net::new_assert(address, 64),
+            addresses: BTreeSet::from([IpNet::V6(Ipv6Net::new_assert(address, 64))]),
             neighbours: neighbours.collect(),
         })
     };
@@ -248,7 +253,7 @@ mod tests {
             port: 4789,
             mtu: 1450,
             mac: [2, 0, 0, 0, 0, 1],
-            address: "fd00::1/64".parse().unwrap(),
+            addresses: BTreeSet::from(["fd00::1/64".parse().unwrap()]),
             neighbours: [2, 3].map(neighbour).into(),
         }
     }
@@ -265,7 +270,7 @@ mod tests {
             sources: (config.port, config.port + 1),
             learning: false,
             mac: Some(config.mac),
-            addresses: BTreeSet::from([IpNet::V6(config.address)]),
+            addresses: config.addresses.clone(),
             neighbours: config.neighbours.iter().map(|(ip, one)| (*ip, one.mac)).collect(),
             remotes: config.neighbours.values().map(|one| (one.mac, BTreeSet::from([one.remote]))).collect(),
         }

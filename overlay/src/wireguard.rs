@@ -26,6 +26,8 @@ pub enum Choice {
     Kernel,
     /// A process.
     Userspace,
+    /// None: this host cannot do WireGuard. It reaches those peers that the operator has exempted, in clear, and no other.
+    None,
 }
 
 /// Either implementation.
@@ -34,10 +36,12 @@ pub enum Wireguard {
     Kernel(Kernel),
     /// A process.
     Userspace(Userspace),
+    /// None, under the name that it would have.
+    None(InterfaceName),
 }
 
 impl Wireguard {
-    /// Chooses. With [`Choice::Auto`] a device of ours that is there keeps its implementation; else a kernel that
+    /// Chooses. [`Choice::None`] is never chosen but by the operator. With [`Choice::Auto`] a device of ours that is there keeps its implementation; else a kernel that
     /// has WireGuard wins. Needs a tokio runtime.
     ///
     /// # Errors
@@ -45,6 +49,12 @@ impl Wireguard {
     pub fn choose(choice: Choice, config: UserspaceConfig) -> Result<Self, BackendError> {
         let found = marked_link(&config.interface)?;
         match (prefer(choice, found.as_ref(), kernel::available), choice) {
+            (Choice::None, _) if found.is_some() => Err(BackendError::failed(
+                format!("doing without {}", config.interface),
+                "a device of ours stands: run `mesh-agent cleanup --keep-key` with the backend that it was made by, or unset \
+                 `wireguard.backend: none`",
+            )),
+            (Choice::None, _) => Ok(Self::None(config.interface)),
             (Choice::Userspace, _) => Userspace::new(config).map(Self::Userspace),
             (_, Choice::Kernel) if !kernel::available() => Err(BackendError::failed(
                 "using the kernel's WireGuard",
@@ -58,6 +68,7 @@ impl Wireguard {
         match self {
             Self::Kernel(device) => device.interface(),
             Self::Userspace(device) => device.interface(),
+            Self::None(interface) => interface,
         }
     }
 }
@@ -105,6 +116,7 @@ impl WireguardBackend for Wireguard {
         match self {
             Self::Kernel(device) => device.kind(),
             Self::Userspace(device) => device.kind(),
+            Self::None(_) => "none",
         }
     }
 
@@ -112,6 +124,7 @@ impl WireguardBackend for Wireguard {
         match self {
             Self::Kernel(device) => device.ensure().await,
             Self::Userspace(device) => device.ensure().await,
+            Self::None(_) => Ok(Ensured::Adopted),
         }
     }
 
@@ -119,6 +132,7 @@ impl WireguardBackend for Wireguard {
         match self {
             Self::Kernel(device) => device.observe().await,
             Self::Userspace(device) => device.observe().await,
+            Self::None(_) => Ok(Some(ObservedDevice::default())),
         }
     }
 
@@ -126,6 +140,7 @@ impl WireguardBackend for Wireguard {
         match self {
             Self::Kernel(device) => device.features().await,
             Self::Userspace(device) => device.features().await,
+            Self::None(_) => Vec::new(),
         }
     }
 
@@ -133,6 +148,10 @@ impl WireguardBackend for Wireguard {
         match self {
             Self::Kernel(device) => device.apply(change, key).await,
             Self::Userspace(device) => device.apply(change, key).await,
+            Self::None(interface) => {
+                let action = format!("{} {interface}", action(change));
+                Err(BackendError::failed(action, "this host has no WireGuard (`wireguard.backend: none`)"))
+            }
         }
     }
 
@@ -140,6 +159,7 @@ impl WireguardBackend for Wireguard {
         match self {
             Self::Kernel(device) => device.remove().await,
             Self::Userspace(device) => device.remove().await,
+            Self::None(_) => Ok(()),
         }?;
         let Some(link) = marked_link(self.interface())? else { return Ok(()) };
         let reason = format!(

@@ -3,6 +3,8 @@
 // All of this is tests.
 #![allow(clippy::unwrap_used)]
 
+#[path = "backends/cleartext.rs"]
+mod cleartext;
 #[path = "backends/lab.rs"]
 mod lab;
 #[path = "backends/namespace.rs"]
@@ -80,6 +82,7 @@ suite_on_all!(
     net::setting_a_rule_or_address_twice_is_no_error,
     net::removing_all_takes_our_routes_and_rules_alone,
     net::a_vxlan_device_is_made_kept_changed_and_removed,
+    cleartext::a_route_in_clear_is_set_known_again_and_removed,
 );
 
 // What only a real kernel shows, and no device has a part in.
@@ -92,6 +95,8 @@ suite!(
     net::a_packet_to_a_pod_that_is_gone_does_not_leave_in_clear,
     net::nobody_on_the_underlay_speaks_as_one_of_our_pods,
     net::a_protected_address_inside_of_the_mesh_passes_in_clear,
+    cleartext::what_is_exempt_passes_until_its_end,
+    cleartext::vxlan_in_clear_comes_in_from_those_that_are_exempt_only,
     wireguard::what_remains_of_the_other_kind_is_no_success,
     wireguard::a_device_that_somebody_else_runs_is_waited_for_and_left_to_them,
     wireguard::a_port_that_the_device_before_still_holds_is_waited_for,

@@ -22,6 +22,7 @@ fn record(name: &str, key_of: Option<u8>, cidrs: &[&str]) -> NodeRecord {
         mtu: Some(1500),
         reflexive_endpoints: Vec::new(),
         paths: Default::default(),
+        encrypts: true,
     });
     NodeRecord {
         name: name.parse().unwrap(),
@@ -372,4 +373,35 @@ fn a_mesh_does_not_make_an_interface_carry_more() {
         "{:?}",
         desired.warnings
     );
+}
+
+#[test]
+fn an_exemption_ends_by_itself_and_one_without_a_real_end_is_none() {
+    let between = "{between: [{node: plc}], reason: no TUN, expires: ";
+    let extra = format!(
+        "encryption:\n  exemptions:\n  - {between}'2027-01-31T00:00:00Z'}}\n  - {between}'2099-01-31T00:00:00Z'}}\n"
+    );
+    let mut agent = agent(config(&extra), LastGood::default());
+    let mut plc = record("plc", Some(2), &["10.2.1.0/24"]);
+    plc.annotations.insert("sennit.dev/wireguard".to_owned(), "none".to_owned());
+    plc.annotations.insert("sennit.dev/endpoints".to_owned(), "203.0.113.2:51820".to_owned());
+    agent.snapshot(snapshot(&[record("me", None, &["10.1.1.0/24"]), plc]), start()).unwrap();
+    let mut at = |now: Option<&str>| {
+        if let Some(now) = now {
+            agent.today(now.parse().unwrap());
+        }
+        let desired = agent.desired(start());
+        let peer = &desired.plan.peers[&"plc".parse::<NodeName>().unwrap()];
+        assert!(!peer.encrypted);
+        let states: Vec<_> = desired.exemptions.iter().map(|one| one.state).collect();
+        let told = desired.warnings.iter().any(|text| text.contains("2099-01-31"));
+        (peer.exemption.is_some(), states, told, agent.exempt_until().map(|until| until.to_string()))
+    };
+    // As long as the time is not known, none is in force.
+    assert!(!at(None).0);
+    let end = "2027-01-31T00:00:00Z".to_owned();
+    use ExemptionState::{Ended, InUse, TooLong};
+    assert_eq!(at(Some("2027-01-30T23:59:59Z")), (true, vec![InUse, TooLong], true, Some(end)));
+    let far = "2099-01-31T00:00:00Z".to_owned();
+    assert_eq!(at(Some("2027-01-31T00:00:00Z")), (false, vec![Ended, TooLong], true, Some(far)));
 }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use jiff::Timestamp;
 use mesh_keyring::{MeshName, NodeName};
+use mesh_overlay::exemption::{Exemption, Standing};
 use mesh_overlay::local::{Routing, Vxlan};
 use mesh_overlay::plan::Paths;
 use mesh_overlay::plan::path::Resolution;
@@ -29,7 +31,7 @@ impl Settings {
     fn load(config: Option<&Path>) -> anyhow::Result<Self> {
         Ok(match config.map(|path| Config::load(path, None)).transpose()? {
             Some(config) => Self {
-                grants: config.grants,
+                grants: Grants { exemptions: in_force(&config.encryption.exemptions), ..config.grants },
                 wireguard: config.wireguard,
                 vxlan: config.vxlan,
                 routing: config.routing,
@@ -37,7 +39,12 @@ impl Settings {
             None => {
                 let mesh: MeshName = "mesh".parse()?;
                 Self {
-                    grants: Grants { mesh, sites: BTreeMap::new(), protected: BTreeSet::new() },
+                    grants: Grants {
+                        mesh,
+                        sites: BTreeMap::new(),
+                        protected: BTreeSet::new(),
+                        exemptions: Vec::new(),
+                    },
                     wireguard: Wireguard::default(),
                     vxlan: VxlanConfig::default(),
                     routing: Routing::default(),
@@ -64,6 +71,7 @@ impl Settings {
             site: claim.site,
             public_key: claim.public_key,
             underlay_mtu: claim.mtu.unwrap_or(1500),
+            encrypts: claim.encrypts,
             interface: self.wireguard.interface.clone(),
             listen_port: self.wireguard.listen_port.unwrap_or(LISTEN_PORT),
             vxlan: self.vxlan.enabled.then(|| Vxlan {
@@ -75,6 +83,11 @@ impl Settings {
             routing: self.routing,
         })
     }
+}
+
+fn in_force(exemptions: &[Exemption]) -> Vec<Exemption> {
+    let now = Timestamp::now();
+    exemptions.iter().filter(|one| one.standing(now) == Standing::InForce).cloned().collect()
 }
 
 pub(super) fn show(

@@ -247,6 +247,7 @@ mod tests {
             mtu: None,
             reflexive_endpoints: Vec::new(),
             paths: Default::default(),
+            encrypts: true,
         };
         NodeRecord {
             name: name.parse().unwrap(),

@@ -24,6 +24,7 @@ fn record(name: &str, key_of: u8, cidr: &str) -> NodeRecord {
         mtu: None,
         reflexive_endpoints: Vec::new(),
         paths: Default::default(),
+        encrypts: true,
     };
     NodeRecord {
         name: name.parse().unwrap(),

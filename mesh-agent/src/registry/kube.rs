@@ -5,6 +5,7 @@
 //! status has to.
 
 pub mod directory;
+mod events;
 pub mod listing;
 mod watch;
 
@@ -26,7 +27,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use super::{RegistryError, Snapshot};
+use super::{Notice, RegistryError, Snapshot};
 pub use directory::LINK;
 use directory::{Directory, Entry, Kind, MeshNode, MeshObject, Node};
 use listing::Named as _;
@@ -261,6 +262,32 @@ impl KubeRegistry {
         };
         self.apply(kind, &name, json!(annotations)).await?;
         Ok(true)
+    }
+
+    /// Writes an Event about this node.
+    pub fn tell(&self, node: &NodeName, notice: Notice) {
+        let found = self
+            .shared
+            .directory
+            .lock()
+            .find(node, self.cluster.as_ref())
+            .map(|(kind, entry)| (kind, entry.name().to_owned()));
+        let Some((kind, name)) = found else { return };
+        let event = events::event(kind, &name, &notice);
+        let client = self.client.clone();
+        tokio::spawn(async move {
+            match timeout(WRITE, events::write(client, event)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => {
+                    tracing::warn!("writing an Event about {} {name}: {}", kind.as_str(), reason(&e))
+                }
+                Err(_) => tracing::warn!(
+                    "writing an Event about {} {name}: no answer within {} s",
+                    kind.as_str(),
+                    WRITE.as_secs()
+                ),
+            }
+        });
     }
 
     /// Asks the API whether this node's annotations could be applied, without changing them.

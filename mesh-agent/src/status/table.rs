@@ -2,7 +2,16 @@
 
 use comfy_table::{Table, presets};
 
+use std::collections::BTreeSet;
+
+use mesh_keyring::NodeName;
+
 use super::{PeerStatus, Status};
+use crate::agent::ExemptionState;
+
+fn names(all: &BTreeSet<NodeName>) -> String {
+    all.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ")
+}
 
 fn age(seconds: u64) -> String {
     match seconds {
@@ -79,12 +88,35 @@ impl Status {
         }
         let guard = &self.guard;
         text.push_str(&format!(
-            "\nguard: {}; dropped in clear: {} leaving, {} arriving; dropped on VXLAN: {}\n",
+            "\nguard: {}; dropped in clear: {} leaving, {} arriving; dropped on VXLAN: {}; unexempted clear text: {}\n",
             if guard.standing { "standing" } else { "NOT STANDING" },
             guard.egress_drops,
             guard.ingress_drops,
-            guard.carrier_drops
+            guard.carrier_drops,
+            guard.cleartext_drops
         ));
+        for one in &self.exemptions {
+            let (exemption, peers) = (&one.exemption, names(&one.peers));
+            text.push_str(&match one.state {
+                ExemptionState::InUse => format!(
+                    "CLEARTEXT to {peers} until {}: {} is exempt: {}\n",
+                    exemption.expires(),
+                    exemption.between(),
+                    exemption.reason()
+                ),
+                ExemptionState::Unused => format!(
+                    "exemption of {} until {}: not needed by any peer of this node\n",
+                    exemption.between(),
+                    exemption.expires()
+                ),
+                ExemptionState::Ended => {
+                    format!("exemption of {}: ended at {}\n", exemption.between(), exemption.expires())
+                }
+                ExemptionState::TooLong => {
+                    format!("exemption of {}: not in force, its end is too far away\n", exemption.between())
+                }
+            });
+        }
         for refused in &self.refused {
             let node = refused.node.as_ref().map_or("registry", |n| n.as_str());
             text.push_str(&format!("refused: {node}: {}\n", refused.reason));
@@ -116,6 +148,14 @@ impl PeerStatus {
             self.mtu,
             self.handshake_age_seconds.map_or("never".to_owned(), |seconds| format!("{} ago", age(seconds)))
         ));
+        if let Some(exemption) = &self.exemption {
+            text.push_str(&format!(
+                "in CLEARTEXT until {}, by the exemption of {}: {}\n",
+                exemption.expires(),
+                exemption.between(),
+                exemption.reason()
+            ));
+        }
         text.push_str("\ndecisions, the last one last:\n");
         if self.decisions.is_empty() {
             text.push_str("  none: no address of it has answered a probe yet\n");

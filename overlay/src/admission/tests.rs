@@ -15,6 +15,7 @@ fn local() -> LocalNode {
         underlay_addresses: ["172.16.0.1".parse().unwrap()].into(),
         underlay_interfaces: BTreeSet::new(),
         underlay_mtu: 1500,
+        encrypts: true,
         interface: "sennit0".parse().unwrap(),
         listen_port: 51820,
         keepalive: Some(25),
@@ -32,6 +33,7 @@ fn grants() -> Grants {
         sites: [site("aws", &["10.1.0.0/16", "fd01::/48"]), site("gcp", &["10.2.0.0/16", "172.16.0.0/12"])]
             .into(),
         protected: ["10.2.99.1".parse().unwrap()].into(),
+        exemptions: Vec::new(),
     }
 }
 
@@ -45,6 +47,7 @@ fn claim(key_of: u8) -> Advertisement {
         mtu: None,
         reflexive_endpoints: Vec::new(),
         paths: Default::default(),
+        encrypts: true,
     }
 }
 

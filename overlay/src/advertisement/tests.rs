@@ -12,6 +12,7 @@ fn good() -> Advertisement {
         mtu: Some(1500),
         reflexive_endpoints: vec!["198.51.100.7:40001".parse().unwrap()],
         paths: Rung::ALL.into(),
+        encrypts: true,
     }
 }
 

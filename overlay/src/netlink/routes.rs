@@ -7,12 +7,12 @@ use ipnet::IpNet;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
-    RouteType,
+    RouteType, RouteVia,
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::links::tolerate;
+use super::links::{Link, tolerate};
 use super::socket::{RouteSocket, errno};
 use crate::local::Routing;
 use crate::route::{ObservedRoutes, Route, RouteKind, StrayRoute};
@@ -68,7 +68,24 @@ pub(crate) struct Facts {
     pub(crate) metric: u32,
     pub(crate) interface: Option<u32>,
     pub(crate) mtu: Option<u32>,
-    gateway: bool,
+    source: Option<IpAddr>,
+    gateway: Gateway,
+}
+
+/// The next hop of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gateway {
+    None,
+    V6(Ipv6Addr),
+    Other,
+}
+
+fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some((*ip).into()),
+        RouteAddress::Inet6(ip) => Some((*ip).into()),
+        _ => None,
+    }
 }
 
 pub(crate) fn facts(message: &RouteMessage) -> Option<Facts> {
@@ -82,7 +99,8 @@ pub(crate) fn facts(message: &RouteMessage) -> Option<Facts> {
         metric: 0,
         interface: None,
         mtu: None,
-        gateway: false,
+        source: None,
+        gateway: Gateway::None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -94,8 +112,12 @@ pub(crate) fn facts(message: &RouteMessage) -> Option<Facts> {
             }
             RouteAttribute::Priority(metric) => facts.metric = *metric,
             RouteAttribute::Oif(index) => facts.interface = Some(*index),
+            RouteAttribute::PrefSource(address) => facts.source = ip_of(address),
+            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) | RouteAttribute::Via(RouteVia::Inet6(ip)) => {
+                facts.gateway = Gateway::V6(*ip);
+            }
             RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
-                facts.gateway = true;
+                facts.gateway = Gateway::Other;
             }
             RouteAttribute::Metrics(metrics) => {
                 facts.mtu = metrics.iter().find_map(|metric| match metric {
@@ -114,6 +136,7 @@ pub(crate) fn sort(
     messages: &[RouteMessage],
     protocol: u8,
     interface: Option<u32>,
+    links: &[Link],
     into: &mut ObservedRoutes,
 ) {
     for message in messages {
@@ -122,9 +145,18 @@ pub(crate) fn sort(
         }
         let Some(facts) = facts(message) else { continue };
         let kind = match message.header.kind {
-            RouteType::Unicast if facts.interface == interface && interface.is_some() && !facts.gateway => {
+            RouteType::Unicast => {
                 let mtu = facts.mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(0);
-                Some(RouteKind::Mesh { mtu })
+                let through = links.iter().find(|link| Some(link.index) == facts.interface);
+                match (facts.gateway, through.and_then(|link| link.name.parse().ok())) {
+                    (Gateway::None, _) if facts.interface == interface && interface.is_some() => {
+                        Some(RouteKind::Mesh { mtu })
+                    }
+                    (Gateway::V6(via), Some(device)) => {
+                        Some(RouteKind::Cleartext { device, via, source: facts.source, mtu })
+                    }
+                    _ => None,
+                }
             }
             RouteType::Throw => Some(RouteKind::Throw),
             RouteType::BlackHole => Some(RouteKind::Blackhole),
@@ -158,26 +190,31 @@ fn route_message(to: IpNet, metric: u32, kind: RouteType, routing: &Routing) -> 
     message
 }
 
-/// Adds a route, or replaces the one of its prefix and metric in place.
+/// Adds a route, or replaces the one of its prefix and metric in place; `interface` is what it leads through.
 pub(crate) async fn set(
     socket: &mut RouteSocket,
     route: &Route,
     interface: Option<u32>,
     routing: &Routing,
 ) -> io::Result<()> {
-    let kind = match route.kind {
-        RouteKind::Mesh { .. } => RouteType::Unicast,
-        RouteKind::Throw => RouteType::Throw,
-        RouteKind::Blackhole => RouteType::BlackHole,
-    };
-    let mut message = route_message(route.to, route.kind.metric(), kind, routing);
-    if let RouteKind::Mesh { mtu } = route.kind {
+    let mut message = route_message(route.to, route.kind.metric(), route_type(&route.kind), routing);
+    if let RouteKind::Mesh { mtu } | RouteKind::Cleartext { mtu, .. } = route.kind {
         let index = interface.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
         message.attributes.push(RouteAttribute::Oif(index));
         message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(u32::from(mtu))]));
-        if matches!(route.to, IpNet::V4(_)) {
-            message.header.scope = RouteScope::Link;
+    }
+    let v4 = matches!(route.to, IpNet::V4(_));
+    match route.kind {
+        RouteKind::Mesh { .. } if v4 => message.header.scope = RouteScope::Link,
+        RouteKind::Cleartext { via, source, .. } => {
+            message.attributes.push(if v4 {
+                RouteAttribute::Via(RouteVia::Inet6(via))
+            } else {
+                RouteAttribute::Gateway(RouteAddress::Inet6(via))
+            });
+            message.attributes.extend(source.map(|ip| RouteAttribute::PrefSource(ip.into())));
         }
+        _ => {}
     }
     socket.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE).await
 }
@@ -199,7 +236,7 @@ pub(crate) async fn remove(
 
 pub(crate) fn route_type(kind: &RouteKind) -> RouteType {
     match kind {
-        RouteKind::Mesh { .. } => RouteType::Unicast,
+        RouteKind::Mesh { .. } | RouteKind::Cleartext { .. } => RouteType::Unicast,
         RouteKind::Throw => RouteType::Throw,
         RouteKind::Blackhole => RouteType::BlackHole,
     }

@@ -9,6 +9,7 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use super::links::{Address, Link, is_link_local};
 use super::routes::facts;
 use crate::link::ObservedUnderlay;
+use crate::local::InterfaceName;
 
 /// Puts the underlay together. `main` holds the main table, IPv4 first; `mesh` is the mesh's own link.
 pub(crate) fn observed(
@@ -30,7 +31,9 @@ pub(crate) fn observed(
         for index in interfaces(message).filter(|index| Some(*index) != mesh) {
             let link = links.iter().find(|link| link.index == index);
             // A name of other characters cannot be named to the guard.
-            found.default_route_interfaces.extend(link.and_then(|link| link.name.parse().ok()));
+            found
+                .default_route_interfaces
+                .extend(link.and_then(|link| link.name.parse::<InterfaceName>().ok()));
             // A default route may carry a smaller MTU than its link, as on cloud networks with jumbo frames.
             let mtu = link.map(|link| link.mtu).into_iter().chain(facts.mtu.filter(|mtu| *mtu > 0)).min();
             found.mtu = found.mtu.into_iter().chain(mtu).min();

@@ -1,5 +1,7 @@
 //! What `nft -j list table` says of the guard's table. Pure.
 
+mod cleartext;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -26,13 +28,15 @@ pub(super) struct Listing {
     pub(super) ingress_drops: u64,
     /// Packets that were dropped on a VXLAN device.
     pub(super) carrier_drops: u64,
+    /// Packets in clear that were dropped because nobody has exempted them.
+    pub(super) cleartext_drops: u64,
 }
 
 impl Listing {
     /// Reads what `nft -j` printed.
     pub(super) fn read(json: Value) -> Self {
         let mut objects = Vec::new();
-        let (mut egress_drops, mut ingress_drops, mut carrier_drops) = (0, 0, 0);
+        let (mut egress_drops, mut ingress_drops, mut carrier_drops, mut cleartext_drops) = (0, 0, 0, 0);
         let listed = json.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         for (kind, content) in listed.iter().filter_map(Value::as_object).flatten() {
             let Some(mut content) = content.as_object().cloned() else { continue };
@@ -47,6 +51,7 @@ impl Listing {
                     Some("egress") => egress_drops = packets,
                     Some("ingress") => ingress_drops = packets,
                     Some("carrier") => carrier_drops = packets,
+                    Some("cleartext") => cleartext_drops = packets,
                     _ => {}
                 }
             }
@@ -62,7 +67,16 @@ impl Listing {
             Some([slot]) => guard(&objects, *slot),
             _ => None,
         };
-        Self { fingerprint, digest, slots, guard, egress_drops, ingress_drops, carrier_drops }
+        Self {
+            fingerprint,
+            digest,
+            slots,
+            guard,
+            egress_drops,
+            ingress_drops,
+            carrier_drops,
+            cleartext_drops,
+        }
     }
 }
 
@@ -121,6 +135,7 @@ fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
             interfaces: interface_names(encrypting, interface)?,
             underlay: BTreeSet::new(),
             carriers: None,
+            cleartext: None,
         };
         if let Some(carriers) = rules.peek().and_then(|rule| carriers(rule, interface)) {
             let drops = json!([{"counter": "carrier"}, {"drop": null}]);
@@ -131,6 +146,11 @@ fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
                 return None;
             }
             guard.carriers = Some(carriers);
+        }
+        let mut clear = cleartext::Read::default();
+        while let Some(rule) = rules.peek().and_then(|rule| cleartext::inside(rule, interface)) {
+            clear.push(rule);
+            rules.next();
         }
         let mut kept = BTreeSet::new();
         let mut last = 0;
@@ -178,11 +198,17 @@ fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
                 nets.extend(element_nets(element)?);
             }
         }
+        if !clear.is_empty() {
+            guard.cleartext = Some(clear.finish(name == "egress")?);
+        }
         (guard.underlay.is_empty() || guard.local == kept).then_some(guard)
     };
-    let egress = of_chain("egress", "oifname", "daddr")?;
-    let clamps = clamped(objects, slot)? == egress.interfaces;
-    (of_chain("ingress", "iifname", "saddr")? == egress && clamps).then_some(egress)
+    let mut egress = of_chain("egress", "oifname", "daddr")?;
+    if of_chain("ingress", "iifname", "saddr")? != egress {
+        return None;
+    }
+    egress.cleartext = cleartext::complete(egress.cleartext.take(), cleartext::outer(objects, slot).ok()?)?;
+    (clamped(objects, slot)? == egress.clamped()).then_some(egress)
 }
 
 /// The rule that lets WireGuard pass on VXLAN devices.

@@ -40,6 +40,14 @@ impl MeshPlan {
                 RouteKind::Mesh { mtu } => {
                     writeln!(text, "route replace {} dev {} {tail} mtu {mtu}", route.to, table.interface)
                 }
+                RouteKind::Cleartext { device, via, source, mtu } => {
+                    let source = source.map(|ip| format!(" src {ip}")).unwrap_or_default();
+                    writeln!(
+                        text,
+                        "route replace {} via inet6 {via} dev {device}{source} {tail} mtu {mtu}",
+                        route.to
+                    )
+                }
                 RouteKind::Throw => writeln!(text, "route replace throw {} {tail}", route.to),
                 RouteKind::Blackhole => writeln!(text, "route replace blackhole {} {tail}", route.to),
             };

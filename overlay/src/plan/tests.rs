@@ -21,6 +21,7 @@ fn peer(n: u8, site: &str, prefix: &str, endpoint: Option<&str>) -> (NodeName, P
             mtu: Some(1400),
             reflexive_endpoints: Vec::new(),
             paths: Default::default(),
+            encrypts: true,
         },
     };
     (name, peer)
@@ -35,6 +36,7 @@ fn local() -> LocalNode {
         underlay_addresses: BTreeSet::new(),
         underlay_interfaces: BTreeSet::new(),
         underlay_mtu: 1500,
+        encrypts: true,
         interface: "sennit0".parse().unwrap(),
         listen_port: 51820,
         keepalive: Some(25),
@@ -51,6 +53,7 @@ fn grants() -> Grants {
             ("gcp".parse().unwrap(), vec!["10.2.0.0/16".parse().unwrap()]),
         ]),
         protected: BTreeSet::new(),
+        exemptions: Vec::new(),
     }
 }
 
@@ -207,4 +210,95 @@ fn the_forms_for_other_tools_name_every_peer_and_no_secret() {
         assert!(peer.allowed_ips.iter().all(|net| routes.contains(&net.to_string())));
     }
     assert!(serde_json::to_string(&plan).unwrap().contains("allowedIps"));
+}
+
+/// aws-1 and a gcp-3 that cannot do WireGuard, with this exemption, if any.
+fn with_a_peer_in_clear(exempt: Option<&str>, us_too: bool) -> MeshPlan {
+    let (name, mut unable) = peer(3, "gcp", "10.2.3.0/24", Some("203.0.113.3:51820"));
+    unable.claim.encrypts = false;
+    let peers = BTreeMap::from([(name, unable), peer(4, "gcp", "10.2.4.0/24", Some("203.0.113.4:51820"))]);
+    let vxlan = Some(crate::local::Vxlan { interface: "sennitx".parse().unwrap(), vni: 5182, port: 4789 });
+    let underlay_addresses = BTreeSet::from(["198.51.100.1".parse().unwrap()]);
+    let local = LocalNode { vxlan, encrypts: !us_too, underlay_addresses, ..local() };
+    let exemptions = exempt.map(|between| {
+        serde_json::from_str(&format!(
+            r#"{{"between": [{between}], "reason": "no TUN", "expires": "2027-01-31T00:00:00Z"}}"#
+        ))
+        .unwrap()
+    });
+    let grants = Grants { exemptions: exemptions.into_iter().collect(), ..grants() };
+    MeshPlan::compute(&local, &grants, &peers, &BTreeSet::new(), &Resolution::new(), &Paths::new())
+}
+
+fn routes_to(plan: &MeshPlan, net: &str) -> Vec<RouteKind> {
+    let net: IpNet = net.parse().unwrap();
+    plan.routes.routes.iter().filter(|route| route.to == net).map(|route| route.kind).collect()
+}
+
+#[test]
+fn a_peer_that_cannot_encrypt_is_reached_nowhere_without_an_exemption() {
+    for exempt in [None, Some(r#"{"node": "gcp-4"}"#), Some(r#"{"site": "gcp"}, {"site": "azure"}"#)] {
+        let plan = with_a_peer_in_clear(exempt, false);
+        let peer = &plan.peers[&"gcp-3".parse::<NodeName>().unwrap()];
+        assert!(
+            !peer.encrypted && peer.exemption.is_none() && peer.paths.candidates.is_empty(),
+            "{exempt:?}"
+        );
+        assert!(!plan.device.peers.contains_key(&peer.public_key));
+        assert_eq!(routes_to(&plan, "10.2.3.0/24"), [RouteKind::Blackhole]);
+        // Those of others who speak WireGuard, and nobody in clear.
+        assert!(plan.vxlan.iter().all(|device| device.vni == 5182 && device.neighbours.len() == 1));
+        let clear = plan.guard.cleartext.unwrap();
+        assert!(clear.exempt.is_empty() && clear.interfaces.is_empty());
+    }
+}
+
+#[test]
+fn an_exemption_opens_one_way_in_clear_to_one_peer_until_its_end() {
+    for exempt in [r#"{"node": "gcp-3"}"#, r#"{"site": "gcp"}"#, r#"{"site": "gcp"}, {"node": "aws-1"}"#] {
+        let plan = with_a_peer_in_clear(Some(exempt), false);
+        let peer = &plan.peers[&"gcp-3".parse::<NodeName>().unwrap()];
+        assert!(!peer.encrypted && peer.exemption.is_some() && peer.path == Rung::Cleartext);
+        assert!(
+            peer.paths
+                .candidates
+                .iter()
+                .all(|one| one.rung == Rung::Cleartext && one.origin == Origin::Carrier)
+        );
+        assert!(!plan.device.peers.contains_key(&peer.public_key));
+        let [RouteKind::Cleartext { device, via, source, mtu }, RouteKind::Blackhole] =
+            routes_to(&plan, "10.2.3.0/24")[..]
+        else {
+            panic!("{:?}", plan.routes);
+        };
+        assert_eq!((device.as_str(), source, mtu), ("sennitxc4", Some("10.1.1.0".parse().unwrap()), 1350));
+        let clear = plan.guard.cleartext.unwrap();
+        let until = 1_801_353_600;
+        assert_eq!(clear.exempt.keys().copied().collect::<Vec<_>>(), [until]);
+        assert!(clear.exempt[&until].prefixes.contains(&"10.2.3.0/24".parse().unwrap()));
+        assert!(!clear.exempt[&until].prefixes.contains(&"10.2.4.0/24".parse().unwrap()));
+        assert_eq!(clear.exempt[&until].remotes, ["203.0.113.3/32".parse().unwrap()].into());
+        // Who can encrypt does, whatever is exempt.
+        let other = &plan.peers[&"gcp-4".parse::<NodeName>().unwrap()];
+        assert!(
+            other.encrypted && other.exemption.is_none() && plan.device.peers.contains_key(&other.public_key)
+        );
+        let on = |vni: u32| plan.vxlan.iter().find(|device| device.vni == vni).unwrap();
+        assert!(on(5183).neighbours.contains_key(&via) && on(5183).neighbours.len() == 1);
+        assert!(!on(5182).neighbours.contains_key(&via) && on(5182).neighbours.len() == 1);
+    }
+}
+
+#[test]
+fn a_node_that_cannot_encrypt_has_no_device_and_reaches_whom_it_is_exempt_with() {
+    let plan = with_a_peer_in_clear(Some(r#"{"node": "aws-1"}, {"node": "gcp-4"}"#), true);
+    assert!(!plan.encrypts && plan.device.peers.is_empty() && plan.guard.interfaces.is_empty());
+    assert!(plan.guard.carriers.is_none());
+    let [device] = &plan.vxlan[..] else { panic!("{:?}", plan.vxlan) };
+    // It has no other place for its own addresses.
+    assert!(device.vni == 5183 && plan.addresses.is_subset(&device.addresses));
+    assert!(routes_to(&plan, "10.2.4.0/24").iter().any(RouteKind::carries));
+    assert_eq!(routes_to(&plan, "10.2.3.0/24"), [RouteKind::Blackhole]);
+    let without = with_a_peer_in_clear(None, true);
+    assert!(without.vxlan.is_empty() && without.routes.routes.iter().all(|route| !route.kind.carries()));
 }

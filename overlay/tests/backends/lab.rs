@@ -176,6 +176,14 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
     }
 }
 
+fn is_stopped(process: Pid) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    threads.flatten().all(|thread| {
+        let status = std::fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("State:") && line.contains("(stopped)"))
+    })
+}
+
 /// A real WireGuard backend of an interface.
 pub(crate) fn real(kind: Kind, interface: &str) -> Wireguard {
     real_with_key(kind, interface, None)
@@ -300,6 +308,7 @@ impl Lab {
                 prefix: "fd53:1:2::/63".parse().unwrap(),
                 port: 51820,
             }),
+            cleartext: None,
         };
         (device, link, table, guard)
     }
@@ -362,7 +371,16 @@ impl Lab {
     pub(crate) fn wedge_device(&self) {
         match &self.fake {
             Some(host) => host.with(|host| host.wedged = true),
-            None => kill(self.device_process(), Signal::SIGSTOP).unwrap(),
+            None => {
+                let process = self.device_process();
+                kill(process, Signal::SIGSTOP).unwrap();
+                // One of its threads may be about to answer still.
+                let deadline = Instant::now() + Duration::from_secs(10);
+                while !is_stopped(process) {
+                    assert!(Instant::now() < deadline, "{process} does not stop");
+                    std::thread::yield_now();
+                }
+            }
         }
     }
 

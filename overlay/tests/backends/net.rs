@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use mesh_overlay::Guard;
 use mesh_overlay::address::carrier_mac;
-use mesh_overlay::guard::Carriers;
-use mesh_overlay::guard::Slot;
+use mesh_overlay::guard::{Carriers, Slot};
 use mesh_overlay::link::LinkChange;
 use mesh_overlay::netlink::Watch;
 use mesh_overlay::route::StrayRoute;
 use mesh_overlay::vxlan::{Neighbour, VxlanChange, VxlanConfig};
 use mesh_overlay::{Route, RouteChange, RouteKind};
 
+use crate::cleartext::cleartext;
 use crate::lab::{Lab, eventually, name, net, nets};
 use crate::namespace::sh;
 
-fn guard(mesh: &[&str]) -> Guard {
+pub(crate) fn guard(mesh: &[&str]) -> Guard {
     Guard {
         mesh: nets(mesh),
         local: nets(&["10.1.0.0/24"]),
@@ -25,6 +25,7 @@ fn guard(mesh: &[&str]) -> Guard {
         interfaces: BTreeSet::from([name()]),
         underlay: BTreeSet::new(),
         carriers: None,
+        cleartext: None,
     }
 }
 
@@ -39,7 +40,7 @@ pub(crate) async fn a_guard_is_replaced_by_the_next(mut lab: Lab) {
     }
     if lab.fake.is_none() {
         // Nothing of the guards before is left.
-        assert_eq!(sh("nft list table inet sennit").matches("chain").count(), 3);
+        assert_eq!(sh("nft list table inet sennit").matches("chain").count(), 4);
         // An agent died after the first of the two steps.
         let next = guard(&["10.9.0.0/24"]);
         std::fs::write("/run/next.nft", next.render(Slot::A) + &next.render(Slot::B)).unwrap();
@@ -47,7 +48,7 @@ pub(crate) async fn a_guard_is_replaced_by_the_next(mut lab: Lab) {
         assert_eq!(lab.nft.observe().await.fingerprint, None);
         lab.nft.apply(&next).await.unwrap();
         assert_eq!(lab.nft.observe().await.fingerprint, Some(next.fingerprint()));
-        assert_eq!(sh("nft list table inet sennit").matches("chain").count(), 3);
+        assert_eq!(sh("nft list table inet sennit").matches("chain").count(), 4);
     }
     lab.nft.remove().await.unwrap();
     assert_eq!(lab.nft.observe().await.fingerprint, None);
@@ -199,7 +200,7 @@ fn sent() -> u64 {
     line.split_whitespace().nth(10).unwrap().parse().unwrap()
 }
 
-fn way_out() {
+pub(crate) fn way_out() {
     sh("ip link add up0 type veth peer name far0 && echo 1 > /proc/sys/net/ipv6/conf/up0/disable_ipv6 && \
         ip addr add 192.0.2.1/24 dev up0 && ip link set up0 up && ip link set far0 up && \
         ip neigh add 192.0.2.254 lladdr 02:00:00:00:00:fe dev up0 nud permanent && \
@@ -258,6 +259,7 @@ pub(crate) async fn a_guard_of_every_shape_is_known_again(mut lab: Lab) {
                 });
                 let wanted = Guard {
                     carriers,
+                    cleartext: (outside.len() % 2 == 0).then(|| cleartext(local.len(), !underlay.is_empty())),
                     outside: outside.clone(),
                     local: local.clone(),
                     underlay: underlay.iter().map(|name| name.parse().unwrap()).collect(),
@@ -307,7 +309,7 @@ pub(crate) async fn a_vxlan_device_is_made_kept_changed_and_removed(mut lab: Lab
             port: 4789,
             mtu: 1430,
             mac: [2, 0, 0, 0, 0, 1],
-            address: "fd53::1/64".parse().unwrap(),
+            addresses: BTreeSet::from(["fd53::1/64".parse().unwrap()]),
             neighbours: [peer(2, remotes[0]), peer(3, remotes[1])].into(),
         };
         let mut passes = Vec::new();
@@ -351,7 +353,7 @@ pub(crate) async fn a_vxlan_device_of_somebody_else_is_left_alone_and_their_port
         port: 4789,
         mtu: 1450,
         mac: [2, 0, 0, 0, 0, 1],
-        address: "fd53::1/64".parse().unwrap(),
+        addresses: BTreeSet::from(["fd53::1/64".parse().unwrap()]),
         neighbours: Default::default(),
     };
     lab.net.apply_vxlan(&wanted("sennitx4", 5182), &VxlanChange::Create).await.unwrap();
@@ -365,7 +367,7 @@ pub(crate) async fn a_vxlan_device_of_somebody_else_is_left_alone_and_their_port
 }
 
 /// `up0` leads to the host `lan`, which has the default route's gateway and the address `theirs`.
-fn lan(theirs: &str) {
+pub(crate) fn lan(theirs: &str) {
     sh(&format!(
         "ip netns add lan && ip link set far0 netns lan && ip -n lan link set far0 up && \
          ip -n lan addr add {theirs}/32 dev far0 && \
@@ -377,7 +379,7 @@ fn lan(theirs: &str) {
 
 /// Whether what `lan` sends to this host from that address comes in. What is expected not to is given until another
 /// packet after it has come.
-fn comes_in(from: &str) -> bool {
+pub(crate) fn comes_in(from: &str) -> bool {
     let socket = UdpSocket::bind("192.0.2.1:4000").unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     for (source, text) in [(from, "it"), ("192.0.2.254", "end")] {

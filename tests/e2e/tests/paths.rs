@@ -33,5 +33,6 @@ scenarios! {
     a_path_that_shrinks: "mtu-shrinks.yaml",
     a_nat_that_gives_other_ports: "nat-rebinding.yaml",
     two_nats: "two-nats.yaml",
+    a_pair_that_is_exempt_from_encryption: "exemption.yaml",
     five_nodes_behind_one_nat: "five-behind-one-nat.yaml",
 }

@@ -48,7 +48,7 @@ fuzz_target!(|bytes: &[u8]| {
         routing: Routing::default(),
     };
     let grants =
-        Grants { mesh: "fuzz".parse().expect("a mesh"), sites: BTreeMap::new(), protected: BTreeSet::new() };
+        Grants { mesh: "fuzz".parse().expect("a mesh"), sites: BTreeMap::new(), protected: BTreeSet::new(), exemptions: Vec::new() };
     let admission = admit(&local, &grants, &records, &Memory::default());
     let held: Vec<&IpNet> = admission.peers.values().flat_map(|p| &p.prefixes).collect();
     for net in &held {

@@ -67,6 +67,7 @@ fn claim(n: usize) -> Advertisement {
         mtu: Some(1500),
         reflexive_endpoints: Vec::new(),
         paths: Default::default(),
+        encrypts: true,
     }
 }
 

@@ -63,7 +63,8 @@ pub(crate) fn address(node: NodeId, rung: Rung) -> SocketAddr {
     let n = u32::try_from(node).unwrap_or(u32::MAX);
     let ip = match rung {
         Rung::Direct => IpAddr::V4(Ipv4Addr::from(0xc612_0000 + n)),
-        Rung::Vxlan => IpAddr::V6(Ipv6Addr::from((0xfd53_u128 << 112) + u128::from(n))),
+        // The simulator has no exempt pairs.
+        Rung::Vxlan | Rung::Cleartext => IpAddr::V6(Ipv6Addr::from((0xfd53_u128 << 112) + u128::from(n))),
     };
     SocketAddr::new(ip, PORT)
 }

@@ -15,6 +15,7 @@ fn claim() -> Advertisement {
         mtu: Some(1500),
         reflexive_endpoints: Vec::new(),
         paths: Default::default(),
+        encrypts: true,
     }
 }
 

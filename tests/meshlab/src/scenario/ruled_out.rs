@@ -11,7 +11,7 @@ use crate::selector::End;
 /// The smallest underlay that agents take, in bytes: IPv6 inside of the mesh needs 1280, WireGuard adds 80.
 const AGENTS_LEAST_MTU: u16 = 1360;
 /// The agent configuration's top level.
-const AGENT_KEYS: [&str; 13] = [
+const AGENT_KEYS: [&str; 15] = [
     "node",
     "site",
     "mesh",
@@ -24,6 +24,8 @@ const AGENT_KEYS: [&str; 13] = [
     "protectedAddresses",
     "routing",
     "vxlan",
+    "encryption",
+    "metrics",
     "log",
 ];
 

@@ -1,0 +1,161 @@
+//! The status as Prometheus reads it (text exposition format 0.0.4).
+
+use std::fmt::Write as _;
+
+use super::{PeerState, Status};
+use crate::agent::ExemptionState;
+
+/// A label's value.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+struct Page(String);
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        let labels: Vec<_> =
+            labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escaped(value))).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _ = writeln!(self.0, "{name}{labels} {value}");
+    }
+
+    fn one(&mut self, name: &str, kind: &str, help: &str, value: impl std::fmt::Display) {
+        self.family(name, kind, help);
+        self.sample(name, &[], value);
+    }
+}
+
+impl Status {
+    /// The status as metrics.
+    pub fn to_metrics(&self) -> String {
+        let mut page = Page(String::new());
+        page.one(
+            "sennit_ready",
+            "gauge",
+            "Whether the last pass brought all to where it should be.",
+            u8::from(self.ready),
+        );
+        page.one("sennit_errors", "gauge", "What is wrong on this host, by count.", self.errors.len());
+        page.one(
+            "sennit_refused",
+            "gauge",
+            "What was refused of nodes' claims and manifests, by count.",
+            self.refused.len(),
+        );
+        page.one(
+            "sennit_guard_standing",
+            "gauge",
+            "Whether the guard stands.",
+            u8::from(self.guard.standing),
+        );
+        let name = "sennit_guard_dropped_packets_total";
+        page.family(name, "counter", "Packets that the guard dropped, by where.");
+        for (place, count) in [
+            ("egress", self.guard.egress_drops),
+            ("ingress", self.guard.ingress_drops),
+            ("carrier", self.guard.carrier_drops),
+            ("cleartext", self.guard.cleartext_drops),
+        ] {
+            page.sample(name, &[("where", place)], count);
+        }
+        self.peer_metrics(&mut page);
+        let name = "sennit_exemption_expires_seconds";
+        page.family(name, "gauge", "When an exemption from encryption ends, in seconds since 1970.");
+        for one in &self.exemptions {
+            let labels =
+                [("between", one.exemption.between()), ("reason", one.exemption.reason().to_owned())];
+            page.sample(
+                name,
+                &labels.each_ref().map(|(key, value)| (*key, value.as_str())),
+                one.exemption.expires().as_second(),
+            );
+        }
+        let in_use = self.exemptions.iter().filter(|one| one.state == ExemptionState::InUse).count();
+        page.one("sennit_exemptions_in_use", "gauge", "Exemptions by which packets travel in clear.", in_use);
+        page.0
+    }
+
+    fn peer_metrics(&self, page: &mut Page) {
+        let peers = || self.peers.iter().map(|peer| (peer, peer.name.as_str(), peer.site.as_str()));
+        let name = "sennit_peer_path";
+        page.family(
+            name,
+            "gauge",
+            "1 for the path that carries packets to a peer, and whether they are encrypted.",
+        );
+        for (peer, node, site) in peers() {
+            let encrypted = if peer.encrypted { "true" } else { "false" };
+            page.sample(
+                name,
+                &[("peer", node), ("site", site), ("path", &peer.path), ("encrypted", encrypted)],
+                1,
+            );
+        }
+        let name = "sennit_peer_up";
+        page.family(
+            name,
+            "gauge",
+            "Whether a peer is reached: a live handshake, or an exempt peer that answers.",
+        );
+        for (peer, node, site) in peers() {
+            let up = matches!(peer.state, PeerState::Established | PeerState::Cleartext);
+            page.sample(name, &[("peer", node), ("site", site)], u8::from(up));
+        }
+        let name = "sennit_peer_mtu_bytes";
+        page.family(name, "gauge", "The MTU of routes to a peer.");
+        for (peer, node, site) in peers() {
+            page.sample(name, &[("peer", node), ("site", site)], peer.mtu);
+        }
+        let name = "sennit_peer_rtt_seconds";
+        page.family(name, "gauge", "Smoothed round-trip time of probes on the path in use.");
+        for (peer, node, site) in peers() {
+            if let Some(rtt) = peer.probed.as_ref().and_then(|line| line.rtt_ms) {
+                page.sample(name, &[("peer", node), ("site", site)], rtt / 1000.0);
+            }
+        }
+        let name = "sennit_peer_loss_ratio";
+        page.family(name, "gauge", "Share of probes lost on the path in use.");
+        for (peer, node, site) in peers() {
+            if let Some(line) = &peer.probed {
+                page.sample(name, &[("peer", node), ("site", site)], line.loss);
+            }
+        }
+        for (name, help, count) in [
+            (
+                "sennit_peer_receive_bytes_total",
+                "Bytes received from a peer.",
+                (|peer| peer.rx_bytes) as fn(&super::PeerStatus) -> u64,
+            ),
+            ("sennit_peer_transmit_bytes_total", "Bytes sent to a peer.", |peer| peer.tx_bytes),
+        ] {
+            page.family(name, "counter", help);
+            for (peer, node, site) in peers() {
+                page.sample(name, &[("peer", node), ("site", site)], count(peer));
+            }
+        }
+        let name = "sennit_peer_handshake_age_seconds";
+        page.family(name, "gauge", "Seconds since the last handshake with a peer.");
+        for (peer, node, site) in peers() {
+            if let Some(age) = peer.handshake_age_seconds {
+                page.sample(name, &[("peer", node), ("site", site)], age);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_can_hold_anything() {
+        let mut page = Page(String::new());
+        page.sample("a", &[("b", "say \"x\\y\"\n")], 1);
+        assert_eq!(page.0, "a{b=\"say \\\"x\\\\y\\\"\\n\"} 1\n");
+    }
+}
