@@ -205,7 +205,12 @@ impl Agent {
             MeshWord::Missing(_) => {}
             MeshWord::Unclear(why) if known => {
                 self.mesh_gone = None;
-                tell(format!("Mesh {name}: {why}; what it said before stays in force"));
+                // Which exemptions it has taken back nobody can tell.
+                let exempt =
+                    self.last_good.settings.as_mut().map(|mesh| std::mem::take(&mut mesh.exemptions));
+                let but =
+                    if exempt.is_some_and(|all| !all.is_empty()) { ", but for its exemptions" } else { "" };
+                tell(format!("Mesh {name}: {why}; what it said before stays in force{but}"));
             }
             MeshWord::Unclear(why) if self.last_good.waiting => {
                 tell(format!(
@@ -274,7 +279,7 @@ impl Agent {
     fn vxlan(&self) -> Option<Vxlan> {
         let own = &self.config.vxlan;
         own.enabled.then(|| Vxlan {
-            interface: own.interface.clone(),
+            interface: own.interface,
             vni: self.setting(own.vni, |mesh| mesh.vxlan_vni).unwrap_or(Vxlan::VNI),
             port: self.setting(own.port, |mesh| mesh.vxlan_port).unwrap_or(Vxlan::PORT),
         })
@@ -434,11 +439,7 @@ impl Agent {
         let said = self.own_record().and_then(|own| Advertisement::parse(&own.annotations).ok().flatten());
         let announced = said.is_some_and(|said| said.essential() == publish.essential());
         Desired {
-            link: LinkConfig {
-                name: local.interface.clone(),
-                mtu: plan.mtu,
-                addresses: plan.addresses.clone(),
-            },
+            link: LinkConfig { name: local.interface, mtu: plan.mtu, addresses: plan.addresses.clone() },
             publish,
             announced,
             synced: self.is_synced(),

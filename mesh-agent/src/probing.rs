@@ -5,7 +5,7 @@ mod socket;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,15 @@ struct Shared {
     prober: Prober,
     // Zero until the device's port is known.
     port: u16,
+    // Whether a device listens there.
+    device: bool,
     failure: Option<String>,
+}
+
+/// Binds a port that nobody reads.
+fn hold(port: u16) -> std::io::Result<UdpSocket> {
+    let both = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port));
+    both.or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))
 }
 
 /// How the peer sees us on the path in use: the others are asked rarely, and what they say may be long past.
@@ -58,7 +66,12 @@ impl Probing {
         let mut boot = [0; 16];
         getrandom::fill(&mut boot).map_err(|e| anyhow::anyhow!("random bytes: {e}"))?;
         let probing = Self {
-            shared: Rc::new(RefCell::new(Shared { prober: Prober::new(key, boot), port: 0, failure: None })),
+            shared: Rc::new(RefCell::new(Shared {
+                prober: Prober::new(key, boot),
+                port: 0,
+                device: true,
+                failure: None,
+            })),
             peers_changed: Rc::default(),
             found: Rc::default(),
         };
@@ -84,7 +97,7 @@ impl Probing {
             move |to: &SocketAddr| mesh.holding(to.ip()).is_none(),
             Instant::now(),
         );
-        shared.port = plan.device.listen_port;
+        (shared.port, shared.device) = (plan.device.listen_port, plan.encrypts);
         drop(shared);
         self.peers_changed.notify_one();
     }
@@ -137,6 +150,8 @@ impl Probing {
         let mut out = Vec::new();
         let mut told = 0;
         let mut tried: Option<Instant> = None;
+        // Where no device listens the kernel would answer each probe that nobody does.
+        let mut held: Option<(u16, std::io::Result<UdpSocket>)> = None;
         loop {
             let port = self.shared.borrow().port;
             if sockets.as_ref().is_none_or(|sockets| sockets.port() != port)
@@ -145,6 +160,12 @@ impl Probing {
             {
                 sockets = self.open(port);
                 tried = if sockets.is_some() { None } else { Some(Instant::now()) };
+            }
+            let device = self.shared.borrow().device;
+            if device {
+                held = None;
+            } else if port != 0 && held.as_ref().is_none_or(|(held, _)| *held != port) {
+                held = Some((port, hold(port)));
             }
             let due = self.shared.borrow().prober.wake_at();
             let due = due.filter(|_| sockets.is_some()).unwrap_or_else(|| Instant::now() + RETRY);

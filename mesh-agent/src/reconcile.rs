@@ -5,6 +5,7 @@ mod crash;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use mesh_keyring::PrivateKey;
 use mesh_overlay::backend::{
     BackendError, Ensured, NetBackend, NftBackend, ObservedGuard, ObservedNet, WireguardBackend,
@@ -92,6 +93,7 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
             self.revoke(desired, &mut pass).await;
             return pass;
         }
+        self.close_what_is_revoked(desired, &mut pass).await;
         let (interface, routing) = (&desired.link.name, &plan.routes.routing);
         let Some(net) = pass.note(self.net.observe(interface, routing).await) else { return pass };
         pass.net = net;
@@ -158,6 +160,31 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
             Err(error) => return pass.hindered.push(error),
         };
         for name in ours.iter().filter(|name| desired.plan.vxlan.iter().all(|device| device.name != **name)) {
+            match self.net.remove_vxlan(name).await {
+                Ok(()) => pass.wrote(),
+                Err(error) => pass.hindered.push(error),
+            }
+        }
+    }
+
+    /// A guard that stays until the first full read may let more travel in clear than is exempt now: then nothing does.
+    async fn close_what_is_revoked(&mut self, desired: &Desired, pass: &mut Pass) {
+        let now: BTreeMap<IpNet, i64> = desired.plan.guard.exempt().collect();
+        let revoked = |(net, until): (&IpNet, &i64)| now.get(net).is_none_or(|now| now < until);
+        let same = pass.guard.fingerprint.as_ref() == Some(&desired.plan.guard.fingerprint());
+        if same || !pass.guard.exempt.iter().any(revoked) {
+            return;
+        }
+        let clear = desired.plan.guard.cleartext.iter().flat_map(|cleartext| &cleartext.interfaces);
+        for name in clear {
+            match self.net.observe_vxlan(name).await {
+                Ok(None) => continue,
+                Ok(Some(_)) => {}
+                Err(error) => {
+                    pass.hindered.push(error);
+                    continue;
+                }
+            }
             match self.net.remove_vxlan(name).await {
                 Ok(()) => pass.wrote(),
                 Err(error) => pass.hindered.push(error),

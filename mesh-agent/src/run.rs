@@ -74,7 +74,7 @@ pub fn lock_path(config: &Config) -> PathBuf {
 pub fn wireguard(config: &Config, own: Option<PublicKey>) -> anyhow::Result<Wireguard> {
     let wireguard = &config.wireguard;
     let userspace = UserspaceConfig {
-        interface: wireguard.interface.clone(),
+        interface: wireguard.interface,
         binary: wireguard.userspace_binary.clone(),
         run_dir: config.run_dir.clone(),
         uapi_dir: PathBuf::from(UserspaceConfig::UAPI_DIR),
@@ -341,7 +341,9 @@ impl Running {
         self.changes += pass.changes;
         self.pass = pass;
         self.tell_refusals();
-        self.tell_exemptions();
+        if self.agent.is_synced() {
+            self.tell_exemptions();
+        }
         let unfinished = failed || !published;
         self.failures = if unfinished { self.failures.saturating_add(1) } else { 0 };
         self.errors.replace(errors);

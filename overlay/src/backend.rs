@@ -1,8 +1,10 @@
 //! The seams to the kernel: each observes and applies, so that one conformance suite runs on the fakes and on the
 //! real ones.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 
+use ipnet::IpNet;
 use mesh_keyring::PrivateKey;
 
 use crate::device::{DeviceChange, ObservedDevice};
@@ -198,6 +200,8 @@ pub struct ObservedGuard {
     pub ingress_drops: u64,
     /// Packets on a VXLAN device that were no WireGuard of the mesh and were dropped, both ways.
     pub carrier_drops: u64,
+    /// What may travel in clear by the guard that stands, and until when (seconds since 1970).
+    pub exempt: BTreeMap<IpNet, i64>,
     /// Packets in clear inside of VXLAN that no exemption allows and that were dropped, both ways.
     pub cleartext_drops: u64,
 }

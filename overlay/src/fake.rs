@@ -470,6 +470,7 @@ impl NftBackend for FakeNft {
                 egress_drops: host.drops.0,
                 ingress_drops: host.drops.1,
                 carrier_drops: 0,
+                exempt: host.guard.iter().flat_map(Guard::exempt).collect(),
                 cleartext_drops: 0,
             })
         })

@@ -30,6 +30,8 @@ pub(crate) const CHAINS: [(&str, &str, i64); 4] = [
     ("clamp", "forward", -150),
     ("outer", "input", -300),
 ];
+/// How many of them, at the end, a guard of before may lack.
+pub(crate) const LATE: usize = 1;
 /// What was dropped, by where.
 pub(crate) const COUNTERS: [&str; 4] = ["egress", "ingress", "carrier", "cleartext"];
 
@@ -185,6 +187,12 @@ impl Guard {
 }
 
 impl Guard {
+    /// What may travel in clear, and until when (seconds since 1970).
+    pub fn exempt(&self) -> impl Iterator<Item = (IpNet, i64)> {
+        let all = self.cleartext.iter().flat_map(|cleartext| &cleartext.exempt);
+        all.flat_map(|(until, exempt)| exempt.prefixes.iter().map(|net| (*net, *until)))
+    }
+
     /// The interfaces at which segment sizes are clamped.
     pub(crate) fn clamped(&self) -> BTreeSet<InterfaceName> {
         let cleartext = self.cleartext.iter().filter(|cleartext| !cleartext.exempt.is_empty());
@@ -201,7 +209,11 @@ fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
 pub fn render_retirement(slot: Slot) -> String {
     CHAINS.iter().fold(String::new(), |mut text, (name, ..)| {
         let chain = slot.chain(name);
-        let _ = writeln!(text, "flush chain inet {TABLE} {chain}\ndelete chain inet {TABLE} {chain}");
+        // One that a guard of before lacked is deleted all the same.
+        let _ = writeln!(
+            text,
+            "add chain inet {TABLE} {chain}\nflush chain inet {TABLE} {chain}\ndelete chain inet {TABLE} {chain}"
+        );
         text
     })
 }

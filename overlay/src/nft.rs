@@ -121,6 +121,7 @@ impl NftBackend for Nft {
             self.known = listing.fingerprint.clone().map(|mark| (mark, listing.digest));
         }
         Ok(ObservedGuard {
+            exempt: listing.guard.iter().flat_map(Guard::exempt).collect(),
             fingerprint: listing.fingerprint.filter(|_| untouched),
             egress_drops: listing.egress_drops,
             ingress_drops: listing.ingress_drops,

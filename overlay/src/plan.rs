@@ -124,16 +124,15 @@ impl MeshPlan {
             .iter()
             .map(|(name, peer)| (name.clone(), plan_peer(local, grants, peer, resolved, paths, &dialable)))
             .collect();
-        let remotes = peers.iter().map(|(name, peer)| {
-            let candidates = planned[name].candidates.iter();
-            (peer, candidates.map(SocketAddr::ip).collect())
-        });
         let mut vxlan = Vec::new();
         for (carried, encrypted) in [(Carried::Wireguard, true), (Carried::Cleartext, false)] {
             let carries =
                 |peer: &PlannedPeer| peer.encrypted == encrypted && (encrypted || peer.exemption.is_some());
             if encrypted && local.encrypts || planned.values().any(carries) {
-                let remotes = remotes.clone().filter(|(peer, _)| carries(&planned[&peer.name]));
+                let carried_to = peers.iter().filter(|(name, _)| carries(&planned[*name]));
+                let remotes = carried_to.map(|(name, peer)| {
+                    (peer, planned[name].candidates.iter().map(SocketAddr::ip).collect::<Vec<_>>())
+                });
                 vxlan.extend(vxlan::plan(local, grants, carried, remotes));
             }
         }
@@ -162,7 +161,13 @@ impl MeshPlan {
             node: local.name.clone(),
             encrypts: local.encrypts,
             mtu: mtu::device(local.underlay_mtu),
-            routes: routes(local, grants, &planned, &mesh, &vxlan, &addresses),
+            routes: routes(
+                local,
+                grants,
+                &planned,
+                &mesh,
+                &Clear { vxlan: &vxlan, addresses: &addresses, paths },
+            ),
             guard: guard(local, grants, mesh, &vxlan, &planned),
             addresses,
             device,
@@ -190,7 +195,7 @@ fn plan_peer(
     let paths = if encrypted || exemption.is_some() {
         probed(local, grants, peer, &candidates, encrypted)
     } else {
-        PeerPaths { candidates: Vec::new(), mtu_most: local.underlay_mtu }
+        PeerPaths::default()
     };
     let rung = if encrypted { found.map_or(Rung::Direct, |path| path.rung) } else { Rung::Cleartext };
     // What our side can put on the carrier, before anything was measured.
@@ -260,7 +265,7 @@ fn probed(
         })
     });
     let direct = published.chain(reflexive).filter(|_| encrypted);
-    PeerPaths { candidates: direct.chain(carriers).collect(), mtu_most: most }
+    PeerPaths { candidates: direct.chain(carriers).collect(), mtu_most: if encrypted { most } else { 0 } }
 }
 
 /// All that may travel through the mesh only: the sites' grants, the mesh addresses, what nodes hold.
@@ -286,8 +291,7 @@ fn routes(
     grants: &Grants,
     planned: &BTreeMap<NodeName, PlannedPeer>,
     mesh: &BTreeSet<IpNet>,
-    vxlan: &[VxlanConfig],
-    addresses: &BTreeSet<IpNet>,
+    clear: &Clear<'_>,
 ) -> RouteTable {
     let mut routes = BTreeMap::new();
     let mut add = |net: IpNet, kind: RouteKind| {
@@ -301,14 +305,14 @@ fn routes(
         add(net, RouteKind::Throw);
     }
     for peer in planned.values() {
-        let hop = hop(peer, vxlan);
+        let hop = clear.hop(peer);
         for &net in &peer.allowed_ips {
             add(net, RouteKind::Blackhole);
             let of_family = |ip: &IpAddr| ip.is_ipv6() == net.addr().is_ipv6();
             match hop {
                 _ if peer.encrypted => add(net, RouteKind::Mesh { mtu: peer.mtu }),
                 Some((device, via)) => {
-                    let source = addresses.iter().map(IpNet::addr).find(of_family);
+                    let source = clear.addresses.iter().map(IpNet::addr).find(of_family);
                     add(net, RouteKind::Cleartext { device, via, source, mtu: peer.mtu });
                 }
                 None => {}
@@ -318,13 +322,26 @@ fn routes(
     RouteTable { routing: local.routing, interface: local.interface, routes: routes.into_values().collect() }
 }
 
-/// The device for packets in clear to an exempt peer, and the peer's address on it.
-fn hop(peer: &PlannedPeer, vxlan: &[VxlanConfig]) -> Option<(InterfaceName, Ipv6Addr)> {
-    peer.paths.candidates.iter().filter(|one| one.rung == Rung::Cleartext).find_map(|one| {
-        let IpAddr::V6(via) = one.address.ip() else { return None };
-        let device = vxlan.iter().find(|device| device.neighbours.contains_key(&via))?;
-        Some((device.name, via))
-    })
+/// What there is for packets in clear: devices, our addresses, and what the prober has found.
+struct Clear<'a> {
+    vxlan: &'a [VxlanConfig],
+    addresses: &'a BTreeSet<IpNet>,
+    paths: &'a Paths,
+}
+
+impl Clear<'_> {
+    /// The device for packets in clear to an exempt peer, and the peer's address on it: the one that answers, if one does.
+    fn hop(&self, peer: &PlannedPeer) -> Option<(InterfaceName, Ipv6Addr)> {
+        let used = self.paths.get(&peer.public_key).and_then(|path| path.address);
+        let offered = peer.paths.candidates.iter().filter(|one| one.rung == Rung::Cleartext);
+        let offered = offered.map(|one| one.address);
+        let chosen = offered.clone().filter(|address| Some(*address) == used);
+        chosen.chain(offered).find_map(|address| {
+            let IpAddr::V6(via) = address.ip() else { return None };
+            let device = self.vxlan.iter().find(|device| device.neighbours.contains_key(&via))?;
+            Some((device.name, via))
+        })
+    }
 }
 
 fn guard(

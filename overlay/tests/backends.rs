@@ -97,6 +97,8 @@ suite!(
     net::a_protected_address_inside_of_the_mesh_passes_in_clear,
     cleartext::what_is_exempt_passes_until_its_end,
     cleartext::vxlan_in_clear_comes_in_from_those_that_are_exempt_only,
+    cleartext::vxlan_in_clear_does_not_come_in_in_pieces,
+    cleartext::a_guard_of_before_the_outer_chain_is_replaced_step_by_step,
     wireguard::what_remains_of_the_other_kind_is_no_success,
     wireguard::a_device_that_somebody_else_runs_is_waited_for_and_left_to_them,
     wireguard::a_port_that_the_device_before_still_holds_is_waited_for,

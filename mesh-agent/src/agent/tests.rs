@@ -405,3 +405,27 @@ fn an_exemption_ends_by_itself_and_one_without_a_real_end_is_none() {
     let far = "2099-01-31T00:00:00Z".to_owned();
     assert_eq!(at(Some("2027-01-31T00:00:00Z")), (false, vec![Ended, TooLong], true, Some(far)));
 }
+
+#[test]
+fn a_mesh_that_cannot_be_understood_any_more_exempts_nobody() {
+    let mut agent = agent(config(""), LastGood::default());
+    agent.today("2027-01-01T00:00:00Z".parse().unwrap());
+    let exemption = serde_json::json!({"between": [{"node": "plc"}], "reason": "no TUN", "expires": "2027-01-31T00:00:00Z"});
+    let said = Settings {
+        exemptions: vec![serde_json::from_value(exemption).unwrap()],
+        mtu: Some(1390),
+        ..Settings::default()
+    };
+    let with = |mesh: MeshWord| Snapshot { mesh, ..snapshot(&[record("me", None, &["10.1.1.0/24"])]) };
+    agent.snapshot(with(MeshWord::Said(said)), start()).unwrap();
+    assert_eq!(agent.desired(start()).exemptions.len(), 1);
+    agent.snapshot(with(MeshWord::Unclear("spec: nonsense".to_owned())), start()).unwrap();
+    let desired = agent.desired(start());
+    assert!(desired.exemptions.is_empty());
+    assert_eq!(desired.publish.mtu, Some(1390), "the rest stays");
+    assert!(
+        desired.refused.iter().any(|one| one.text.contains("but for its exemptions")),
+        "{:?}",
+        desired.refused
+    );
+}

@@ -158,6 +158,13 @@ async fn device(config: &Config, findings: &mut Findings) -> bool {
             return false;
         }
     };
+    if wireguard.kind() == "none" {
+        findings.warn(
+            "WireGuard",
+            "none, as is configured: this host reaches those peers only for which exemptions from encryption are in force".to_owned(),
+        );
+        return false;
+    }
     if wireguard.kind() == "userspace" && config.wireguard.external_device {
         findings.fine("WireGuard", "in a process that is run by somebody else (wireguard.externalDevice)");
     } else if wireguard.kind() == "userspace" {

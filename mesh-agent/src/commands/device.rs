@@ -22,7 +22,7 @@ pub(super) async fn run(asked: &Device) -> anyhow::Result<()> {
 
 fn choose(asked: &Device) -> anyhow::Result<Wireguard> {
     let userspace = UserspaceConfig {
-        interface: asked.interface.clone(),
+        interface: asked.interface,
         binary: asked.userspace_binary.clone(),
         run_dir: PathBuf::from("/run/sennit"),
         uapi_dir: PathBuf::from(UserspaceConfig::UAPI_DIR),

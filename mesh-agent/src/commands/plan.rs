@@ -72,10 +72,10 @@ impl Settings {
             public_key: claim.public_key,
             underlay_mtu: claim.mtu.unwrap_or(1500),
             encrypts: claim.encrypts,
-            interface: self.wireguard.interface.clone(),
+            interface: self.wireguard.interface,
             listen_port: self.wireguard.listen_port.unwrap_or(LISTEN_PORT),
             vxlan: self.vxlan.enabled.then(|| Vxlan {
-                interface: self.vxlan.interface.clone(),
+                interface: self.vxlan.interface,
                 vni: self.vxlan.vni.unwrap_or(Vxlan::VNI),
                 port: self.vxlan.port.unwrap_or(Vxlan::PORT),
             }),

@@ -236,3 +236,62 @@ async fn a_device_that_fails_change_after_change_is_given_up_for_this_pass() {
     let pass = reconciler.pass(&desired(&many), now()).await;
     assert!(pass.errors.len() <= 3, "{}", pass.errors.len());
 }
+
+/// Desired with a peer that cannot encrypt and this exemption of it, if any.
+fn in_clear(expires: Option<&str>) -> Desired {
+    let exemptions =
+        expires.map(|expires| format!("{{between: [{{node: a}}], reason: no TUN, expires: '{expires}'}}"));
+    let text = format!(
+        "node: me\nsite: aws\nmesh: test\nregistry: {{file: {{dir: /r}}}}\nencryption: {{exemptions: [{}]}}\n",
+        exemptions.unwrap_or_default()
+    );
+    let mut agent =
+        Agent::new(Config::parse("test", &text, None).unwrap(), key(1).public(), 1, LastGood::default());
+    agent.underlay(ObservedUnderlay {
+        forwarding: (true, true),
+        default_route_addresses: vec!["192.0.2.1".parse().unwrap()],
+        ..ObservedUnderlay::default()
+    });
+    agent.today("2027-01-01T00:00:00Z".parse().unwrap());
+    let mut a = record("a", 2, "10.2.1.0/24");
+    a.annotations.insert("sennit.dev/wireguard".to_owned(), "none".to_owned());
+    let nodes = vec![record("me", 1, "10.1.1.0/24"), a, record("b", 3, "10.2.2.0/24")];
+    let now = Instant::now();
+    agent.snapshot(Snapshot { nodes, ..Snapshot::default() }, now).unwrap();
+    Desired { announced: true, ..agent.desired(now) }
+}
+
+fn clear_devices(host: &FakeHost) -> Vec<String> {
+    let all = host.with(|h| h.vxlan.keys().map(ToString::to_string).collect::<Vec<_>>());
+    all.into_iter().filter(|name| name.contains('c')).collect()
+}
+
+#[tokio::test]
+async fn what_travels_in_clear_comes_after_its_guard_and_goes_with_its_exemption() {
+    let (host, mut reconciler) = host();
+    let exempt = in_clear(Some("2027-01-31T00:00:00Z"));
+    assert_eq!(reconciler.pass(&exempt, now()).await.errors, []);
+    let writes = host.take_writes();
+    let at = |wanted: &dyn Fn(&Write) -> bool| writes.iter().position(wanted).expect("was not written");
+    let guard = at(&|w| matches!(w, Write::Guard(_)));
+    let device = at(&|w| matches!(w, Write::Vxlan(name, _) if name.as_str() == "sennitxc4"));
+    let clear = |w: &Write| matches!(w, Write::Route(RouteChange::Set(r)) if matches!(r.kind, RouteKind::Cleartext { .. }));
+    assert!(guard < device && device < at(&clear), "{writes:?}");
+    assert_eq!(reconciler.pass(&exempt, now()).await.changes, 0);
+    reconciler.pass(&in_clear(None), now()).await;
+    assert!(clear_devices(&host).is_empty());
+    let routes = host.with(|h| h.net.routes.routes.clone());
+    assert!(!routes.iter().any(|route| matches!(route.kind, RouteKind::Cleartext { .. })), "{routes:?}");
+}
+
+#[tokio::test]
+async fn an_exemption_that_was_shortened_is_closed_before_the_registry_is_read() {
+    let (host, mut reconciler) = host();
+    reconciler.pass(&in_clear(Some("2027-01-31T00:00:00Z")), now()).await;
+    let unsynced = |expires| Desired { synced: false, prune: false, ..in_clear(Some(expires)) };
+    // One that lasts longer now changes nothing yet: the guard that stands says less.
+    reconciler.pass(&unsynced("2027-02-28T00:00:00Z"), now()).await;
+    assert_eq!(clear_devices(&host), ["sennitxc4"]);
+    reconciler.pass(&unsynced("2027-01-15T00:00:00Z"), now()).await;
+    assert!(clear_devices(&host).is_empty());
+}

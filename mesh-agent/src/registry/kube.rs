@@ -273,10 +273,9 @@ impl KubeRegistry {
             .find(node, self.cluster.as_ref())
             .map(|(kind, entry)| (kind, entry.name().to_owned()));
         let Some((kind, name)) = found else { return };
-        let event = events::event(kind, &name, &notice);
         let client = self.client.clone();
         tokio::spawn(async move {
-            match timeout(WRITE, events::write(client, event)).await {
+            match timeout(WRITE, events::write(client, kind, &name, &notice)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(e)) => {
                     tracing::warn!("writing an Event about {} {name}: {}", kind.as_str(), reason(&e))

@@ -1,9 +1,10 @@
 //! The status as Prometheus reads it (text exposition format 0.0.4).
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::{PeerState, Status};
-use crate::agent::ExemptionState;
+use crate::agent::{Exempted, ExemptionState};
 
 /// A label's value.
 fn escaped(text: &str) -> String {
@@ -66,14 +67,14 @@ impl Status {
         self.peer_metrics(&mut page);
         let name = "sennit_exemption_expires_seconds";
         page.family(name, "gauge", "When an exemption from encryption ends, in seconds since 1970.");
-        for one in &self.exemptions {
-            let labels =
-                [("between", one.exemption.between()), ("reason", one.exemption.reason().to_owned())];
-            page.sample(
-                name,
-                &labels.each_ref().map(|(key, value)| (*key, value.as_str())),
-                one.exemption.expires().as_second(),
-            );
+        // Of two that differ in their end alone the later one counts.
+        let mut ends = BTreeMap::new();
+        for Exempted { exemption, .. } in &self.exemptions {
+            let end = ends.entry((exemption.between(), exemption.reason())).or_insert(exemption.expires());
+            *end = exemption.expires().max(*end);
+        }
+        for ((between, reason), end) in ends {
+            page.sample(name, &[("between", &between), ("reason", reason)], end.as_second());
         }
         let in_use = self.exemptions.iter().filter(|one| one.state == ExemptionState::InUse).count();
         page.one("sennit_exemptions_in_use", "gauge", "Exemptions by which packets travel in clear.", in_use);

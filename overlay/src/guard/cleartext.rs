@@ -84,10 +84,12 @@ impl Cleartext {
         text
     }
 
-    /// The rules of the chain `outer`: VXLAN in clear from exempt peers until their end, and from nobody else.
+    /// The rules of the chain `outer`: VXLAN in clear from exempt peers until their end, and from nobody else. IPv6 packets are put
+    /// together only after it: a first fragment that is too short to tell its network identifier is nobody's.
     pub(super) fn outer(&self, slot: Slot) -> String {
         let add = format!("add rule inet {TABLE} {}", slot.chain("outer"));
-        let vxlan = format!("{add} udp dport {} @th,96,24 {}", self.vxlan_port, self.vni);
+        let port = format!("{add} udp dport {}", self.vxlan_port);
+        let vxlan = format!("{port} @th,96,24 {}", self.vni);
         let mut text = String::new();
         for (until, exempt) in &self.exempt {
             for (family, v6) in FAMILIES {
@@ -97,7 +99,13 @@ impl Cleartext {
                 }
             }
         }
-        let _ = writeln!(text, "{vxlan} counter name cleartext drop");
+        let _ = write!(
+            text,
+            "{vxlan} counter name cleartext drop\n\
+             {port} @th,96,24 != {} accept\n\
+             {port} exthdr frag exists counter name cleartext drop\n",
+            self.vni
+        );
         text
     }
 }

@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::guard::{CHAINS, COUNTERS, Carriers, Guard, MARK, Slot};
+use crate::guard::{CHAINS, COUNTERS, Carriers, Guard, LATE, MARK, Slot};
 use crate::local::InterfaceName;
 
 /// One listing of the table.
@@ -99,9 +99,11 @@ fn slots(objects: &[Object]) -> Option<Vec<Slot>> {
     let mut taken = Vec::new();
     for slot in Slot::ALL {
         let own = CHAINS.map(|(name, hook, priority)| (slot.chain(name), hook.to_owned(), priority));
-        match own.iter().filter(|place| chains.remove(place)).count() {
-            0 => {}
-            all if all == CHAINS.len() => taken.push(slot),
+        let (needed, late) = own.split_at(CHAINS.len() - LATE);
+        let late = late.iter().filter(|place| chains.remove(*place)).count();
+        match needed.iter().filter(|place| chains.remove(*place)).count() {
+            0 if late == 0 => {}
+            all if all == needed.len() => taken.push(slot),
             _ => return None,
         }
     }

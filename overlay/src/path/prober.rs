@@ -42,7 +42,7 @@ pub struct Transmit {
 pub struct PeerPaths {
     /// The addresses.
     pub candidates: Vec<Candidate>,
-    /// What our side can put on a direct path to an address that is learned, in bytes of IP.
+    /// What our side can put on a direct path to an address that is learned, in bytes of IP; 0: there are no direct paths.
     pub mtu_most: u16,
 }
 
@@ -332,7 +332,8 @@ impl Peer {
         self.lines.retain(|line| {
             let candidate = &line.candidate;
             let listed = offered.iter().any(|offered| offered.address == candidate.address);
-            let kept = candidate.rung == Rung::Direct && (line.lives() || used == Some(candidate.address));
+            let direct = candidate.rung == Rung::Direct && paths.mtu_most > 0;
+            let kept = direct && (line.lives() || used == Some(candidate.address));
             reachable(&candidate.address) && (listed || kept)
         });
         for candidate in offered {
@@ -382,6 +383,7 @@ impl Peer {
             .find(|one| one.rung > Rung::Direct && one.address.ip() == address.ip());
         let candidate = match carrier {
             Some(carrier) => Candidate { address, ..*carrier },
+            None if self.offered.mtu_most == 0 => return,
             None => Candidate {
                 address,
                 rung: Rung::Direct,

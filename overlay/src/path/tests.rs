@@ -184,3 +184,20 @@ fn who_was_not_given_the_processor_takes_nobody_for_dead() {
     }
     assert_eq!(alive(&a, now), super::Liveness::Dead);
 }
+
+#[test]
+fn a_peer_without_direct_paths_keeps_none_and_learns_none() {
+    let now = Instant::now();
+    let (mut a, mut b) = (prober(1, 2, B, now), prober(2, 1, A, now));
+    let question = polled(&mut a, now).remove(0);
+    let (_, answers) = given(&mut b, A, &question.payload, now);
+    given(&mut a, B, &answers[0].payload, now);
+    assert_eq!(addresses(&a, 2, now), [at(B)]);
+    let none = BTreeMap::from([(key(2).public(), PeerPaths::default())]);
+    a.set_peers(none, |_| true, now);
+    assert_eq!(addresses(&a, 2, now), [], "it lives, and carries, and is offered no more");
+    for transmit in polled(&mut b, now + Duration::from_secs(3)) {
+        given(&mut a, "192.0.2.9:51820", &transmit.payload, now + Duration::from_secs(3));
+    }
+    assert_eq!(addresses(&a, 2, now), []);
+}

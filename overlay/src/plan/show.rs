@@ -9,7 +9,7 @@ impl MeshPlan {
     /// As `wg setconf` takes it, without the private key.
     pub fn to_wg(&self) -> String {
         let mut text = format!("[Interface]\nListenPort = {}\n", self.device.listen_port);
-        for (name, peer) in &self.peers {
+        for (name, peer) in self.peers.iter().filter(|(_, peer)| peer.encrypted) {
             let allowed: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
             let _ = write!(
                 text,

@@ -290,6 +290,51 @@ fn an_exemption_opens_one_way_in_clear_to_one_peer_until_its_end() {
 }
 
 #[test]
+fn packets_in_clear_take_the_way_that_answers() {
+    let (name, mut unable) = peer(3, "gcp", "10.2.3.0/24", Some("203.0.113.3:51820"));
+    unable.claim.encrypts = false;
+    unable.claim.endpoints.push("[2001:db8::3]:51820".parse().unwrap());
+    let key = unable.claim.public_key;
+    let peers = BTreeMap::from([(name, unable)]);
+    let vxlan = Some(crate::local::Vxlan { interface: "sennitx".parse().unwrap(), vni: 5182, port: 4789 });
+    let exemption =
+        r#"{"between": [{"node": "gcp-3"}], "reason": "no TUN", "expires": "2027-01-31T00:00:00Z"}"#;
+    let grants = Grants { exemptions: vec![serde_json::from_str(exemption).unwrap()], ..grants() };
+    let through = |outer_v6: Option<bool>| {
+        let site: SiteName = "gcp".parse().unwrap();
+        let address = |outer_v6| {
+            let node: NodeName = "gcp-3".parse().unwrap();
+            address::carrier_address(&grants.mesh, &site, &node, Carried::Cleartext, outer_v6)
+        };
+        let paths = outer_v6.map(|outer_v6| {
+            let at = SocketAddr::new(address(outer_v6).into(), 51820);
+            let choice = PathChoice {
+                rung: Rung::Cleartext,
+                address: Some(at),
+                mtu: None,
+                probed: [at].into(),
+                seen_as: None,
+            };
+            (key, choice)
+        });
+        let local = LocalNode { vxlan: vxlan.clone(), ..local() };
+        let plan = MeshPlan::compute(
+            &local,
+            &grants,
+            &peers,
+            &BTreeSet::new(),
+            &Resolution::new(),
+            &paths.into_iter().collect(),
+        );
+        match routes_to(&plan, "10.2.3.0/24")[..] {
+            [RouteKind::Cleartext { device, .. }, _] => device.as_str().to_owned(),
+            ref other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!([None, Some(false), Some(true)].map(through), ["sennitxc4", "sennitxc4", "sennitxc6"]);
+}
+
+#[test]
 fn a_node_that_cannot_encrypt_has_no_device_and_reaches_whom_it_is_exempt_with() {
     let plan = with_a_peer_in_clear(Some(r#"{"node": "aws-1"}, {"node": "gcp-4"}"#), true);
     assert!(!plan.encrypts && plan.device.peers.is_empty() && plan.guard.interfaces.is_empty());

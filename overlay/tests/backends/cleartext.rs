@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::time::{Duration, SystemTime};
 
-use mesh_overlay::guard::{Cleartext, Exempt};
+use mesh_overlay::guard::{Cleartext, Exempt, Slot};
 use mesh_overlay::vxlan::VxlanConfig;
 use mesh_overlay::{Guard, Route, RouteChange, RouteKind};
 
@@ -99,6 +99,71 @@ pub(crate) async fn vxlan_in_clear_comes_in_from_those_that_are_exempt_only(mut 
         let drops = lab.nft.observe().await.cleartext_drops - before;
         assert_eq!(drops >= 3, dropped, "{drops}");
     }
+}
+
+/// A first fragment of 48 bytes of IPv6 and 8 of UDP, so that nobody can read the network identifier, and the rest.
+const FRAGMENTS: &str = r#"
+import socket, struct
+header = b"\x08\0\0\0" + (5183).to_bytes(3, "big") + b"\0"
+inner = bytes.fromhex("020000000009" "020000000008" "0800") + b"clear" * 20
+payload = header + inner
+source, target = (socket.inet_pton(socket.AF_INET6, a) for a in ("fd99::2", "fd99::1"))
+length = 8 + len(payload)
+def add(data):
+    data += b"\0" * (len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total > 0xffff: total = (total & 0xffff) + (total >> 16)
+    return 0xffff - total
+udp = struct.pack("!4H", 4789, 4789, length, 0)
+check = add(source + target + struct.pack("!II", length, 17) + udp + payload)
+udp = struct.pack("!4H", 4789, 4789, length, check)
+raw = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW)
+for offset, more, part in ((0, 1, udp), (8, 0, payload)):
+    fragment = struct.pack("!BBHI", 17, 0, offset | more, 4711) + part
+    packet = struct.pack("!IHBB", 6 << 28, len(fragment), 44, 64) + source + target + fragment
+    raw.sendto(packet, ("fd99::1", 0))
+"#;
+
+pub(crate) async fn vxlan_in_clear_does_not_come_in_in_pieces(mut lab: Lab) {
+    way_out();
+    lan("192.0.2.2");
+    sh("echo 0 > /proc/sys/net/ipv6/conf/up0/disable_ipv6 && ip addr add fd99::1/64 dev up0 nodad && \
+        ip -n lan addr add fd99::2/64 dev far0 nodad && \
+        ip link add sennitxc6 type vxlan id 5183 dstport 4789 local fd99::1 nolearning && \
+        ip link set sennitxc6 address 02:00:00:00:00:09 up");
+    let received = || {
+        let said = sh(
+            "ip -s -j link show sennitxc6 | python3 -c 'import json,sys; print(json.load(sys.stdin)[0][\"stats64\"][\"rx\"][\"packets\"])'",
+        );
+        said.trim().parse::<u64>().unwrap()
+    };
+    let send = || {
+        std::fs::write("/run/fragments.py", FRAGMENTS).unwrap();
+        sh("ip netns exec lan python3 /run/fragments.py");
+        assert!(comes_in("192.0.2.2"));
+    };
+    send();
+    eventually("without a guard it arrives", async || received() == 1).await;
+    let wanted = Guard { cleartext: Some(cleartext(0, false)), ..guard(&["10.2.0.0/24"]) };
+    lab.nft.apply(&wanted).await.unwrap();
+    let before = lab.nft.observe().await.cleartext_drops;
+    send();
+    assert_eq!((received(), lab.nft.observe().await.cleartext_drops - before), (1, 1));
+}
+
+pub(crate) async fn a_guard_of_before_the_outer_chain_is_replaced_step_by_step(mut lab: Lab) {
+    let wanted = guard(&["10.2.0.0/24"]);
+    let text: String = wanted
+        .render(Slot::A)
+        .lines()
+        .filter(|line| !line.contains("outer_a"))
+        .fold(String::new(), |all, line| all + line + "\n");
+    std::fs::write("/run/before.nft", text).unwrap();
+    sh("nft -f /run/before.nft");
+    lab.nft.apply(&wanted).await.unwrap();
+    let listed = sh("nft list table inet sennit");
+    // In the other slot: it stood before the one of before went.
+    assert!(listed.contains("outer_b") && !listed.contains("egress_a"), "{listed}");
 }
 
 pub(crate) async fn a_route_in_clear_is_set_known_again_and_removed(mut lab: Lab) {

@@ -334,7 +334,7 @@ pub(crate) async fn a_vxlan_device_is_made_kept_changed_and_removed(mut lab: Lab
         }
         assert!(passes[0] >= 9 && passes[4] == 5 && passes[6] >= 7, "{passes:?}");
         assert_eq!([passes[1], passes[2], passes[3], passes[5], passes[7]], [0; 5], "{passes:?}");
-        assert_eq!(lab.net.own_vxlan().await.unwrap(), [wanted.name.clone()]);
+        assert_eq!(lab.net.own_vxlan().await.unwrap(), [wanted.name]);
         lab.net.remove_vxlan(&wanted.name).await.unwrap();
         assert_eq!(lab.net.own_vxlan().await.unwrap(), []);
         assert_eq!(lab.net.observe_vxlan(&wanted.name).await.unwrap(), None);

@@ -247,6 +247,66 @@ for _ in range(10):
     );
 }
 
+const EXEMPT: &str = r#"encryption:
+  exemptions: [{between: [{node: gcp-1}], reason: no TUN, expires: "2000-01-01T00:00:00Z"}]
+"#;
+
+/// Exempts the pair for so many seconds, under traffic.
+fn exempted(test: &str, seconds: u32, steps: &str) -> Mesh {
+    let config = "/run/netlab/private/agent.yaml";
+    let edit =
+        |node: &str, what: &str| format!("- exec: {{on: {node}, command: \"sed -i {what} {config}\"}}\n");
+    let until = "s/2000-01-01T00:00:00Z/$(cat /run/netlab/shared/until)/";
+    let mut mesh = Mesh::new(test);
+    mesh.sites(SITES).config(EXEMPT).steps(&format!(
+        "- exec: {{on: aws-1, command: date -u -d '+{seconds} seconds' +%FT%TZ > /run/netlab/shared/until}}\n"
+    ));
+    // It had a device: without one it is another node.
+    mesh.steps("- kill: {nodes: gcp}\n");
+    mesh.steps(&format!("- exec: {{on: gcp-1, command: {} --keep-key}}\n", agent("cleanup")));
+    mesh.steps(&edit("gcp-1", "'s/\\\"backend\\\": *\\\"[a-z]*\\\"/\\\"backend\\\": \\\"none\\\"/'"));
+    for node in ["aws-1", "gcp-1"] {
+        mesh.steps(&edit(node, until));
+    }
+    mesh.steps("- restart: {nodes: aws}\n- start: gcp\n")
+        .steps("- expect: {matrix: pods}\n  timeout: 20s\n")
+        .steps("- capture: underlay\n")
+        .steps("- traffic: {start: out, from: aws-1-pod-1, to: gcp-1-pod-1, family: ipv4, packetsPerSecond: 500}\n")
+        .steps("- traffic: {start: back, from: gcp-1-pod-1, to: aws-1-pod-1, family: ipv6, packetsPerSecond: 500}\n")
+        .steps(steps)
+        .steps("- traffic: {stop: out, maxLost: 1000000}\n- traffic: {stop: back, maxLost: 1000000}\n")
+        .steps("- assertNoCleartext: {minEncrypted: 0}\n");
+    mesh
+}
+
+#[test]
+fn an_exemption_that_ends_under_traffic_with_all_agents_dead() {
+    let ended = r#"- kill: {nodes: all}
+- name: the end, which no agent sees
+  exec: {on: aws-1, command: "while [ $(date -u +%FT%TZ) '<' $(cat /run/netlab/shared/until) ]; do true; done"}
+- capture: underlay
+- always: {for: 3s, step: {expect: {matrix: pods, verdict: deny}}}
+- name: device and route are there still
+  exec: {on: aws-1, command: ip route show table 5182, contains: sennitxc4}
+"#;
+    exempted("leak-exemption", 20, ended).passes();
+}
+
+/// As long as it lasts, the pair speaks in clear, and this suite sees it.
+#[test]
+fn an_exemption_is_seen() {
+    if !e2e::can_run("an_exemption_is_seen") {
+        return;
+    }
+    let mesh = exempted("leak-exempt", 120, "- always: {for: 1s, step: {expect: {matrix: pods}}}\n");
+    let options = Options { bin_dir: Some(e2e::programs()), ..Options::default() };
+    let report = meshlab::run_text(&mesh.text(), options).unwrap();
+    let text = report.to_text();
+    assert!(!report.passed(), "packets of an exempt pair are not seen in clear:\n{text}");
+    let failed: Vec<_> = text.lines().skip_while(|line| !line.contains("FAILED")).take(4).collect();
+    assert!(failed.iter().any(|line| line.contains("marker")), "it fails for another reason:\n{text}");
+}
+
 /// The mutation: what a node does without the guard. The routes alone do not hold against routes of somebody else.
 #[test]
 fn without_the_guard_it_is_seen() {

@@ -225,6 +225,48 @@ fn no_token_creates_or_deletes() {
 }
 
 #[test]
+fn an_agent_writes_events_about_its_own_node_alone() {
+    if !programs::can_run("an_agent_writes_events_about_its_own_node_alone") {
+        return;
+    }
+    let stage = stage();
+    let event = |kind: &str, name: &str, reporter: &str, instance: &str| {
+        json!({
+            "apiVersion": "events.k8s.io/v1", "kind": "Event",
+            "metadata": {"generateName": "test-", "namespace": "default"},
+            "eventTime": "2026-01-01T00:00:00.000000Z", "action": "Encrypt", "reason": "CleartextBegins", "type": "Warning",
+            "note": "a note", "reportingController": reporter, "reportingInstance": instance,
+            "regarding": {
+                "apiVersion": if kind == "Node" { "v1" } else { "sennit.dev/v1alpha1" }, "kind": kind, "name": name,
+            },
+        })
+    };
+    let ours = "sennit.dev/agent";
+    let mut wrong = Vec::new();
+    for (kind, name, reporter, instance, may) in [
+        ("Node", "node-1", ours, "node-1", &["node-1", "pod-on-node-1"][..]),
+        ("Node", "node-2", ours, "node-2", &["node-2"]),
+        ("MeshNode", "host-1", ours, "host-1", &["host-1"]),
+        ("MeshNode", "node-1", ours, "node-1", &[]),
+        ("Node", "host-1", ours, "host-1", &[]),
+        ("Node", "node-1", "kubelet", "node-1", &[]),
+        ("Pod", "node-1", ours, "node-1", &[]),
+    ] {
+        for who in TOKENS.into_iter().chain(["federate"]) {
+            let text = event(kind, name, reporter, instance).to_string();
+            let output = stage.cluster.kubectl_as(who, &["create", "-f", "-"], &text).unwrap();
+            if output.success() != may.contains(&who)
+                || output.success() == output.stderr_text().contains("orbidden")
+            {
+                wrong
+                    .push(format!("{who}: {kind} {name} by {reporter} {instance}: {}", output.stderr_text()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
 fn a_mesh_node_grants_prefixes_only() {
     if !programs::can_run("a_mesh_node_grants_prefixes_only") {
         return;

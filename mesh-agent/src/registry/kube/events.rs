@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
+use kube::api::{DynamicObject, PostParams};
 use kube::{Api, Client};
 
 use super::directory::Kind;
@@ -15,10 +15,12 @@ use crate::registry::Notice;
 const NAMESPACE: &str = "default";
 /// Who reports. Admission lets agents write Events of this reporter only.
 const REPORTER: &str = "sennit.dev/agent";
+/// The longest name of a reporter's instance, in bytes.
+const INSTANCE_MOST: usize = 128;
 /// The longest note that the API takes, in bytes.
 const NOTE_MOST: usize = 1024;
 
-pub(super) fn event(kind: Kind, name: &str, notice: &Notice) -> Event {
+fn event(kind: Kind, name: &str, uid: Option<String>, notice: &Notice) -> Event {
     let resource = resource(kind);
     let mut note = notice.note.clone();
     while note.len() > NOTE_MOST {
@@ -26,7 +28,7 @@ pub(super) fn event(kind: Kind, name: &str, notice: &Notice) -> Event {
     }
     Event {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{name}.")),
+            generate_name: Some("sennit-agent-".to_owned()),
             namespace: Some(NAMESPACE.to_owned()),
             ..ObjectMeta::default()
         },
@@ -38,17 +40,19 @@ pub(super) fn event(kind: Kind, name: &str, notice: &Notice) -> Event {
             api_version: Some(resource.api_version),
             kind: Some(resource.kind),
             name: Some(name.to_owned()),
-            // `kubectl describe node` looks for events by this, as the kubelet writes them.
-            uid: Some(name.to_owned()),
+            uid,
             ..ObjectReference::default()
         }),
         reporting_controller: Some(REPORTER.to_owned()),
-        reporting_instance: Some(name.to_owned()),
+        reporting_instance: Some(name.chars().take(INSTANCE_MOST).collect()),
         type_: Some(if notice.warning { "Warning" } else { "Normal" }.to_owned()),
         ..Event::default()
     }
 }
 
-pub(super) async fn write(client: Client, event: Event) -> kube::Result<()> {
+/// Writes one Event. `kubectl describe` finds it by the object's UID.
+pub(super) async fn write(client: Client, kind: Kind, name: &str, notice: &Notice) -> kube::Result<()> {
+    let objects = Api::<DynamicObject>::all_with(client.clone(), &resource(kind));
+    let event = event(kind, name, objects.get_metadata(name).await?.metadata.uid, notice);
     Api::<Event>::namespaced(client, NAMESPACE).create(&PostParams::default(), &event).await.map(drop)
 }

@@ -77,6 +77,11 @@ pub(super) fn inside(rule: &Map<String, Value>, interface: &str) -> Option<Insid
     }
 }
 
+/// Where a VXLAN header has its network identifier, behind that of UDP (RFC 7348, section 5).
+fn vni_field() -> Value {
+    json!({"payload": {"base": "th", "offset": 96, "len": 24}})
+}
+
 /// What the chain `outer` says: port, network identifier, and the underlay addresses that are exempt, by the end.
 pub(super) type Outer = (u16, u32, Vec<(i64, Vec<IpNet>)>);
 
@@ -91,16 +96,22 @@ pub(super) fn outer(objects: &[Object], slot: Slot) -> Result<Option<Outer>, ()>
 }
 
 fn read_outer(rules: &[&Map<String, Value>]) -> Option<Outer> {
-    let (last, passing) = rules.split_last()?;
+    let [passing @ .., last, others, fragments] = rules else { return None };
     let vxlan = |rule: &Map<String, Value>| -> Option<(u16, u32, Vec<Value>)> {
         let [port, vni, rest @ ..] = rule.get("expr")?.as_array()?.as_slice() else { return None };
         let port = right(port, "==", &payload("udp", "dport"))?.as_u64()?;
-        let header = json!({"payload": {"base": "th", "offset": 96, "len": 24}});
-        let vni = right(vni, "==", &header)?.as_u64()?;
+        let vni = right(vni, "==", &vni_field())?.as_u64()?;
         Some((u16::try_from(port).ok()?, u32::try_from(vni).ok()?, rest.to_vec()))
     };
     let (port, vni, verdict) = vxlan(last)?;
-    if !drops(&verdict) {
+    let udp = json!({"match": {"op": "==", "left": payload("udp", "dport"), "right": port}});
+    let other = json!({"match": {"op": "!=", "left": vni_field(), "right": vni}});
+    let fragment = json!({"match": {"op": "==", "left": {"exthdr": {"name": "frag"}}, "right": true}});
+    let tail = json!([
+        [udp, other, {"accept": null}],
+        [udp, fragment, {"counter": "cleartext"}, {"drop": null}],
+    ]);
+    if !drops(&verdict) || [others.get("expr"), fragments.get("expr")] != [tail.get(0), tail.get(1)] {
         return None;
     }
     let mut exempt = Vec::new();
