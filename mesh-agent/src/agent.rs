@@ -206,11 +206,12 @@ impl Agent {
             MeshWord::Unclear(why) if known => {
                 self.mesh_gone = None;
                 // Which exemptions it has taken back nobody can tell.
-                let exempt =
-                    self.last_good.settings.as_mut().map(|mesh| std::mem::take(&mut mesh.exemptions));
-                let but =
-                    if exempt.is_some_and(|all| !all.is_empty()) { ", but for its exemptions" } else { "" };
-                tell(format!("Mesh {name}: {why}; what it said before stays in force{but}"));
+                if let Some(mesh) = &mut self.last_good.settings {
+                    mesh.exemptions.clear();
+                }
+                tell(format!(
+                    "Mesh {name}: {why}; what it said before stays in force, but for exemptions from encryption"
+                ));
             }
             MeshWord::Unclear(why) if self.last_good.waiting => {
                 tell(format!(

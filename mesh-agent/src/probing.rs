@@ -165,7 +165,13 @@ impl Probing {
             if device {
                 held = None;
             } else if port != 0 && held.as_ref().is_none_or(|(held, _)| *held != port) {
-                held = Some((port, hold(port)));
+                let bound = hold(port);
+                if let Err(e) = &bound {
+                    tracing::warn!(
+                        "UDP port {port}: {e}; the kernel answers peers' probes as if nobody were here"
+                    );
+                }
+                held = Some((port, bound));
             }
             let due = self.shared.borrow().prober.wake_at();
             let due = due.filter(|_| sockets.is_some()).unwrap_or_else(|| Instant::now() + RETRY);

@@ -89,11 +89,12 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         let plan = &desired.plan;
         // Before the guard forgets them.
         self.leave_carriers(desired, &mut pass).await;
-        if !self.guard(desired, &mut pass).await {
+        let guarded = self.guard(desired, &mut pass).await;
+        self.close_what_is_revoked(desired, &mut pass, now).await;
+        if !guarded {
             self.revoke(desired, &mut pass).await;
             return pass;
         }
-        self.close_what_is_revoked(desired, &mut pass).await;
         let (interface, routing) = (&desired.link.name, &plan.routes.routing);
         let Some(net) = pass.note(self.net.observe(interface, routing).await) else { return pass };
         pass.net = net;
@@ -167,24 +168,25 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         }
     }
 
-    /// A guard that stays until the first full read may let more travel in clear than is exempt now: then nothing does.
-    async fn close_what_is_revoked(&mut self, desired: &Desired, pass: &mut Pass) {
-        let now: BTreeMap<IpNet, i64> = desired.plan.guard.exempt().collect();
-        let revoked = |(net, until): (&IpNet, &i64)| now.get(net).is_none_or(|now| now < until);
+    /// A guard that stays until the first full read, or because the next one cannot be had, may let more travel in clear than is
+    /// exempt now: then nothing does.
+    async fn close_what_is_revoked(&mut self, desired: &Desired, pass: &mut Pass, now: SystemTime) {
+        let exempt: Vec<(IpNet, i64)> = desired.plan.guard.exempt().collect();
+        let covered =
+            |net: &IpNet, until: i64| exempt.iter().any(|(wide, end)| wide.contains(net) && *end >= until);
+        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let over = |until: i64| u64::try_from(until).unwrap_or_default() <= seconds;
+        let revoked = |(net, until): &(IpNet, i64)| !over(*until) && !covered(net, *until);
         let same = pass.guard.fingerprint.as_ref() == Some(&desired.plan.guard.fingerprint());
         if same || !pass.guard.exempt.iter().any(revoked) {
             return;
         }
+        let ours = match self.net.own_vxlan().await {
+            Ok(ours) => ours,
+            Err(error) => return pass.hindered.push(error),
+        };
         let clear = desired.plan.guard.cleartext.iter().flat_map(|cleartext| &cleartext.interfaces);
-        for name in clear {
-            match self.net.observe_vxlan(name).await {
-                Ok(None) => continue,
-                Ok(Some(_)) => {}
-                Err(error) => {
-                    pass.hindered.push(error);
-                    continue;
-                }
-            }
+        for name in clear.filter(|name| ours.contains(name)) {
             match self.net.remove_vxlan(name).await {
                 Ok(()) => pass.wrote(),
                 Err(error) => pass.hindered.push(error),

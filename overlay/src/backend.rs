@@ -1,7 +1,6 @@
 //! The seams to the kernel: each observes and applies, so that one conformance suite runs on the fakes and on the
 //! real ones.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 
 use ipnet::IpNet;
@@ -201,7 +200,7 @@ pub struct ObservedGuard {
     /// Packets on a VXLAN device that were no WireGuard of the mesh and were dropped, both ways.
     pub carrier_drops: u64,
     /// What may travel in clear by the guard that stands, and until when (seconds since 1970).
-    pub exempt: BTreeMap<IpNet, i64>,
+    pub exempt: Vec<(IpNet, i64)>,
     /// Packets in clear inside of VXLAN that no exemption allows and that were dropped, both ways.
     pub cleartext_drops: u64,
 }

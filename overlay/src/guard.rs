@@ -190,7 +190,9 @@ impl Guard {
     /// What may travel in clear, and until when (seconds since 1970).
     pub fn exempt(&self) -> impl Iterator<Item = (IpNet, i64)> {
         let all = self.cleartext.iter().flat_map(|cleartext| &cleartext.exempt);
-        all.flat_map(|(until, exempt)| exempt.prefixes.iter().map(|net| (*net, *until)))
+        // As nft lists them.
+        let nets = |exempt: &Exempt| IpNet::aggregate(&exempt.prefixes.iter().copied().collect());
+        all.flat_map(move |(until, exempt)| nets(exempt).into_iter().map(|net| (net, *until)))
     }
 
     /// The interfaces at which segment sizes are clamped.

@@ -332,12 +332,12 @@ struct Clear<'a> {
 impl Clear<'_> {
     /// The device for packets in clear to an exempt peer, and the peer's address on it: the one that answers, if one does.
     fn hop(&self, peer: &PlannedPeer) -> Option<(InterfaceName, Ipv6Addr)> {
-        let used = self.paths.get(&peer.public_key).and_then(|path| path.address);
+        let used = self.paths.get(&peer.public_key).and_then(|path| path.address).map(|address| address.ip());
         let offered = peer.paths.candidates.iter().filter(|one| one.rung == Rung::Cleartext);
-        let offered = offered.map(|one| one.address);
+        let offered = offered.map(|one| one.address.ip());
         let chosen = offered.clone().filter(|address| Some(*address) == used);
         chosen.chain(offered).find_map(|address| {
-            let IpAddr::V6(via) = address.ip() else { return None };
+            let IpAddr::V6(via) = address else { return None };
             let device = self.vxlan.iter().find(|device| device.neighbours.contains_key(&via))?;
             Some((device.name, via))
         })

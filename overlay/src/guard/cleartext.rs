@@ -85,7 +85,8 @@ impl Cleartext {
     }
 
     /// The rules of the chain `outer`: VXLAN in clear from exempt peers until their end, and from nobody else. IPv6 packets are put
-    /// together only after it: a first fragment that is too short to tell its network identifier is nobody's.
+    /// together only after it: a first fragment that is too short to tell its network identifier, or its protocol (RFC 7112), is
+    /// nobody's.
     pub(super) fn outer(&self, slot: Slot) -> String {
         let add = format!("add rule inet {TABLE} {}", slot.chain("outer"));
         let port = format!("{add} udp dport {}", self.vxlan_port);
@@ -103,7 +104,9 @@ impl Cleartext {
             text,
             "{vxlan} counter name cleartext drop\n\
              {port} @th,96,24 != {} accept\n\
-             {port} exthdr frag exists counter name cleartext drop\n",
+             {port} exthdr frag exists counter name cleartext drop\n\
+             {add} meta l4proto != 255 accept\n\
+             {add} exthdr frag exists counter name cleartext drop\n",
             self.vni
         );
         text

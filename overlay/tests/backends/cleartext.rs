@@ -103,7 +103,7 @@ pub(crate) async fn vxlan_in_clear_comes_in_from_those_that_are_exempt_only(mut 
 
 /// A first fragment of 48 bytes of IPv6 and 8 of UDP, so that nobody can read the network identifier, and the rest.
 const FRAGMENTS: &str = r#"
-import socket, struct
+import socket, struct, sys
 header = b"\x08\0\0\0" + (5183).to_bytes(3, "big") + b"\0"
 inner = bytes.fromhex("020000000009" "020000000008" "0800") + b"clear" * 20
 payload = header + inner
@@ -118,8 +118,13 @@ udp = struct.pack("!4H", 4789, 4789, length, 0)
 check = add(source + target + struct.pack("!II", length, 17) + udp + payload)
 udp = struct.pack("!4H", 4789, 4789, length, check)
 raw = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW)
-for offset, more, part in ((0, 1, udp), (8, 0, payload)):
-    fragment = struct.pack("!BBHI", 17, 0, offset | more, 4711) + part
+options = lambda following: struct.pack("!BBBB4x", following, 0, 1, 4)
+short = (17, udp, payload)
+# Destination options that lead to others: no first fragment tells its protocol then.
+hidden = (60, options(60), options(17) + udp + payload)
+following, first, rest = hidden if sys.argv[1:] == ["hidden"] else short
+for offset, more, part in ((0, 1, first), (8, 0, rest)):
+    fragment = struct.pack("!BBHI", following, 0, offset | more, 4711) + part
     packet = struct.pack("!IHBB", 6 << 28, len(fragment), 44, 64) + source + target + fragment
     raw.sendto(packet, ("fd99::1", 0))
 "#;
@@ -137,18 +142,31 @@ pub(crate) async fn vxlan_in_clear_does_not_come_in_in_pieces(mut lab: Lab) {
         );
         said.trim().parse::<u64>().unwrap()
     };
-    let send = || {
+    let send = |kind: &str| {
         std::fs::write("/run/fragments.py", FRAGMENTS).unwrap();
-        sh("ip netns exec lan python3 /run/fragments.py");
+        sh(&format!("ip netns exec lan python3 /run/fragments.py {kind}"));
         assert!(comes_in("192.0.2.2"));
     };
-    send();
-    eventually("without a guard it arrives", async || received() == 1).await;
+    for (n, kind) in [(1, "short"), (2, "hidden")] {
+        send(kind);
+        eventually("without a guard it arrives", async || received() == n).await;
+    }
     let wanted = Guard { cleartext: Some(cleartext(0, false)), ..guard(&["10.2.0.0/24"]) };
     lab.nft.apply(&wanted).await.unwrap();
     let before = lab.nft.observe().await.cleartext_drops;
-    send();
-    assert_eq!((received(), lab.nft.observe().await.cleartext_drops - before), (1, 1));
+    for kind in ["short", "hidden"] {
+        send(kind);
+    }
+    assert_eq!(received(), 2);
+    let drops = lab.nft.observe().await.cleartext_drops;
+    assert!(drops - before >= 2, "{before} {drops}");
+    // What is honestly too large for one packet still comes in.
+    let socket = UdpSocket::bind("[fd99::1]:4001").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    sh("ip netns exec lan bash -c 'head -c 3000 /dev/zero | tr \\\\0 x > /run/large' && \
+        ip netns exec lan python3 -c 'import socket; socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(open(\"/run/large\", \"rb\").read(), (\"fd99::1\", 4001))'");
+    assert_eq!(socket.recv(&mut [0; 4000]).unwrap(), 3000);
+    assert_eq!(lab.nft.observe().await.cleartext_drops, drops);
 }
 
 pub(crate) async fn a_guard_of_before_the_outer_chain_is_replaced_step_by_step(mut lab: Lab) {

@@ -96,7 +96,7 @@ pub(super) fn outer(objects: &[Object], slot: Slot) -> Result<Option<Outer>, ()>
 }
 
 fn read_outer(rules: &[&Map<String, Value>]) -> Option<Outer> {
-    let [passing @ .., last, others, fragments] = rules else { return None };
+    let [passing @ .., last, others, short, readable, unreadable] = rules else { return None };
     let vxlan = |rule: &Map<String, Value>| -> Option<(u16, u32, Vec<Value>)> {
         let [port, vni, rest @ ..] = rule.get("expr")?.as_array()?.as_slice() else { return None };
         let port = right(port, "==", &payload("udp", "dport"))?.as_u64()?;
@@ -107,11 +107,15 @@ fn read_outer(rules: &[&Map<String, Value>]) -> Option<Outer> {
     let udp = json!({"match": {"op": "==", "left": payload("udp", "dport"), "right": port}});
     let other = json!({"match": {"op": "!=", "left": vni_field(), "right": vni}});
     let fragment = json!({"match": {"op": "==", "left": {"exthdr": {"name": "frag"}}, "right": true}});
-    let tail = json!([
-        [udp, other, {"accept": null}],
-        [udp, fragment, {"counter": "cleartext"}, {"drop": null}],
-    ]);
-    if !drops(&verdict) || [others.get("expr"), fragments.get("expr")] != [tail.get(0), tail.get(1)] {
+    let known = json!({"match": {"op": "!=", "left": {"meta": {"key": "l4proto"}}, "right": 255}});
+    let tail = [
+        json!([udp, other, {"accept": null}]),
+        json!([udp, fragment, {"counter": "cleartext"}, {"drop": null}]),
+        json!([known, {"accept": null}]),
+        json!([fragment, {"counter": "cleartext"}, {"drop": null}]),
+    ];
+    let found = [others, short, readable, unreadable].map(|rule| rule.get("expr"));
+    if !drops(&verdict) || found != tail.each_ref().map(Some) {
         return None;
     }
     let mut exempt = Vec::new();
