@@ -41,21 +41,27 @@ fuzz_target!(|bytes: &[u8]| {
         underlay_addresses: BTreeSet::from(["192.0.2.1".parse().expect("an address")]),
         underlay_interfaces: BTreeSet::new(),
         underlay_mtu: 1500,
+        encrypts: true,
         interface: "sennit0".parse().expect("an interface"),
         listen_port: 51820,
         keepalive: None,
         vxlan: None,
         routing: Routing::default(),
     };
-    let grants =
-        Grants { mesh: "fuzz".parse().expect("a mesh"), sites: BTreeMap::new(), protected: BTreeSet::new(), exemptions: Vec::new() };
+    let grants = Grants {
+        mesh: "fuzz".parse().expect("a mesh"),
+        sites: BTreeMap::new(),
+        protected: BTreeSet::new(),
+        exemptions: Vec::new(),
+    };
     let admission = admit(&local, &grants, &records, &Memory::default());
     let held: Vec<&IpNet> = admission.peers.values().flat_map(|p| &p.prefixes).collect();
     for net in &held {
         assert!(net.prefix_len() >= 8, "{net}");
         assert!(!net.contains(&local.prefixes[0]) && !local.prefixes[0].contains(*net), "{net}");
     }
-    if let (Some(a), Some(b)) = (admission.peers.get(&records[0].name), admission.peers.get(&records[1].name)) {
+    if let (Some(a), Some(b)) = (admission.peers.get(&records[0].name), admission.peers.get(&records[1].name))
+    {
         assert_ne!(a.claim.public_key, b.claim.public_key);
         assert!(a.prefixes.iter().all(|x| b.prefixes.iter().all(|y| !x.contains(y) && !y.contains(x))));
     }
