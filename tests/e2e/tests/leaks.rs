@@ -14,6 +14,8 @@ const BEGIN: &str = r"- capture: underlay
 - traffic: {start: out4, from: aws-1-pod-1, to: gcp-1-pod-1, family: ipv4, packetsPerSecond: 500}
 - traffic: {start: out6, from: aws-1-pod-1, to: gcp-1-pod-1, family: ipv6, packetsPerSecond: 500}
 - traffic: {start: back, from: gcp-1-pod-1, to: aws-1-pod-1, packetsPerSecond: 500}
+- name: it runs before anything happens
+  always: {for: 500ms, step: {expect: {matrix: pods}}}
 ";
 
 const END: &str = r"- traffic: {stop: out4, maxLost: 1000000}
