@@ -23,8 +23,7 @@ use mesh_overlay::plan::Paths;
 use mesh_overlay::plan::path::Resolution;
 use mesh_overlay::wireguard::Choice;
 use mesh_overlay::{
-    Admission, Advertisement, Endpoint, Exemption, Grants, LocalNode, MeshPlan, NodeRecord, Peer, admit,
-    prefix,
+    Admission, Advertisement, Endpoint, Grants, LocalNode, MeshPlan, NodeRecord, Peer, admit, prefix,
 };
 
 use crate::config::{Config, KEEPALIVE, LISTEN_PORT};
@@ -257,18 +256,6 @@ impl Agent {
         grants
     }
 
-    /// All exemptions that the operator has written, in force or not: agent.yaml's and the Mesh's.
-    fn exemptions(&self) -> impl Iterator<Item = &Exemption> {
-        let of_mesh = self.last_good.settings.iter().flat_map(|mesh| &mesh.exemptions);
-        self.config.encryption.exemptions.iter().chain(of_mesh)
-    }
-
-    /// When the next exemption ends.
-    pub fn exempt_until(&self) -> Option<Timestamp> {
-        let now = self.today?;
-        self.exemptions().map(Exemption::expires).filter(|until| *until > now).min()
-    }
-
     fn setting<T>(&self, own: Option<T>, of: impl Fn(&Settings) -> Option<T>) -> Option<T> {
         own.or_else(|| self.last_good.settings.as_ref().and_then(of))
     }
@@ -394,17 +381,7 @@ impl Agent {
                 HOLD.as_secs()
             ));
         }
-        for one in self
-            .exemptions()
-            .filter(|one| self.today.is_some_and(|now| one.standing(now) == exemption::Standing::TooLong))
-        {
-            warnings.push(format!(
-                "the exemption of {} ends at {}: more than {} days from now is no end, so it is not in force",
-                one.between(),
-                one.expires(),
-                exemption::DAYS_MOST
-            ));
-        }
+        warnings.extend(self.endless());
         let carrier = IpNet::V6(carrier_prefix(&grants.mesh, Carried::Wireguard));
         let around = |net: &&IpNet| net.contains(&carrier) || carrier.contains(*net);
         if let Some(net) = grants.sites.values().flatten().find(around).filter(|_| local.vxlan.is_some()) {

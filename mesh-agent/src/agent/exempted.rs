@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use mesh_keyring::NodeName;
-use mesh_overlay::exemption::Standing;
+use mesh_overlay::exemption::{DAYS_MOST, Standing};
 use mesh_overlay::{Exemption, MeshPlan};
 use serde::{Deserialize, Serialize};
+
+use super::Agent;
 
 /// Whether packets travel in clear by an exemption.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -46,5 +48,32 @@ impl Exempted {
             _ => ExemptionState::InUse,
         };
         Self { exemption, state, peers }
+    }
+}
+
+impl Agent {
+    /// All exemptions that the operator has written, in force or not: agent.yaml's and the Mesh's.
+    pub(super) fn exemptions(&self) -> impl Iterator<Item = &Exemption> {
+        let of_mesh = self.last_good.settings.iter().flat_map(|mesh| &mesh.exemptions);
+        self.config.encryption.exemptions.iter().chain(of_mesh)
+    }
+
+    /// When the next exemption ends.
+    pub fn exempt_until(&self) -> Option<Timestamp> {
+        let now = self.today?;
+        self.exemptions().map(Exemption::expires).filter(|until| *until > now).min()
+    }
+
+    /// Words on exemptions whose end is too far away.
+    pub(super) fn endless(&self) -> impl Iterator<Item = String> {
+        let too_long =
+            |one: &&Exemption| self.today.is_some_and(|now| one.standing(now) == Standing::TooLong);
+        self.exemptions().filter(too_long).map(|one| {
+            format!(
+                "the exemption of {} ends at {}: more than {DAYS_MOST} days from now is no end, so it is not in force",
+                one.between(),
+                one.expires()
+            )
+        })
     }
 }
