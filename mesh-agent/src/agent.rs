@@ -250,8 +250,7 @@ impl Agent {
         }
         grants.protected.extend(&self.last_good.servers);
         if let Some(now) = self.today {
-            let in_force = self.exemptions().filter(|one| one.standing(now) == exemption::Standing::InForce);
-            grants.exemptions = in_force.cloned().collect();
+            grants.exemptions = exemption::in_force(self.exemptions(), now);
         }
         grants
     }

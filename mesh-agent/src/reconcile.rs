@@ -156,11 +156,16 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
 
     /// Removes VXLAN devices of ours that the plan does not have: of another name, or of before.
     async fn leave_carriers(&mut self, desired: &Desired, pass: &mut Pass) {
+        self.remove_vxlan(|name| desired.plan.vxlan.iter().all(|device| device.name != *name), pass).await;
+    }
+
+    /// Removes those VXLAN devices of ours that are not wanted.
+    async fn remove_vxlan(&mut self, unwanted: impl Fn(&InterfaceName) -> bool, pass: &mut Pass) {
         let ours = match self.net.own_vxlan().await {
             Ok(ours) => ours,
             Err(error) => return pass.hindered.push(error),
         };
-        for name in ours.iter().filter(|name| desired.plan.vxlan.iter().all(|device| device.name != **name)) {
+        for name in ours.iter().filter(|name| unwanted(name)) {
             match self.net.remove_vxlan(name).await {
                 Ok(()) => pass.wrote(),
                 Err(error) => pass.hindered.push(error),
@@ -181,17 +186,8 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         if same || !pass.guard.exempt.iter().any(revoked) {
             return;
         }
-        let ours = match self.net.own_vxlan().await {
-            Ok(ours) => ours,
-            Err(error) => return pass.hindered.push(error),
-        };
-        let clear = desired.plan.guard.cleartext.iter().flat_map(|cleartext| &cleartext.interfaces);
-        for name in clear.filter(|name| ours.contains(name)) {
-            match self.net.remove_vxlan(name).await {
-                Ok(()) => pass.wrote(),
-                Err(error) => pass.hindered.push(error),
-            }
-        }
+        let Some(clear) = &desired.plan.guard.cleartext else { return };
+        self.remove_vxlan(|name| clear.interfaces.contains(name), pass).await;
     }
 
     /// The VXLAN devices; answers which stand. Where one cannot be had, its rung is missing and all else goes on.

@@ -126,6 +126,11 @@ pub enum Standing {
     TooLong,
 }
 
+/// Those that are in force at `now`.
+pub fn in_force<'a>(all: impl Iterator<Item = &'a Exemption>, now: Timestamp) -> Vec<Exemption> {
+    all.filter(|one| one.standing(now) == Standing::InForce).cloned().collect()
+}
+
 impl Exemption {
     /// Whether it covers the pair of two nodes, in whatever order.
     pub fn covers(&self, one: (&NodeName, &SiteName), other: (&NodeName, &SiteName)) -> bool {

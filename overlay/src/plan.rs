@@ -204,7 +204,6 @@ fn plan_peer(
     let measured = found.filter(|path| path.rung == rung).and_then(|path| path.mtu);
     let mtu = if encrypted {
         let most = most.filter(|_| rung != Rung::Direct);
-        let measured = found.and_then(|path| path.mtu);
         mtu::route(local.underlay_mtu, peer.claim.mtu.into_iter().chain(measured).chain(most).min())
     } else {
         most.into_iter().chain(measured).min().unwrap_or(0).max(1280)

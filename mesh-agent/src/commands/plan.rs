@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use mesh_keyring::{MeshName, NodeName};
-use mesh_overlay::exemption::{Exemption, Standing};
+use mesh_overlay::exemption::in_force;
 use mesh_overlay::local::{Routing, Vxlan};
 use mesh_overlay::plan::Paths;
 use mesh_overlay::plan::path::Resolution;
@@ -31,7 +31,10 @@ impl Settings {
     fn load(config: Option<&Path>) -> anyhow::Result<Self> {
         Ok(match config.map(|path| Config::load(path, None)).transpose()? {
             Some(config) => Self {
-                grants: Grants { exemptions: in_force(&config.encryption.exemptions), ..config.grants },
+                grants: Grants {
+                    exemptions: in_force(config.encryption.exemptions.iter(), Timestamp::now()),
+                    ..config.grants
+                },
                 wireguard: config.wireguard,
                 vxlan: config.vxlan,
                 routing: config.routing,
@@ -83,11 +86,6 @@ impl Settings {
             routing: self.routing,
         })
     }
-}
-
-fn in_force(exemptions: &[Exemption]) -> Vec<Exemption> {
-    let now = Timestamp::now();
-    exemptions.iter().filter(|one| one.standing(now) == Standing::InForce).cloned().collect()
 }
 
 pub(super) fn show(

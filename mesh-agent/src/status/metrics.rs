@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::{PeerState, Status};
+use super::{PeerState, PeerStatus, Status};
 use crate::agent::{Exempted, ExemptionState};
 
 /// A label's value.
@@ -82,14 +82,14 @@ impl Status {
     }
 
     fn peer_metrics(&self, page: &mut Page) {
-        let peers = || self.peers.iter().map(|peer| (peer, peer.name.as_str(), peer.site.as_str()));
         let name = "sennit_peer_path";
         page.family(
             name,
             "gauge",
             "1 for the path that carries packets to a peer, and whether they are encrypted.",
         );
-        for (peer, node, site) in peers() {
+        for peer in &self.peers {
+            let (node, site) = (peer.name.as_str(), peer.site.as_str());
             let encrypted = if peer.encrypted { "true" } else { "false" };
             page.sample(
                 name,
@@ -97,53 +97,62 @@ impl Status {
                 1,
             );
         }
-        let name = "sennit_peer_up";
-        page.family(
-            name,
+        self.per_peer(
+            page,
+            "sennit_peer_up",
             "gauge",
             "Whether a peer is reached: a live handshake, or an exempt peer that answers.",
+            |peer| Some(u8::from(matches!(peer.state, PeerState::Established | PeerState::Cleartext))),
         );
-        for (peer, node, site) in peers() {
-            let up = matches!(peer.state, PeerState::Established | PeerState::Cleartext);
-            page.sample(name, &[("peer", node), ("site", site)], u8::from(up));
-        }
-        let name = "sennit_peer_mtu_bytes";
-        page.family(name, "gauge", "The MTU of routes to a peer.");
-        for (peer, node, site) in peers() {
-            page.sample(name, &[("peer", node), ("site", site)], peer.mtu);
-        }
-        let name = "sennit_peer_rtt_seconds";
-        page.family(name, "gauge", "Smoothed round-trip time of probes on the path in use.");
-        for (peer, node, site) in peers() {
-            if let Some(rtt) = peer.probed.as_ref().and_then(|line| line.rtt_ms) {
-                page.sample(name, &[("peer", node), ("site", site)], rtt / 1000.0);
-            }
-        }
-        let name = "sennit_peer_loss_ratio";
-        page.family(name, "gauge", "Share of probes lost on the path in use.");
-        for (peer, node, site) in peers() {
-            if let Some(line) = &peer.probed {
-                page.sample(name, &[("peer", node), ("site", site)], line.loss);
-            }
-        }
-        for (name, help, count) in [
-            (
-                "sennit_peer_receive_bytes_total",
-                "Bytes received from a peer.",
-                (|peer| peer.rx_bytes) as fn(&super::PeerStatus) -> u64,
-            ),
-            ("sennit_peer_transmit_bytes_total", "Bytes sent to a peer.", |peer| peer.tx_bytes),
-        ] {
-            page.family(name, "counter", help);
-            for (peer, node, site) in peers() {
-                page.sample(name, &[("peer", node), ("site", site)], count(peer));
-            }
-        }
-        let name = "sennit_peer_handshake_age_seconds";
-        page.family(name, "gauge", "Seconds since the last handshake with a peer.");
-        for (peer, node, site) in peers() {
-            if let Some(age) = peer.handshake_age_seconds {
-                page.sample(name, &[("peer", node), ("site", site)], age);
+        self.per_peer(page, "sennit_peer_mtu_bytes", "gauge", "The MTU of routes to a peer.", |peer| {
+            Some(peer.mtu)
+        });
+        self.per_peer(
+            page,
+            "sennit_peer_rtt_seconds",
+            "gauge",
+            "Smoothed round-trip time of probes on the path in use.",
+            |peer| Some(peer.probed.as_ref()?.rtt_ms? / 1000.0),
+        );
+        self.per_peer(
+            page,
+            "sennit_peer_loss_ratio",
+            "gauge",
+            "Share of probes lost on the path in use.",
+            |peer| Some(peer.probed.as_ref()?.loss),
+        );
+        self.per_peer(
+            page,
+            "sennit_peer_receive_bytes_total",
+            "counter",
+            "Bytes received from a peer.",
+            |peer| Some(peer.rx_bytes),
+        );
+        self.per_peer(page, "sennit_peer_transmit_bytes_total", "counter", "Bytes sent to a peer.", |peer| {
+            Some(peer.tx_bytes)
+        });
+        self.per_peer(
+            page,
+            "sennit_peer_handshake_age_seconds",
+            "gauge",
+            "Seconds since the last handshake with a peer.",
+            |peer| peer.handshake_age_seconds,
+        );
+    }
+
+    /// A family with one sample for each peer of which there is something to tell.
+    fn per_peer<T: std::fmt::Display>(
+        &self,
+        page: &mut Page,
+        name: &str,
+        kind: &str,
+        help: &str,
+        value: impl Fn(&PeerStatus) -> Option<T>,
+    ) {
+        page.family(name, kind, help);
+        for peer in &self.peers {
+            if let Some(value) = value(peer) {
+                page.sample(name, &[("peer", peer.name.as_str()), ("site", peer.site.as_str())], value);
             }
         }
     }
