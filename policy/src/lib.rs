@@ -1,8 +1,24 @@
-//! Zero-trust policy: what may talk to what, decided from labels and addresses.
+//! Zero-trust policy: what may talk to what, decided from labels and addresses, and enforced by nftables.
 //!
-//! So far this crate owns the selection of objects by their labels ([`LabelSelector`]); nothing in it enforces
-//! anything yet. It never sees the overlay, and touches no kernel.
+//! ```text
+//! manifests -> networkpolicy::read -> Policy \
+//! Pod, Namespace, nodes -------------> World  > State -> evaluate (one flow, the oracle)
+//!                                              \-> compile -> Ruleset -> nft (netlink) | render (text)
+//! ```
+//! Everything but [`nft`] and the socket of [`flowlog`] is pure. It never sees the overlay.
 
+pub mod evaluate;
+pub mod model;
+pub mod networkpolicy;
+pub mod object;
+pub mod protocol;
+pub mod ruleset;
 mod selector;
+pub mod state;
+pub mod world;
 
+pub use evaluate::{Decision, Flow, Judgement, PolicySet, Reason, evaluate};
+pub use protocol::Protocol;
 pub use selector::{LabelSelector, Requirement, SelectorError};
+pub use state::{Event, State, Touched};
+pub use world::World;

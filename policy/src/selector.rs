@@ -37,7 +37,7 @@ pub enum SelectorError {
 }
 
 /// One condition on one label.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Requirement {
     /// The label is there with one of these values.
     In(String, BTreeSet<String>),
@@ -62,7 +62,7 @@ impl Requirement {
 }
 
 /// A label selector: all of its requirements have to be met. Without any it selects everything.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(try_from = "Written")]
 pub struct LabelSelector {
     requirements: BTreeSet<Requirement>,

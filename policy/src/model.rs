@@ -1,0 +1,272 @@
+//! The one form of all policies: tiers of policies of rules.
+//!
+//! ```text
+//! tier (by order) -> policy (by order, then name) -> rule (as written): allow, deny, pass or log
+//! ```
+//! The first rule that matches decides; `pass` leaves it to the next tier, `log` goes on. A tier in which a policy applies to an
+//! endpoint and none of its rules decides does what its end says. Where no tier decides, traffic is allowed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::protocol::Protocol;
+use crate::selector::LabelSelector;
+
+/// Labels of an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// Which way a policy judges, seen from the endpoint that it applies to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// What the endpoint begins.
+    Egress,
+    /// What is begun towards it.
+    Ingress,
+}
+
+impl Direction {
+    /// In the order in which they are judged.
+    pub const BOTH: [Self; 2] = [Self::Egress, Self::Ingress];
+
+    /// As in manifests, in small letters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        }
+    }
+}
+
+/// What a rule does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Action {
+    /// The traffic may go on in this direction.
+    Allow,
+    /// It may not.
+    Deny,
+    /// The next tier decides.
+    Pass,
+    /// It is logged, and the next rule decides.
+    Log,
+}
+
+/// What becomes of traffic that no rule of a tier has decided, where a policy of it applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum End {
+    /// It is denied.
+    Deny,
+    /// The next tier decides.
+    Pass,
+}
+
+/// Where a tier or a policy stands among its like: smaller first.
+#[derive(Debug, Clone, Copy)]
+pub struct Order(pub f64);
+
+impl PartialEq for Order {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Order {}
+
+impl PartialOrd for Order {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Order {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+/// A tier.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tier {
+    /// Its place.
+    pub order: Order,
+    /// Its name.
+    pub name: String,
+    /// How it ends.
+    pub end: End,
+}
+
+impl Tier {
+    /// The tier of Kubernetes' NetworkPolicies, where Calico has it too.
+    pub fn kubernetes() -> Self {
+        Self { order: Order(1_000_000.0), name: "default".to_owned(), end: End::Deny }
+    }
+
+    /// The last tier: what the operator says of whole sites.
+    pub fn sites() -> Self {
+        Self { order: Order(f64::INFINITY), name: "sites".to_owned(), end: End::Pass }
+    }
+}
+
+/// The object that a policy comes from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PolicyId {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its namespace, if it has one.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for PolicyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(f, "{} {}", self.kind, self.name),
+        }
+    }
+}
+
+/// Which namespaces.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Namespaces {
+    /// This one.
+    Named(String),
+    /// Those with labels that match.
+    Selected(LabelSelector),
+}
+
+/// Pods by namespace and label.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodSelector {
+    /// In these namespaces.
+    pub namespaces: Namespaces,
+    /// With labels that match.
+    pub pods: LabelSelector,
+}
+
+/// Addresses: a prefix without some parts of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Block {
+    /// The prefix.
+    pub net: IpNet,
+    /// What of it does not count.
+    pub except: Vec<IpNet>,
+}
+
+impl Block {
+    /// Whether the address is in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.net.contains(&address) && !self.except.iter().any(|net| net.contains(&address))
+    }
+}
+
+/// Sites of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Sites {
+    /// This one.
+    Named(String),
+    /// All but this one.
+    Not(String),
+    /// Every one.
+    Any,
+}
+
+impl Sites {
+    /// Whether a site is meant; none is no site.
+    pub fn contains(&self, site: Option<&str>) -> bool {
+        match (self, site) {
+            (_, None) => false,
+            (Self::Named(name), Some(site)) => name == site,
+            (Self::Not(name), Some(site)) => name != site,
+            (Self::Any, Some(_)) => true,
+        }
+    }
+}
+
+/// Whom a policy applies to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Subject {
+    /// Pods of the cluster.
+    Pods(PodSelector),
+    /// Whatever has an address of a site: pods, nodes, hosts.
+    Sites(Sites),
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Peer {
+    /// Pods of the cluster.
+    Pods(PodSelector),
+    /// Addresses, whoever has them.
+    Block(Block),
+    /// Whatever has an address of a site.
+    Sites(Sites),
+}
+
+/// Which of a protocol's ports.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PortMatch {
+    /// All, and a protocol without ports too.
+    Any,
+    /// First to last.
+    Range(u16, u16),
+    /// The one that the destination pod gives this name.
+    Named(String),
+}
+
+/// A protocol and its ports, at the destination.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Its ports.
+    pub ports: PortMatch,
+}
+
+/// One rule.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rule {
+    /// Its place in the object, such as `ingress[0]`.
+    pub name: String,
+    /// What it does.
+    pub action: Action,
+    /// Any of these at the other end; `None`: everybody.
+    pub peers: Option<BTreeSet<Peer>>,
+    /// Any of these; `None`: every protocol.
+    pub ports: Option<BTreeSet<Port>>,
+}
+
+/// One policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Its tier.
+    pub tier: Tier,
+    /// Its place among those of its tier.
+    pub order: Order,
+    /// Where it comes from.
+    pub id: PolicyId,
+    /// Whom it applies to.
+    pub subject: Subject,
+    /// Its rules for what its subjects begin; `None`: it does not judge that.
+    pub egress: Option<Vec<Rule>>,
+    /// Its rules for what is begun towards its subjects; `None`: it does not judge that.
+    pub ingress: Option<Vec<Rule>>,
+}
+
+impl Policy {
+    /// Its rules in a direction, if it judges that.
+    pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
+        match direction {
+            Direction::Egress => self.egress.as_deref(),
+            Direction::Ingress => self.ingress.as_deref(),
+        }
+    }
+
+    /// By what policies are sorted: tier, order, name.
+    pub fn rank(&self) -> (&Tier, Order, &PolicyId) {
+        (&self.tier, self.order, &self.id)
+    }
+}

@@ -1,0 +1,293 @@
+//! Kubernetes' NetworkPolicy (networking.k8s.io/v1), from manifest to [`Policy`].
+//!
+//! What the API server would fill in is filled in here, since files have not been through one; what it would refuse is refused, and
+//! then fails closed: the policy isolates what it selects and allows nothing.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use serde_json::{Map, Value};
+
+use crate::model::{
+    Action, Block, Direction, Namespaces, Order, Peer, PodSelector, Policy, PolicyId, Port, PortMatch, Rule,
+    Subject, Tier,
+};
+use crate::object::{Key, ObjectError};
+use crate::protocol::Protocol;
+use crate::selector::LabelSelector;
+
+/// The kind, as in manifests.
+pub const KIND: &str = "NetworkPolicy";
+/// Where Calico puts them in its tier, too.
+const ORDER: Order = Order(1000.0);
+/// As many rules, peers or ports in one list as anybody has ever needed.
+const LIST_MOST: usize = 10_000;
+
+type Result<T> = std::result::Result<T, ObjectError>;
+
+/// A policy, and what is wrong with its object if it had to be refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    /// The policy; of an object that was refused one that isolates and allows nothing.
+    pub policy: Policy,
+    /// Why it was refused.
+    pub fault: Option<ObjectError>,
+}
+
+/// The key of a manifest.
+pub fn key(object: &Value) -> Key {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
+    Key::new(text("/metadata/namespace"), text("/metadata/name").unwrap_or("(unnamed)"))
+}
+
+/// Reads a manifest.
+pub fn read(object: &Value) -> Read {
+    let key = key(object);
+    let everything = Map::new();
+    let (spec, shape) = match object.get("spec") {
+        Some(Value::Object(spec)) => (spec, None),
+        None | Some(Value::Null) => (&everything, None),
+        Some(_) => (&everything, Some(ObjectError::new("spec", "is no object"))),
+    };
+    let mut faults = Faults { first: shape };
+    if object.pointer("/metadata/name").and_then(Value::as_str).is_none_or(str::is_empty) {
+        faults.note(ObjectError::new("metadata.name", "a policy needs one"));
+    }
+    faults.keep(known("spec", spec, &["podSelector", "policyTypes", "ingress", "egress"]));
+    // What it selects is not known: everything that it may.
+    let pods =
+        faults.keep(selector("spec.podSelector", spec.get("podSelector"))).flatten().unwrap_or_default();
+    let egress = faults.keep(rules(spec, Direction::Egress, &key.namespace));
+    let ingress = faults.keep(rules(spec, Direction::Ingress, &key.namespace));
+    let has_egress = egress.as_ref().is_none_or(|rules| !rules.is_empty());
+    let types = faults.keep(types(spec.get("policyTypes"))).unwrap_or(Some(Direction::BOTH.into()));
+    let types = types.unwrap_or_else(|| {
+        let egress = has_egress.then_some(Direction::Egress);
+        [Direction::Ingress].into_iter().chain(egress).collect()
+    });
+    let refused = faults.first.is_some();
+    let judged = |direction, rules: Option<Vec<Rule>>| {
+        types.contains(&direction).then(|| rules.filter(|_| !refused).unwrap_or_default())
+    };
+    let policy = Policy {
+        tier: Tier::kubernetes(),
+        order: ORDER,
+        egress: judged(Direction::Egress, egress),
+        ingress: judged(Direction::Ingress, ingress),
+        subject: Subject::Pods(PodSelector { namespaces: Namespaces::Named(key.namespace.clone()), pods }),
+        id: PolicyId { kind: KIND, namespace: Some(key.namespace), name: key.name },
+    };
+    Read { policy, fault: faults.first }
+}
+
+#[derive(Default)]
+struct Faults {
+    first: Option<ObjectError>,
+}
+
+impl Faults {
+    fn note(&mut self, error: ObjectError) {
+        self.first.get_or_insert(error);
+    }
+
+    fn keep<T>(&mut self, result: Result<T>) -> Option<T> {
+        result.map_err(|error| self.note(error)).ok()
+    }
+}
+
+fn shown(value: &Value) -> String {
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    text.chars().take(64).collect()
+}
+
+fn known(at: &str, object: &Map<String, Value>, fields: &[&str]) -> Result<()> {
+    match object.keys().find(|key| !fields.contains(&key.as_str())) {
+        Some(strange) => {
+            let field: String = strange.chars().take(64).collect();
+            let reason = format!("no such field is known; those are {}", fields.join(", "));
+            Err(ObjectError::new(format!("{at}.{field}"), reason))
+        }
+        None => Ok(()),
+    }
+}
+
+fn object<'a>(at: &str, value: &'a Value, fields: &[&str]) -> Result<&'a Map<String, Value>> {
+    let object = value.as_object().ok_or_else(|| ObjectError::new(at, "is no object"))?;
+    known(at, object, fields)?;
+    Ok(object)
+}
+
+/// A list; absent and null are an empty one.
+fn list<'a>(at: &str, value: Option<&'a Value>) -> Result<&'a [Value]> {
+    match value {
+        None | Some(Value::Null) => Ok(&[]),
+        Some(Value::Array(list)) if list.len() <= LIST_MOST => Ok(list),
+        Some(Value::Array(_)) => Err(ObjectError::new(at, format!("has more than {LIST_MOST} entries"))),
+        Some(_) => Err(ObjectError::new(at, "is no list")),
+    }
+}
+
+fn selector(at: &str, value: Option<&Value>) -> Result<Option<LabelSelector>> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => {
+            serde_json::from_value(value.clone()).map(Some).map_err(|e| ObjectError::new(at, e.to_string()))
+        }
+    }
+}
+
+fn types(value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {
+    let at = "spec.policyTypes";
+    let list = list(at, value)?;
+    let types = list.iter().enumerate().map(|(index, entry)| match entry.as_str() {
+        Some("Ingress") => Ok(Direction::Ingress),
+        Some("Egress") => Ok(Direction::Egress),
+        _ => Err(ObjectError::new(
+            format!("{at}[{index}]"),
+            format!("{:?}; use Ingress or Egress", shown(entry)),
+        )),
+    });
+    let types: BTreeSet<Direction> = types.collect::<Result<_>>()?;
+    Ok(Some(types).filter(|types| !types.is_empty()))
+}
+
+fn rules(spec: &Map<String, Value>, direction: Direction, namespace: &str) -> Result<Vec<Rule>> {
+    let field = direction.as_str();
+    let side = if direction == Direction::Ingress { "from" } else { "to" };
+    let entries = list(&format!("spec.{field}"), spec.get(field))?.iter().enumerate();
+    let rules = entries.map(|(index, entry)| {
+        let name = format!("{field}[{index}]");
+        let at = format!("spec.{name}");
+        let rule = object(&at, entry, &[side, "ports"])?;
+        let peers_at = format!("{at}.{side}");
+        let peers = list(&peers_at, rule.get(side))?.iter().enumerate();
+        let peers = peers.map(|(index, entry)| peer(&format!("{peers_at}[{index}]"), entry, namespace));
+        let ports_at = format!("{at}.ports");
+        let ports = list(&ports_at, rule.get("ports"))?.iter().enumerate();
+        let ports = ports.map(|(index, entry)| port(&format!("{ports_at}[{index}]"), entry));
+        let peers: BTreeSet<Peer> = peers.collect::<Result<_>>()?;
+        let ports: BTreeSet<Port> = ports.collect::<Result<_>>()?;
+        Ok(Rule {
+            name,
+            action: Action::Allow,
+            peers: Some(peers).filter(|peers| !peers.is_empty()),
+            ports: Some(ports).filter(|ports| !ports.is_empty()),
+        })
+    });
+    rules.collect()
+}
+
+fn peer(at: &str, value: &Value, namespace: &str) -> Result<Peer> {
+    let peer = object(at, value, &["podSelector", "namespaceSelector", "ipBlock"])?;
+    let pods = selector(&format!("{at}.podSelector"), peer.get("podSelector"))?;
+    let namespaces = selector(&format!("{at}.namespaceSelector"), peer.get("namespaceSelector"))?;
+    match (peer.get("ipBlock").filter(|value| !value.is_null()), pods, namespaces) {
+        (Some(value), None, None) => block(&format!("{at}.ipBlock"), value).map(Peer::Block),
+        (Some(_), ..) => {
+            Err(ObjectError::new(at, "ipBlock stands alone: move the selectors to an entry of their own"))
+        }
+        (None, None, None) => {
+            Err(ObjectError::new(at, "selects nothing: name podSelector, namespaceSelector or ipBlock"))
+        }
+        (None, pods, namespaces) => Ok(Peer::Pods(PodSelector {
+            namespaces: namespaces
+                .map_or_else(|| Namespaces::Named(namespace.to_owned()), Namespaces::Selected),
+            pods: pods.unwrap_or_default(),
+        })),
+    }
+}
+
+fn net(at: &str, value: &Value) -> Result<IpNet> {
+    let net: Option<IpNet> = value.as_str().and_then(|text| text.parse().ok());
+    // An IPv4 address in IPv6 form would be matched by no packet.
+    let net = net.filter(|net| !matches!(net, IpNet::V6(net) if net.addr().to_ipv4_mapped().is_some()));
+    net.map(|net| net.trunc()).ok_or_else(|| {
+        ObjectError::new(at, format!("{:?} is no prefix such as 10.0.0.0/8 or fd00::/8", shown(value)))
+    })
+}
+
+fn block(at: &str, value: &Value) -> Result<Block> {
+    let block = object(at, value, &["cidr", "except"])?;
+    let cidr = net(&format!("{at}.cidr"), block.get("cidr").unwrap_or(&Value::Null))?;
+    let except_at = format!("{at}.except");
+    let except = list(&except_at, block.get("except"))?.iter().enumerate().map(|(index, entry)| {
+        let at = format!("{except_at}[{index}]");
+        let inner = net(&at, entry)?;
+        if cidr.contains(&inner) && cidr != inner {
+            Ok(inner)
+        } else {
+            Err(ObjectError::new(at, format!("{inner} does not lie inside of {cidr}")))
+        }
+    });
+    Ok(Block { net: cidr, except: except.collect::<Result<_>>()? })
+}
+
+fn port(at: &str, value: &Value) -> Result<Port> {
+    let entry = object(at, value, &["protocol", "port", "endPort"])?;
+    let protocol = match entry.get("protocol") {
+        None | Some(Value::Null) => Protocol::TCP,
+        Some(value) => match value.as_str() {
+            Some("TCP") => Protocol::TCP,
+            Some("UDP") => Protocol::UDP,
+            Some("SCTP") => Protocol::SCTP,
+            _ => {
+                let reason = format!("{:?}; use TCP, UDP or SCTP", shown(value));
+                return Err(ObjectError::new(format!("{at}.protocol"), reason));
+            }
+        },
+    };
+    let port = entry.get("port").filter(|value| !value.is_null());
+    let end = entry.get("endPort").filter(|value| !value.is_null());
+    let ports = match (port, end) {
+        (None, None) => PortMatch::Any,
+        (None, Some(_)) => return Err(ObjectError::new(format!("{at}.endPort"), "needs a port to begin at")),
+        (Some(Value::String(name)), None) => PortMatch::Named(port_name(&format!("{at}.port"), name)?),
+        (Some(Value::String(_)), Some(_)) => {
+            return Err(ObjectError::new(format!("{at}.endPort"), "needs a port that is a number"));
+        }
+        (Some(first), None) => {
+            let first = number(&format!("{at}.port"), first)?;
+            PortMatch::Range(first, first)
+        }
+        (Some(first), Some(last)) => {
+            let first = number(&format!("{at}.port"), first)?;
+            let end_at = format!("{at}.endPort");
+            let last = number(&end_at, last)?;
+            if last < first {
+                return Err(ObjectError::new(end_at, format!("{last} is less than the port, {first}")));
+            }
+            PortMatch::Range(first, last)
+        }
+    };
+    Ok(Port { protocol, ports })
+}
+
+fn number(at: &str, value: &Value) -> Result<u16> {
+    let number = value.as_u64().and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0);
+    number.ok_or_else(|| ObjectError::new(at, format!("{:?}; use a number from 1 to 65535", shown(value))))
+}
+
+/// `IANA_SVC_NAME` (RFC 6335): at most 15 small letters, digits and hyphens, one letter among them.
+fn port_name(at: &str, name: &str) -> Result<String> {
+    let fits = (1..=15).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && name.bytes().any(|byte| byte.is_ascii_lowercase())
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+        && !name.contains("--");
+    if fits {
+        Ok(name.to_owned())
+    } else {
+        let shown: String = name.chars().take(64).collect();
+        Err(ObjectError::new(
+            at,
+            format!(
+                "{shown:?} is no name of a port: 1 to 15 of a-z, 0-9 and single hyphens inside, one letter at least"
+            ),
+        ))
+    }
+}
+
+#[cfg(test)]
+#[path = "networkpolicy/tests.rs"]
+mod tests;

@@ -1,0 +1,215 @@
+//! Kubernetes objects that identities come from, as far as policy reads them.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::Deserialize;
+
+use crate::model::Labels;
+use crate::protocol::Protocol;
+
+/// The label that every namespace has, with its name as the value.
+pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+
+/// Namespace and name of an object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl Key {
+    /// A key; an object of a namespaced kind that names none is in `default`, as for kubectl.
+    pub fn new(namespace: Option<&str>, name: &str) -> Self {
+        let namespace = namespace.filter(|namespace| !namespace.is_empty()).unwrap_or("default");
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A port that a container gives a name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedPort {
+    /// The name.
+    pub name: String,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The number.
+    pub port: u16,
+}
+
+/// A pod, as far as it has to do with policy. Two that are equal mean the same, whatever else of the object changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub key: Key,
+    /// Tells pods apart that had one name after the other.
+    pub uid: String,
+    /// When it was made (RFC 3339).
+    pub created: String,
+    /// It is going, and still has its addresses.
+    pub terminating: bool,
+    /// Its labels.
+    pub labels: Labels,
+    /// The node that it runs on.
+    pub node: Option<String>,
+    /// The account that it speaks as.
+    pub service_account: Option<String>,
+    /// It uses its node's addresses, and policy does not know it.
+    pub host_network: bool,
+    /// Its addresses; empty when it has ended, since others may get them then.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Its named ports.
+    pub ports: BTreeSet<NamedPort>,
+}
+
+/// A namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    /// Its labels, with [`NAMESPACE_NAME`].
+    pub labels: Labels,
+}
+
+impl Namespace {
+    /// A namespace with these labels. The label of its name is what it is, whatever the object says.
+    pub fn new(name: &str, mut labels: Labels) -> Self {
+        labels.insert(NAMESPACE_NAME.to_owned(), name.to_owned());
+        Self { name: name.to_owned(), labels }
+    }
+}
+
+/// What is read of an object's metadata.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Metadata {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: Option<String>,
+    /// Its labels.
+    pub labels: Option<Labels>,
+    /// Its UID.
+    pub uid: Option<String>,
+    /// When it was made.
+    pub creation_timestamp: Option<String>,
+    /// When it is to be gone.
+    pub deletion_timestamp: Option<String>,
+}
+
+/// What is read of a pod's `spec`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodSpec {
+    node_name: Option<String>,
+    service_account_name: Option<String>,
+    host_network: Option<bool>,
+    containers: Option<Vec<Container>>,
+    init_containers: Option<Vec<Container>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Container {
+    restart_policy: Option<String>,
+    ports: Option<Vec<ContainerPort>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ContainerPort {
+    name: Option<String>,
+    container_port: i64,
+    protocol: Option<String>,
+}
+
+/// What is read of a pod's `status`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<PodIp>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct PodIp {
+    ip: String,
+}
+
+/// Why an object was refused: its field, and what is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct ObjectError {
+    /// The field.
+    pub field: String,
+    /// What is wrong, and what is allowed.
+    pub reason: String,
+}
+
+impl ObjectError {
+    pub(crate) fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { field: field.into(), reason: reason.into() }
+    }
+}
+
+impl Pod {
+    /// A pod from the parts of its manifest.
+    ///
+    /// # Errors
+    /// [`ObjectError`] for an address that is none: nobody can tell which traffic is this pod's then.
+    pub fn new(metadata: Metadata, spec: PodSpec, status: PodStatus) -> Result<Self, ObjectError> {
+        let key = Key::new(metadata.namespace.as_deref(), &metadata.name);
+        if key.name.is_empty() {
+            return Err(ObjectError::new("metadata.name", "a pod needs one"));
+        }
+        let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let listed = status.pod_ips.unwrap_or_default().into_iter().map(|entry| entry.ip);
+        let mut addresses = BTreeSet::new();
+        for text in listed.chain(status.pod_ip).filter(|text| !text.is_empty()) {
+            let address: IpAddr = text.parse().map_err(|_| {
+                let shown: String = text.chars().take(64).collect();
+                ObjectError::new("status.podIPs", format!("{shown:?} is no IP address"))
+            })?;
+            addresses.insert(address.to_canonical());
+        }
+        if ended {
+            addresses.clear();
+        }
+        // A sidecar is an init container that goes on.
+        let sidecars = spec.init_containers.unwrap_or_default().into_iter();
+        let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
+        let containers = spec.containers.unwrap_or_default().into_iter().chain(sidecars);
+        let ports = containers.flat_map(|container| container.ports.unwrap_or_default());
+        Ok(Self {
+            key,
+            uid: metadata.uid.unwrap_or_default(),
+            created: metadata.creation_timestamp.unwrap_or_default(),
+            terminating: metadata.deletion_timestamp.is_some(),
+            labels: metadata.labels.unwrap_or_default(),
+            node: spec.node_name.filter(|node| !node.is_empty()),
+            service_account: spec.service_account_name.filter(|name| !name.is_empty()),
+            host_network: spec.host_network.unwrap_or_default(),
+            addresses,
+            ports: ports.filter_map(named_port).collect(),
+        })
+    }
+}
+
+fn named_port(port: ContainerPort) -> Option<NamedPort> {
+    let protocol = port.protocol.as_deref().unwrap_or("TCP").parse().ok()?;
+    let number = u16::try_from(port.container_port).ok().filter(|number| *number > 0)?;
+    Some(NamedPort { name: port.name.filter(|name| !name.is_empty())?, protocol, port: number })
+}

@@ -1,0 +1,222 @@
+//! Who is behind an address: pods, namespaces, nodes and their sites.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::model::{Labels, Namespaces, Peer, PodSelector, Sites, Subject};
+use crate::object::{Key, Namespace, Pod};
+
+/// A node or host of the mesh.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its site.
+    pub site: Option<String>,
+    /// Its own addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The prefixes that its pods live in.
+    pub prefixes: BTreeSet<IpNet>,
+}
+
+/// All identities. No two pods have one address here, whatever their objects say.
+#[derive(Debug, Clone, Default)]
+pub struct World {
+    pods: BTreeMap<Key, Arc<Pod>>,
+    namespaces: BTreeMap<String, Labels>,
+    nodes: BTreeMap<String, Node>,
+    // Who claims an address; the last is who has it.
+    claims: HashMap<IpAddr, Vec<Key>>,
+    // Whose prefix, and which lengths there are of each family.
+    prefixes: BTreeMap<IpNet, String>,
+    lengths: BTreeSet<(bool, u8)>,
+    node_addresses: HashMap<IpAddr, String>,
+}
+
+impl World {
+    /// A pod is there, or is different now. Returns the addresses of whose holders something may be different.
+    pub fn put_pod(&mut self, pod: Pod) -> BTreeSet<IpAddr> {
+        if self.pods.get(&pod.key).is_some_and(|before| **before == pod) {
+            return BTreeSet::new();
+        }
+        let mut touched = self.remove_pod(&pod.key);
+        let pod = Arc::new(pod);
+        self.pods.insert(pod.key.clone(), Arc::clone(&pod));
+        // What a pod in the host's network has is its node's.
+        for address in pod.addresses.iter().filter(|_| !pod.host_network) {
+            touched.insert(*address);
+            self.claims.entry(*address).or_default().push(pod.key.clone());
+            self.settle(*address);
+        }
+        touched
+    }
+
+    /// A pod is gone. Returns the addresses of whose holders something may be different.
+    pub fn remove_pod(&mut self, key: &Key) -> BTreeSet<IpAddr> {
+        let Some(pod) = self.pods.remove(key) else { return BTreeSet::new() };
+        if pod.host_network {
+            return BTreeSet::new();
+        }
+        for address in &pod.addresses {
+            if let Some(claims) = self.claims.get_mut(address) {
+                claims.retain(|claim| claim != key);
+                if claims.is_empty() {
+                    self.claims.remove(address);
+                }
+            }
+        }
+        pod.addresses.clone()
+    }
+
+    // An address that was given to somebody else belongs to the newer one: it can only have been free by then.
+    fn settle(&mut self, address: IpAddr) {
+        let pods = &self.pods;
+        if let Some(claims) = self.claims.get_mut(&address).filter(|claims| claims.len() > 1) {
+            claims.sort_by_cached_key(|key| {
+                pods.get(key).map(|pod| (!pod.terminating, pod.created.clone(), pod.uid.clone(), key.clone()))
+            });
+        }
+    }
+
+    /// A namespace is there, or is different now. Returns the addresses of whose holders something may be different.
+    pub fn put_namespace(&mut self, namespace: Namespace) -> BTreeSet<IpAddr> {
+        let Namespace { name, labels } = namespace;
+        if self.namespaces.get(&name) == Some(&labels) {
+            return BTreeSet::new();
+        }
+        let touched = self.addresses_in(&name);
+        self.namespaces.insert(name, labels);
+        touched
+    }
+
+    /// A namespace is gone. Returns the addresses of whose holders something may be different.
+    pub fn remove_namespace(&mut self, name: &str) -> BTreeSet<IpAddr> {
+        match self.namespaces.remove(name) {
+            Some(_) => self.addresses_in(name),
+            None => BTreeSet::new(),
+        }
+    }
+
+    fn addresses_in(&self, namespace: &str) -> BTreeSet<IpAddr> {
+        self.pods_of(namespace)
+            .filter(|pod| !pod.host_network)
+            .flat_map(|pod| pod.addresses.iter().copied())
+            .collect()
+    }
+
+    /// Names of the namespaces that were declared.
+    pub fn namespaces(&self) -> impl Iterator<Item = &String> {
+        self.namespaces.keys()
+    }
+
+    /// These are all nodes. Returns whether that changed anything.
+    pub fn set_nodes(&mut self, nodes: BTreeMap<String, Node>) -> bool {
+        if self.nodes == nodes {
+            return false;
+        }
+        let all = || nodes.iter();
+        self.prefixes = all()
+            .flat_map(|(name, node)| node.prefixes.iter().map(|net| (net.trunc(), name.clone())))
+            .collect();
+        self.lengths = self.prefixes.keys().map(|net| (net.addr().is_ipv4(), net.prefix_len())).collect();
+        self.node_addresses = all()
+            .flat_map(|(name, node)| node.addresses.iter().map(|address| (*address, name.clone())))
+            .collect();
+        self.nodes = nodes;
+        true
+    }
+
+    /// A pod by its key.
+    pub fn pod(&self, key: &Key) -> Option<&Arc<Pod>> {
+        self.pods.get(key)
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values()
+    }
+
+    /// The pods of a namespace.
+    pub fn pods_of(&self, namespace: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        let first = Key { namespace: namespace.to_owned(), name: String::new() };
+        let namespace = namespace.to_owned();
+        self.pods.range(first..).map(|(_, pod)| pod).take_while(move |pod| pod.key.namespace == namespace)
+    }
+
+    /// The pod that has an address.
+    pub fn holder(&self, address: IpAddr) -> Option<&Arc<Pod>> {
+        self.pods.get(self.claims.get(&address)?.last()?)
+    }
+
+    /// The addresses that this pod has, and no newer one.
+    pub fn addresses<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = IpAddr> + 'a {
+        let own = pod.addresses.iter().copied().filter(|_| !pod.host_network);
+        own.filter(|address| self.holder(*address).is_some_and(|holder| holder.key == pod.key))
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &BTreeMap<String, Node> {
+        &self.nodes
+    }
+
+    /// The node that has this address as its own.
+    pub fn node_at(&self, address: IpAddr) -> Option<&str> {
+        self.node_addresses.get(&address).map(String::as_str)
+    }
+
+    /// The node of whose addresses or prefixes this is one.
+    pub fn node_of(&self, address: IpAddr) -> Option<&str> {
+        let by_prefix = || {
+            let lengths = self.lengths.iter().rev().filter(|(v4, _)| *v4 == address.is_ipv4());
+            lengths
+                .filter_map(|(_, length)| IpNet::new(address, *length).ok())
+                .find_map(|net| self.prefixes.get(&net.trunc()))
+        };
+        self.node_at(address).or_else(|| by_prefix().map(String::as_str))
+    }
+
+    /// The site that an address is in.
+    pub fn site_of(&self, address: IpAddr) -> Option<&str> {
+        self.nodes.get(self.node_of(address)?)?.site.as_deref()
+    }
+
+    /// Whether these namespaces hold this one. One that nobody has declared has its name for a label.
+    pub fn in_namespaces(&self, namespaces: &Namespaces, name: &str) -> bool {
+        match namespaces {
+            Namespaces::Named(named) => named == name,
+            Namespaces::Selected(selector) => match self.namespaces.get(name) {
+                Some(labels) => selector.matches(labels),
+                None => selector.matches(&Namespace::new(name, Labels::new()).labels),
+            },
+        }
+    }
+
+    /// Whether a pod is selected.
+    pub fn selects(&self, selector: &PodSelector, pod: &Pod) -> bool {
+        !pod.host_network
+            && selector.pods.matches(&pod.labels)
+            && self.in_namespaces(&selector.namespaces, &pod.key.namespace)
+    }
+
+    fn in_sites(&self, sites: &Sites, address: IpAddr) -> bool {
+        sites.contains(self.site_of(address))
+    }
+
+    /// Whether a policy of this subject applies to who has this address.
+    pub fn is_subject(&self, subject: &Subject, address: IpAddr) -> bool {
+        match subject {
+            Subject::Pods(selector) => self.holder(address).is_some_and(|pod| self.selects(selector, pod)),
+            Subject::Sites(sites) => self.in_sites(sites, address),
+        }
+    }
+
+    /// Whether who has this address is meant.
+    pub fn is_peer(&self, peer: &Peer, address: IpAddr) -> bool {
+        match peer {
+            Peer::Pods(selector) => self.holder(address).is_some_and(|pod| self.selects(selector, pod)),
+            Peer::Block(block) => block.contains(address),
+            Peer::Sites(sites) => self.in_sites(sites, address),
+        }
+    }
+}
