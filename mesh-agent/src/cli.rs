@@ -80,6 +80,12 @@ pub enum Command {
         #[arg(short, long, value_enum, default_value_t = PlanOutput::Json)]
         output: PlanOutput,
     },
+    /// Judge flows by the policies of a directory of manifests, touching nothing.
+    Policy {
+        /// What to do.
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
     /// Remove all that the agent ever made on this host: device, routes, rules, guard, state, publication.
     Cleanup {
         /// The configuration.
@@ -129,6 +135,62 @@ pub struct Configured {
     /// This node's name, where the configuration has none; without either it is the host's name.
     #[arg(long, env = "SENNIT_NODE")]
     pub node: Option<String>,
+}
+
+/// What can be asked of policies.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Judge many flows at once: verdict and deciding rule of each.
+    Evaluate {
+        /// The directory.
+        #[arg(long)]
+        state: PathBuf,
+        /// A JSON array of probes; `-` reads it from standard input.
+        #[arg(long)]
+        probes: PathBuf,
+        /// Form of the output.
+        #[arg(short, long, value_enum, default_value_t = PolicyOutput::Json)]
+        output: PolicyOutput,
+    },
+    /// Write a node's nftables ruleset as text.
+    Compile {
+        /// The directory.
+        #[arg(long)]
+        state: PathBuf,
+        /// The node.
+        #[arg(long)]
+        node: String,
+        /// A configuration to take the interfaces' names and the policy section from.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Tell what decides about a flow, which rules came near, and what would allow it.
+    Explain {
+        /// The directory.
+        #[arg(long)]
+        state: PathBuf,
+        /// Who begins it: NAMESPACE/POD, node/NAME or an address.
+        #[arg(long)]
+        from: String,
+        /// Whom it is for.
+        #[arg(long)]
+        to: String,
+        /// Port and protocol, such as 80/TCP; ICMP has no port.
+        #[arg(long)]
+        port: String,
+        /// 4 or 6.
+        #[arg(long)]
+        family: Option<u8>,
+    },
+}
+
+/// Forms of what policies answer.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum PolicyOutput {
+    /// For programs.
+    Json,
+    /// For people.
+    Table,
 }
 
 /// Forms of the status.

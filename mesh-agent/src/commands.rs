@@ -5,6 +5,7 @@ mod cleanup;
 mod device;
 pub mod join;
 mod plan;
+mod policy;
 mod status;
 
 use std::path::Path;
@@ -43,6 +44,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Status { socket, output, .. } => block_on(status::show(&socket, output)),
         Command::Trace { peer, socket, output } => block_on(status::trace(&socket, &peer, output)),
         Command::Plan { state, node, config, output } => plan::show(&state, &node, config.as_deref(), output),
+        Command::Policy { command } => policy::execute(command),
         Command::Cleanup { configured, keep_key, stay } => {
             let config = load(&configured)?;
             start_log(&config);

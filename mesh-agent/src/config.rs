@@ -1,5 +1,7 @@
 //! The agent's configuration file: every value is parsed into its type here, at the edge.
 
+mod policy;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ use mesh_overlay::{Endpoint, Grants};
 use serde::Deserialize;
 
 use crate::settings::{Encryption, SiteGrant, grants};
+pub use policy::{Mode, Policy, SitePair, SiteStances, Stance};
 
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -202,6 +205,8 @@ struct Document {
     #[serde(default)]
     routing: RoutingConfig,
     #[serde(default)]
+    policy: Policy,
+    #[serde(default)]
     log: LogLevel,
 }
 
@@ -260,6 +265,8 @@ pub struct Config {
     pub encryption: Encryption,
     /// Where metrics are told.
     pub metrics: Metrics,
+    /// What is done with policies.
+    pub policy: Policy,
     /// Our numbers in the kernel's tables.
     pub routing: Routing,
     /// How much is logged.
@@ -320,6 +327,13 @@ impl Config {
         if let Some(reason) = document.encryption.wrong() {
             return Err(bad("encryption", reason));
         }
+        if let Some(reason) = document.policy.sites.wrong() {
+            return Err(bad("policy.sites", reason));
+        }
+        if document.policy.ct_mark_mask.count_ones() < 8 {
+            let reason = format!("{:#x}: at least 8 bits are needed", document.policy.ct_mark_mask);
+            return Err(bad("policy.ctMarkMask", reason));
+        }
         if let Some((field, reason)) = VxlanConfig::wrong(document.vxlan.vni, document.vxlan.port) {
             return Err(bad(&format!("vxlan.{field}"), reason));
         }
@@ -356,7 +370,12 @@ impl Config {
             RegistryChoice::Kube(kube) => ("registry.kube.kubeconfig", kube.kubeconfig.as_ref()),
         };
         for (field, dir) in
-            [registry, ("stateDir", document.state_dir.as_ref()), ("runDir", document.run_dir.as_ref())]
+            [
+                registry,
+                ("stateDir", document.state_dir.as_ref()),
+                ("runDir", document.run_dir.as_ref()),
+                ("policy.log.file", document.policy.log.file.as_ref()),
+            ]
         {
             if dir.is_some_and(|dir| !dir.is_absolute()) {
                 return Err(bad(field, "an absolute path is needed".to_owned()));
@@ -379,6 +398,7 @@ impl Config {
             vxlan: document.vxlan,
             encryption: document.encryption,
             metrics: document.metrics,
+            policy: document.policy,
             routing,
             log: document.log,
         })

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use mesh_policy::networkpolicy::{self, Read};
+use mesh_policy::object::{self, Namespace, Pod, PodSpec, PodStatus};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -30,6 +32,24 @@ pub struct Node {
     pub metadata: Metadata,
     /// What the cluster granted it.
     pub spec: NodeSpec,
+    /// What is known of it.
+    pub status: NodeStatus,
+}
+
+/// The part of `status` that is read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    /// Where it is.
+    pub addresses: Vec<NodeAddress>,
+}
+
+/// One of a node's addresses, or a name of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct NodeAddress {
+    /// As text.
+    pub address: String,
 }
 
 /// The part of `spec` that is read.
@@ -60,6 +80,26 @@ impl NodeSpec {
 pub enum Object {
     /// A Node.
     Node(Node),
+    /// A Pod.
+    Pod(Pod),
+    /// A Namespace.
+    Namespace(Namespace),
+    /// A NetworkPolicy, refused or not.
+    Policy(Read),
+}
+
+#[derive(Deserialize)]
+struct PodManifest {
+    metadata: object::Metadata,
+    #[serde(default)]
+    spec: PodSpec,
+    #[serde(default)]
+    status: PodStatus,
+}
+
+#[derive(Deserialize)]
+struct NamespaceManifest {
+    metadata: object::Metadata,
 }
 
 /// A file's objects, and what is wrong with those that were passed over.
@@ -107,7 +147,7 @@ fn take(document: Value, parsed: &mut Parsed) {
     let name: String = name.chars().take(64).collect();
     let version = document.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
     match (version, kind.as_str()) {
-        ("v1", "List" | "NodeList") => {
+        (_, "List" | "NodeList" | "PodList" | "NamespaceList" | "NetworkPolicyList") => {
             let Value::Object(mut list) = document else { return };
             match list.remove("items") {
                 Some(Value::Array(items)) => items.into_iter().for_each(|item| take(item, parsed)),
@@ -118,6 +158,32 @@ fn take(document: Value, parsed: &mut Parsed) {
             Ok(node) => parsed.objects.push(Object::Node(node)),
             Err(e) => parsed.problems.push(format!("Node {name:?}: {e}")),
         },
+        ("v1", "Pod") => {
+            let pod = serde_json::from_value::<PodManifest>(document).map_err(|e| e.to_string());
+            match pod.and_then(|pod| Pod::new(pod.metadata, pod.spec, pod.status).map_err(|e| e.to_string()))
+            {
+                Ok(pod) => parsed.objects.push(Object::Pod(pod)),
+                Err(e) => parsed.problems.push(format!("Pod {name:?}: {e}")),
+            }
+        }
+        ("v1", "Namespace") => match serde_json::from_value::<NamespaceManifest>(document) {
+            Ok(NamespaceManifest { metadata }) if !metadata.name.is_empty() => {
+                let namespace = Namespace::new(&metadata.name, metadata.labels.unwrap_or_default());
+                parsed.objects.push(Object::Namespace(namespace));
+            }
+            Ok(_) => parsed.problems.push("Namespace: metadata.name: a namespace needs one".to_owned()),
+            Err(e) => parsed.problems.push(format!("Namespace {name:?}: {e}")),
+        },
+        ("networking.k8s.io/v1", networkpolicy::KIND) => {
+            let read = networkpolicy::read(&document);
+            if let Some(fault) = &read.fault {
+                let id = &read.policy.id;
+                parsed.problems.push(format!(
+                    "{id}: {fault}; until it is mended, it isolates what it selects and allows nothing"
+                ));
+            }
+            parsed.objects.push(Object::Policy(read));
+        }
         ("", _) | (_, "") => {
             parsed.problems.push(format!("object {name:?} has no apiVersion or no kind: it is no manifest"));
         }
@@ -132,7 +198,11 @@ mod tests {
 
     fn names(text: &str) -> Vec<String> {
         let parsed = parse(text.as_bytes()).unwrap();
-        parsed.objects.iter().map(|Object::Node(node)| node.metadata.name.clone()).collect()
+        let nodes = parsed.objects.iter().filter_map(|object| match object {
+            Object::Node(node) => Some(node.metadata.name.clone()),
+            _ => None,
+        });
+        nodes.collect()
     }
 
     #[test]

@@ -9,7 +9,7 @@ use mesh_overlay::advertisement::MTU_LEAST;
 use mesh_overlay::{Exemption, prefix};
 use serde::{Deserialize, Serialize};
 
-use crate::config::VxlanConfig;
+use crate::config::{SiteStances, VxlanConfig};
 
 /// Prefixes that a site may hold, as configuration and Mesh write it.
 #[derive(Debug, Clone, Deserialize)]
@@ -73,6 +73,8 @@ pub struct Settings {
     pub vxlan_port: Option<u16>,
     /// Exemptions from encryption, in force or not.
     pub exemptions: Vec<Exemption>,
+    /// What sites may do to each other.
+    pub stances: SiteStances,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -84,6 +86,13 @@ struct Spec {
     underlay: Underlay,
     vxlan: Vxlan,
     encryption: Encryption,
+    policy: Policy,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Policy {
+    sites: SiteStances,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -153,8 +162,12 @@ impl Settings {
         if let Some(why) = spec.encryption.wrong() {
             return Err(format!("spec.encryption.{why}"));
         }
+        if let Some(why) = spec.policy.sites.wrong() {
+            return Err(format!("spec.policy.sites: {why}"));
+        }
         Ok(Self {
             exemptions: spec.encryption.exemptions,
+            stances: spec.policy.sites,
             sites: grants(spec.sites).map_err(|why| format!("spec.sites: {why}"))?,
             protected: spec.protected_addresses,
             listen_port: spec.wireguard.listen_port,

@@ -3,20 +3,28 @@
 //! ```text
 //! manifests -> networkpolicy::read -> Policy \
 //! Pod, Namespace, nodes -------------> World  > State -> evaluate (one flow, the oracle)
-//!                                              \-> compile -> Ruleset -> nft (netlink) | render (text)
+//!                                              \-> compile -> Ruleset, changes -> nft (netlink) | render (text)
+//! NFLOG -> flowlog -> JSON lines
 //! ```
 //! Everything but [`nft`] and the socket of [`flowlog`] is pure. It never sees the overlay.
 
+pub mod compile;
 pub mod evaluate;
+pub mod explain;
+pub mod flowlog;
 pub mod model;
 pub mod networkpolicy;
+pub mod nft;
 pub mod object;
+pub mod probe;
 pub mod protocol;
+pub mod render;
 pub mod ruleset;
 mod selector;
 pub mod state;
 pub mod world;
 
+pub use compile::{Compiler, Delta};
 pub use evaluate::{Decision, Flow, Judgement, PolicySet, Reason, evaluate};
 pub use protocol::Protocol;
 pub use selector::{LabelSelector, Requirement, SelectorError};

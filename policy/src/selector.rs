@@ -1,6 +1,7 @@
 //! Kubernetes label selectors (`metav1.LabelSelector`), parsed into a form that cannot be wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::Deserialize;
 
@@ -119,6 +120,32 @@ impl TryFrom<Expression> for Requirement {
             ("Exists" | "DoesNotExist", false) => Err(SelectorError::Values { key, operator }),
             _ => Err(SelectorError::Operator { key, operator }),
         }
+    }
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |values: &BTreeSet<String>| values.iter().cloned().collect::<Vec<_>>().join(", ");
+        match self {
+            Self::In(key, values) if values.len() == 1 => write!(f, "{key}={}", list(values)),
+            Self::In(key, values) => write!(f, "{key} in ({})", list(values)),
+            Self::NotIn(key, values) => write!(f, "{key} notin ({})", list(values)),
+            Self::Exists(key) => f.write_str(key),
+            Self::DoesNotExist(key) => write!(f, "!{key}"),
+        }
+    }
+}
+
+/// As kubectl writes selectors.
+impl fmt::Display for LabelSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.requirements.is_empty() {
+            return f.write_str("any labels");
+        }
+        for (index, requirement) in self.requirements.iter().enumerate() {
+            write!(f, "{}{requirement}", if index > 0 { "," } else { "" })?;
+        }
+        Ok(())
     }
 }
 

@@ -5,6 +5,8 @@
 //! DIR/published/NODE.yaml       what node NODE says of itself; written by its agent
 //! ```
 
+mod words;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
@@ -168,6 +170,18 @@ impl FileRegistry {
             problems,
             unknown: known.never_read,
         }
+    }
+
+    /// What the files say of pods, namespaces and policies, as of the last [`FileRegistry::read`]. Where two name the same object,
+    /// the first counts.
+    pub fn policy_words(&self) -> words::PolicyWords {
+        let files = self.known.iter().filter(|(path, _)| path.parent() == Some(&self.dir));
+        words::read(files.map(|(path, known)| {
+            (
+                path.strip_prefix(&self.dir).unwrap_or(path).display().to_string(),
+                known.good.objects.as_slice(),
+            )
+        }))
     }
 
     /// Writes this node's publication, if it differs from what stands there; says whether it wrote.

@@ -44,7 +44,11 @@ pub fn operator(sources: &[Source]) -> Snapshot {
     let mut problems = Vec::new();
     for source in sources {
         source.told(None, &mut problems);
-        for Object::Node(node) in &source.objects {
+        let nodes_here = source.objects.iter().filter_map(|object| match object {
+            Object::Node(node) => Some(node),
+            _ => None,
+        });
+        for node in nodes_here {
             let told = match operator_node(node) {
                 Ok(record) => match nodes.get(&record.name) {
                     Some((_, first)) => {
@@ -95,7 +99,7 @@ pub fn publication(record: &mut NodeRecord, source: &Source, problems: &mut Vec<
                 "speaks for node {shown:?}; a publication speaks for the node of its file name only"
             ));
         }
-        many => tell(format!("holds {} objects; a publication is one Node", many.len())),
+        objects => tell(format!("holds {} objects; a publication is one Node", objects.len())),
     }
 }
 

@@ -1,0 +1,173 @@
+//! `mesh-agent policy`
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use mesh_keyring::MeshName;
+use mesh_overlay::{Advertisement, Endpoint, NodeRecord, address};
+use mesh_policy::explain::explain;
+use mesh_policy::probe::{Place, Probe, ProtocolName};
+use mesh_policy::world::Node;
+use mesh_policy::{Protocol, State};
+
+use super::{print, shown};
+use crate::cli::{PolicyCommand, PolicyOutput};
+use crate::registry::file::FileRegistry;
+
+/// A state directory, read.
+struct Loaded {
+    state: State,
+    problems: Vec<String>,
+}
+
+fn load(dir: &Path) -> anyhow::Result<Loaded> {
+    let mut registry = FileRegistry::new(dir);
+    let snapshot = registry.read()?;
+    let mut state = State::default();
+    let words = registry.policy_words();
+    for event in words.events {
+        state.take(event);
+    }
+    let mesh: MeshName = "mesh".parse()?;
+    let nodes = snapshot.nodes.iter().map(|record| {
+        let mut node = policy_node(record, &mesh);
+        node.addresses.extend(words.node_addresses.get(record.name.as_str()).into_iter().flatten());
+        (record.name.to_string(), node)
+    });
+    state.world.set_nodes(nodes.collect());
+    let mut problems: Vec<String> = snapshot.problems.iter().map(|problem| problem.text.clone()).collect();
+    problems.extend(words.problems);
+    Ok(Loaded { state, problems })
+}
+
+fn policy_node(record: &NodeRecord, mesh: &MeshName) -> Node {
+    let claim = Advertisement::parse(&record.annotations).ok().flatten();
+    let claimed = claim.as_ref().map(|claim| claim.site.clone());
+    let site = record.site_label.clone().or(claimed);
+    let endpoints = claim.iter().flat_map(|claim| claim.endpoints.iter().chain(&claim.internal_endpoints));
+    let mut addresses: BTreeSet<IpAddr> = endpoints
+        .filter_map(|endpoint| match endpoint {
+            Endpoint::Address(address) => Some(address.ip()),
+            Endpoint::Name(..) => None,
+        })
+        .collect();
+    if let Some(site) = &site {
+        addresses.insert(address::node_address(mesh, site, &record.name).into());
+    }
+    let prefixes = record.pod_cidrs.iter().filter_map(|text| text.parse().ok());
+    Node { site: site.map(|site| site.to_string()), addresses, prefixes: prefixes.collect() }
+}
+
+pub(super) fn execute(command: PolicyCommand) -> anyhow::Result<()> {
+    match command {
+        PolicyCommand::Evaluate { state, probes, output } => evaluate(&state, &probes, output),
+        PolicyCommand::Compile { state, node, config } => compile(&state, &node, config.as_deref()),
+        PolicyCommand::Explain { state, from, to, port, family } => {
+            let loaded = load(&state)?;
+            warn(&loaded);
+            let (port, protocol) = port_and_protocol(&port)?;
+            let probe =
+                Probe { from: place(&from)?, to: place(&to)?, protocol: Some(protocol), port, family };
+            let flow = probe.flow(&loaded.state)?;
+            print(&explain(&loaded.state, &flow))
+        }
+    }
+}
+
+fn compile(dir: &Path, node: &str, config: Option<&Path>) -> anyhow::Result<()> {
+    let loaded = load(dir, config)?;
+    warn(&loaded);
+    let config = config.map(|path| Config::load(path, None)).transpose()?;
+    let nodes = loaded.state.world.nodes().clone();
+    let Some(own) = nodes.get(node) else { bail!("{}: no Node manifest of {node}", shown(dir)) };
+    let all = nodes.values();
+    let addresses = own.addresses.iter().copied();
+    let settings = policing::settings(
+        &config.as_ref().map(|config| config.policy.clone()).unwrap_or_default(),
+        Around {
+            node: node.to_owned(),
+            tunnels: config
+                .as_ref()
+                .map_or_else(|| Wireguard::default().interface, |config| config.wireguard.interface)
+                .to_string(),
+            cleartext: Vec::new(),
+            scope: all.flat_map(|node| node.prefixes.iter().copied()).chain(addresses.map(IpNet::from)).collect(),
+            own: own.prefixes.clone(),
+            address: own.addresses.iter().find(|address| address.is_ipv6()).copied(),
+            files: config.is_none_or(|config| matches!(config.registry, RegistryChoice::File(_))),
+        },
+    );
+    let mut compiler = Compiler::new(settings.clone());
+    compiler.configure(settings, nodes);
+    loaded.events.into_iter().for_each(|event| compiler.take(event));
+    compiler.update();
+    compiler.turn_epoch(Some(policing::first_epoch(MASK)));
+    print(&render::ruleset(compiler.ruleset(), Slot::A))
+}
+
+fn warn(loaded: &Loaded) {
+    for problem in &loaded.problems {
+        eprintln!("refused: {problem}");
+    }
+}
+
+fn evaluate(state: &Path, probes: &Path, output: PolicyOutput) -> anyhow::Result<()> {
+    let loaded = load(state)?;
+    warn(&loaded);
+    let text = match probes.to_str() {
+        Some("-") => std::io::read_to_string(std::io::stdin()).context("reading probes")?,
+        _ => fs::read_to_string(probes).with_context(|| format!("reading probes from {}", shown(probes)))?,
+    };
+    let probes: Vec<Probe> = serde_json::from_str(&text)
+        .with_context(|| format!("{}: a JSON array of probes is needed", shown(probes)))?;
+    let answers: Vec<_> = probes.iter().map(|probe| probe.answer(&loaded.state)).collect();
+    match output {
+        PolicyOutput::Json => print(&format!("{}\n", serde_json::to_string_pretty(&answers)?)),
+        PolicyOutput::Table => {
+            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+            let mut text = String::new();
+            for (index, answer) in answers.iter().enumerate() {
+                *counts.entry(answer.verdict).or_default() += 1;
+                let why = [("egress", &answer.egress), ("ingress", &answer.ingress)].map(
+                    |(direction, decision)| {
+                        let Some(decision) = decision else { return String::new() };
+                        let policy = decision.policy.as_deref().unwrap_or_default();
+                        format!(" {direction}={} ({}) {policy}", decision.verdict, decision.reason)
+                    },
+                );
+                let error = answer.error.as_deref().unwrap_or_default();
+                text.push_str(&format!("{index} {}{}{error}\n", answer.verdict, why.concat()));
+            }
+            print(&text)
+        }
+    }
+}
+
+fn place(text: &str) -> anyhow::Result<Place> {
+    if let Ok(address) = text.parse() {
+        return Ok(Place::Ip(address));
+    }
+    Ok(match text.strip_prefix("node/") {
+        Some(node) => Place::Node(node.to_owned()),
+        None if text.contains('/') => Place::Pod(text.strip_prefix("pod/").unwrap_or(text).to_owned()),
+        None => bail!("{text:?}: name a pod as NAMESPACE/NAME, a node as node/NAME, or an IP address"),
+    })
+}
+
+/// `80/TCP`, `ICMP`.
+fn port_and_protocol(text: &str) -> anyhow::Result<(Option<u16>, ProtocolName)> {
+    let (port, protocol) = match text.split_once('/') {
+        Some((port, protocol)) => {
+            let port =
+                port.parse().with_context(|| format!("{text:?}: use PORT/PROTOCOL, such as 80/TCP"))?;
+            (Some(port), protocol)
+        }
+        None if text.parse::<u16>().is_ok() => (text.parse().ok(), "TCP"),
+        None => (None, text),
+    };
+    let _: Protocol = protocol.parse()?;
+    Ok((port, ProtocolName::Name(protocol.to_owned())))
+}

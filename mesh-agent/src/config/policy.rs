@@ -1,0 +1,152 @@
+//! The `policy` section of agent.yaml, and what a Mesh says of sites.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use mesh_keyring::{MeshName, SiteName};
+use mesh_policy::compile::MASK;
+use mesh_policy::model::{Action, Order, Peer, Policy as Judged, PolicyId, Rule, Sites, Subject, Tier};
+use serde::{Deserialize, Serialize};
+
+/// What is done with policies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// What they deny is dropped.
+    #[default]
+    Enforce,
+    /// What they would deny passes, and is told.
+    Audit,
+    /// Nothing.
+    Off,
+}
+
+/// What becomes of something that no policy knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stance {
+    /// It passes.
+    Allow,
+    /// It does not.
+    Deny,
+}
+
+/// The `policy` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Policy {
+    /// What is done with policies.
+    pub mode: Mode,
+    /// What becomes of traffic of addresses in this node's prefixes that no known pod has; absent: with a cluster's API `deny`, with
+    /// a directory `allow`.
+    pub unknown: Option<Stance>,
+    /// Which bits of conntrack's mark are ours.
+    pub ct_mark_mask: u32,
+    /// What is logged.
+    pub log: FlowLog,
+    /// What sites may do to each other; before what the Mesh says.
+    pub sites: SiteStances,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { mode: Mode::default(), unknown: None, ct_mark_mask: MASK, log: FlowLog::default(), sites: SiteStances::default() }
+    }
+}
+
+/// The `policy.log` section.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FlowLog {
+    /// The file that a line of JSON is written to for each denied flow; absent: `flows.jsonl` in the state directory.
+    pub file: Option<PathBuf>,
+    /// The most packets a second that each rule which denies is told of; 0: none.
+    pub denied: u32,
+    /// The same for rules that allow.
+    pub allowed: u32,
+    /// The NFLOG group.
+    pub group: u16,
+}
+
+impl Default for FlowLog {
+    fn default() -> Self {
+        Self { file: None, denied: 10, allowed: 0, group: 5180 }
+    }
+}
+
+/// What sites may do to each other.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SiteStances {
+    /// Between two sites that no entry names; absent: `allow`.
+    #[serde(rename = "default", skip_serializing_if = "Option::is_none")]
+    pub otherwise: Option<Stance>,
+    /// The first entry that names a pair counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pairs: Vec<SitePair>,
+}
+
+/// From one site to another; the way back has an entry of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SitePair {
+    /// Where traffic begins; absent: any site.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<SiteName>,
+    /// Where it goes; absent: any site.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<SiteName>,
+    /// What becomes of it.
+    pub stance: Stance,
+}
+
+/// As many as anybody has pairs worth naming.
+const PAIRS_MOST: usize = 1024;
+
+impl SiteStances {
+    /// Whether it says anything.
+    pub fn is_silent(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What is wrong with it, if anything.
+    pub fn wrong(&self) -> Option<String> {
+        let count = self.pairs.len();
+        (count > PAIRS_MOST).then(|| format!("pairs: {count} entries; at most {PAIRS_MOST}"))
+    }
+
+    /// The policies that it comes to: one for each site that something is said of, judged where traffic enters it.
+    pub fn policies(&self, mesh: &MeshName, sites: &BTreeSet<String>) -> Vec<Judged> {
+        if self.is_silent() {
+            return Vec::new();
+        }
+        let policy = |site: &String| {
+            let meant = self.pairs.iter().enumerate();
+            let meant = meant.filter(|(_, pair)| pair.to.as_ref().is_none_or(|to| to.as_str() == site));
+            let mut rules: Vec<Rule> = meant
+                .map(|(index, pair)| {
+                    let from = match &pair.from {
+                        Some(from) => Sites::Named(from.to_string()),
+                        None => Sites::Not(site.clone()),
+                    };
+                    rule(format!("pairs[{index}]"), pair.stance, from)
+                })
+                .collect();
+            rules.push(rule("default".to_owned(), self.otherwise.unwrap_or(Stance::Allow), Sites::Not(site.clone())));
+            Judged {
+                tier: Tier::sites(),
+                order: Order(0.0),
+                id: PolicyId { kind: "Mesh", namespace: None, name: format!("{mesh}:{site}") },
+                subject: Subject::Sites(Sites::Named(site.clone())),
+                egress: None,
+                ingress: Some(rules),
+            }
+        };
+        sites.iter().map(policy).collect()
+    }
+}
+
+fn rule(name: String, stance: Stance, from: Sites) -> Rule {
+    let action = if stance == Stance::Allow { Action::Allow } else { Action::Deny };
+    Rule { name, action, peers: Some([Peer::Sites(from)].into()), ports: None }
+}

@@ -1,0 +1,343 @@
+//! From policies and identities to the ruleset of one node, kept up to date change by change.
+//!
+//! ```text
+//! base chains: in scope? believable? judged before?
+//!   -> map of local pods' addresses -> class chain (all pods with the same policies share it)
+//!        -> sets: addresses of selected pods | ranges of blocks | named ports of pods
+//! ```
+//! Classes and the sets that they look into are named by what they mean and never change; a pod that comes, goes or is labelled anew
+//! is elements more and less. So all that a change does happens at once: when the kernel turns to the next generation of elements.
+
+mod base;
+mod class;
+mod edit;
+mod ranges;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::flowlog::RuleName;
+use crate::model::{Direction, Labels};
+use crate::object::Pod;
+use crate::ruleset::{Chain, Change, Element, Family, Kind, Ruleset};
+use crate::state::{Event, State, Touched};
+use crate::world::{Node, World};
+use class::{Class, SetUse, Source};
+use edit::Edit;
+use ranges::cover;
+
+/// What is logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logging {
+    /// The NFLOG group.
+    pub group: u16,
+    /// The most messages a second of each rule that denies; 0: none.
+    pub denied: u32,
+    /// The most messages a second of each rule that allows; 0: none.
+    pub allowed: u32,
+}
+
+/// What a node's ruleset depends on, beside policies and pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The node.
+    pub node: String,
+    /// The interfaces that decrypted packets come from.
+    pub tunnels: BTreeSet<String>,
+    /// All prefixes of the mesh, this node's included.
+    pub scope: BTreeSet<IpNet>,
+    /// The prefixes of this node.
+    pub own: BTreeSet<IpNet>,
+    /// The node's own address in the mesh.
+    pub address: Option<IpAddr>,
+    /// Whether addresses in this node's prefixes that no known pod has may speak, and be spoken to.
+    pub strangers: bool,
+    /// Whether nothing is denied, but told.
+    pub audit: bool,
+    /// What is logged.
+    pub log: Logging,
+    /// The bits of conntrack's mark that are ours.
+    pub mask: u32,
+}
+
+/// The bits of conntrack's mark that hold the epoch, where nobody says otherwise.
+pub const MASK: u32 = 0xffff_ff00;
+
+/// A change of a standing ruleset.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// What changes.
+    pub changes: Vec<Change>,
+    /// Whether something that was allowed may be denied now, so that flows have to be judged again.
+    pub revokes: bool,
+}
+
+/// The classes of a local address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Local {
+    egress: String,
+    ingress: String,
+}
+
+/// Compiles, and remembers what it has compiled.
+pub struct Compiler {
+    state: State,
+    settings: Settings,
+    classes: BTreeMap<String, Arc<Class>>,
+    uses: BTreeMap<String, SetUse>,
+    locals: BTreeMap<IpAddr, Local>,
+    // Of the node itself, and of local addresses that no known pod has.
+    node: String,
+    stranger: String,
+    epoch: Option<u32>,
+    // What stands when all changes that were handed out are made.
+    standing: Ruleset,
+    touched: Touched,
+    // Everything has to be looked at.
+    stale: bool,
+}
+
+impl Compiler {
+    /// Knows nothing yet.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            state: State::default(),
+            settings,
+            classes: BTreeMap::new(),
+            uses: BTreeMap::new(),
+            locals: BTreeMap::new(),
+            node: String::new(),
+            stranger: String::new(),
+            epoch: None,
+            standing: Ruleset::default(),
+            touched: Touched::default(),
+            stale: true,
+        }
+    }
+
+    /// Takes an event; it counts from the next [`Compiler::update`] on.
+    pub fn take(&mut self, event: Event) {
+        let touched = self.state.take(event);
+        self.touched.addresses.extend(touched.addresses);
+        self.touched.policies |= touched.policies;
+    }
+
+    /// These are the node's settings, and all nodes.
+    pub fn configure(&mut self, settings: Settings, nodes: BTreeMap<String, Node>) {
+        self.stale |= self.state.world.set_nodes(nodes) | (self.settings != settings);
+        self.settings = settings;
+    }
+
+    /// All policies and identities.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// What stands when all changes that were handed out are made.
+    pub fn ruleset(&self) -> &Ruleset {
+        &self.standing
+    }
+
+    /// What an id in the log means.
+    pub fn rule_name(&self, id: &str) -> Option<&RuleName> {
+        self.classes.values().find_map(|class| class.names.get(id))
+    }
+
+    /// The addresses of this node's pods.
+    pub fn locals(&self) -> impl Iterator<Item = &IpAddr> {
+        self.locals.keys()
+    }
+
+    /// From now on this mark says that a flow was judged; `None`: none does, and each packet is judged.
+    pub fn turn_epoch(&mut self, epoch: Option<u32>) -> Vec<Change> {
+        self.epoch = epoch;
+        let mut edit = Edit::of(&mut self.standing);
+        for (name, rules) in base::epoch(self.settings.mask, epoch) {
+            edit.put_chain(&name, Chain { hook: None, rules });
+        }
+        edit.changes
+    }
+
+    /// What has to change for all that it was told.
+    pub fn update(&mut self) -> Delta {
+        let touched = std::mem::take(&mut self.touched);
+        let whole = std::mem::take(&mut self.stale) || touched.policies;
+        if !whole && touched.addresses.is_empty() {
+            return Delta::default();
+        }
+        let mut standing = std::mem::take(&mut self.standing);
+        let mut edit = Edit::of(&mut standing);
+        self.members(&touched.addresses, &mut edit);
+        self.classify(whole, &touched.addresses);
+        self.raise(&mut edit);
+        if whole {
+            self.base(&mut edit);
+        }
+        self.enter_locals(&mut edit);
+        self.fell(&mut edit);
+        let (changes, revokes) = (edit.changes, edit.revokes);
+        self.standing = standing;
+        Delta { changes, revokes }
+    }
+
+    /// Brings the members of the standing sets up to date for these addresses.
+    fn members(&mut self, touched: &BTreeSet<IpAddr>, edit: &mut Edit<'_>) {
+        for (name, uses) in &self.uses {
+            let addresses = touched.iter().filter(|address| Family::of(**address) == uses.family);
+            for address in addresses {
+                let now = elements_of(&self.state.world, &uses.source, *address);
+                edit.members_of(name, *address, now, uses.allows);
+            }
+        }
+    }
+
+    /// The classes of all local addresses, compiled where they are new.
+    fn classify(&mut self, whole: bool, touched: &BTreeSet<IpAddr>) {
+        let (world, settings) = (&self.state.world, &self.settings);
+        let is_local = |pod: &Pod| pod.node.as_deref() == Some(settings.node.as_str());
+        let addresses: BTreeSet<IpAddr> = match whole {
+            true => {
+                self.locals.clear();
+                self.classes.clear();
+                world.pods().filter(|pod| is_local(pod)).flat_map(|pod| world.addresses(pod)).collect()
+            }
+            false => touched.clone(),
+        };
+        let classes = &mut self.classes;
+        let mut class_of = |address: IpAddr, direction: Direction| {
+            let tiers = self.state.policies.applying(world, address, direction);
+            let class = class::compile(world, settings, direction, &tiers);
+            let name = class.name.clone();
+            classes.entry(name.clone()).or_insert_with(|| Arc::new(class));
+            name
+        };
+        // Replicas have the same policies.
+        let mut memo: HashMap<(&str, &Labels, Option<&str>), Local> = HashMap::new();
+        for address in addresses {
+            let Some(pod) = world.holder(address).filter(|pod| is_local(pod)) else {
+                self.locals.remove(&address);
+                continue;
+            };
+            let key = (pod.key.namespace.as_str(), &pod.labels, world.site_of(address));
+            let local = memo.entry(key).or_insert_with(|| Local {
+                egress: class_of(address, Direction::Egress),
+                ingress: class_of(address, Direction::Ingress),
+            });
+            self.locals.insert(address, local.clone());
+        }
+        if whole {
+            let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+            self.node = class_of(settings.address.unwrap_or(anywhere), Direction::Ingress);
+            // Of strangers only the site is known.
+            let strangers = settings.own.iter().flat_map(|net| [net.addr(), net.broadcast()]);
+            let stranger = strangers.into_iter().find(|address| world.holder(*address).is_none());
+            self.stranger = class_of(stranger.unwrap_or(anywhere), Direction::Ingress);
+        }
+        let needed: BTreeSet<&String> = self
+            .locals
+            .values()
+            .flat_map(|local| [&local.egress, &local.ingress])
+            .chain([&self.node, &self.stranger])
+            .collect();
+        self.classes.retain(|name, _| needed.contains(name));
+    }
+
+    /// Makes sets and chains of classes that do not stand yet.
+    fn raise(&mut self, edit: &mut Edit<'_>) {
+        let mut needed: BTreeMap<&String, SetUse> = BTreeMap::new();
+        for (name, uses) in self.classes.values().flat_map(|class| &class.sets) {
+            needed.entry(name).or_insert_with(|| uses.clone()).allows &= uses.allows;
+        }
+        let world = &self.state.world;
+        for (name, uses) in needed {
+            if edit.add_set(name, uses.family, uses.source.kind()) {
+                let elements: Vec<Element> = match &uses.source {
+                    Source::Ranges(ranges) => ranges.iter().cloned().collect(),
+                    source => {
+                        let addresses = world.pods().flat_map(|pod| world.addresses(pod));
+                        let addresses = addresses.filter(|address| Family::of(*address) == uses.family);
+                        addresses.flat_map(|address| elements_of(world, source, address)).collect()
+                    }
+                };
+                edit.fill(name, elements);
+            }
+            self.uses.insert(name.clone(), uses);
+        }
+        let chains = || self.classes.values().flat_map(|class| &class.chains);
+        let fresh: Vec<_> = chains().filter(|(name, _)| edit.add_chain(name, None)).collect();
+        for (name, rules) in fresh {
+            edit.write(name, rules.clone());
+        }
+    }
+
+    /// What is the same for all endpoints.
+    fn base(&mut self, edit: &mut Edit<'_>) {
+        base::COUNTERS.iter().for_each(|name| edit.add_counter(name));
+        let Settings { scope, own, mask, .. } = &self.settings;
+        for family in Family::BOTH {
+            for (name, nets) in [(base::scope_set(family), scope), (base::own_set(family), own)] {
+                edit.add_set(&name, family, Kind::Ranges);
+                edit.ranges(&name, cover([].into_iter(), nets.iter().copied(), family));
+            }
+            edit.add_set(&base::local_set(family), family, Kind::Addresses);
+            edit.add_set(&base::egress_map(family), family, Kind::Chains);
+            edit.add_set(&base::ingress_map(family), family, Kind::Chains);
+        }
+        let mut chains = base::chains(&self.settings, &self.node, &self.stranger);
+        chains
+            .extend(base::epoch(*mask, self.epoch).map(|(name, rules)| (name, Chain { hook: None, rules })));
+        for (name, chain) in &chains {
+            edit.add_chain(name, chain.hook);
+        }
+        for (name, chain) in chains {
+            edit.put_chain(&name, chain);
+        }
+    }
+
+    /// Puts the local addresses into the maps.
+    fn enter_locals(&mut self, edit: &mut Edit<'_>) {
+        for family in Family::BOTH {
+            let locals = || self.locals.iter().filter(|(address, _)| Family::of(**address) == family);
+            let egress = locals().map(|(address, local)| Element::Chain(*address, local.egress.clone()));
+            let ingress = locals().map(|(address, local)| Element::Chain(*address, local.ingress.clone()));
+            edit.elements(&base::egress_map(family), egress.collect());
+            edit.elements(&base::ingress_map(family), ingress.collect());
+            let addresses = locals().map(|(address, _)| Element::Address(*address));
+            edit.elements(&base::local_set(family), addresses.collect());
+        }
+    }
+
+    /// Takes away classes and sets that nothing leads to any more.
+    fn fell(&mut self, edit: &mut Edit<'_>) {
+        let chains: BTreeSet<&String> = self.classes.values().flat_map(|class| class.chains.keys()).collect();
+        edit.keep_chains(|name| !is_of_class(name) || chains.contains(name));
+        let sets: BTreeSet<&String> = self.classes.values().flat_map(|class| class.sets.keys()).collect();
+        self.uses.retain(|name, _| sets.contains(name));
+        edit.keep_sets(|name| !is_of_class(name) || sets.contains(name));
+    }
+}
+
+/// Names of classes and their sets have a letter and an underscore in front.
+fn is_of_class(name: &str) -> bool {
+    name.as_bytes().get(1) == Some(&b'_') && !name.starts_with("x_")
+}
+
+/// What a set has of an address.
+fn elements_of(world: &World, source: &Source, address: IpAddr) -> BTreeSet<Element> {
+    match source {
+        Source::Ranges(_) => BTreeSet::new(),
+        Source::Pods(selectors) => {
+            let Some(pod) = world.holder(address) else { return BTreeSet::new() };
+            let selected = selectors.iter().any(|selector| world.selects(selector, pod));
+            selected.then_some(Element::Address(address)).into_iter().collect()
+        }
+        Source::Named(name, protocol) => {
+            let Some(pod) = world.holder(address) else { return BTreeSet::new() };
+            let named = pod.ports.iter().filter(|port| port.name == *name && port.protocol == *protocol);
+            named.map(|port| Element::Port(address, protocol.0, port.port)).collect()
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What is the same for all endpoints: what is in scope, what cannot be believed, what was judged before.
+
+use super::Settings;
+use super::class::refusal;
+use crate::flowlog::Direction;
+use crate::ruleset::{Chain, End, Family, Hook, Kind, Match, Rule, State, Statement, Verdict};
+
+/// Counters of the table.
+pub(super) const COUNTERS: [&str; 6] =
+    ["denied_egress", "denied_ingress", "spoofed", "unknown", "invalid", "midstream"];
+/// Chain that accepts what was judged by the policy of now.
+pub(super) const ESTABLISHED: &str = "established";
+/// Chain that marks what was judged.
+pub(super) const STAMP: &str = "stamp";
+/// Map from a local pod's address to the class of what it begins.
+pub(super) fn egress_map(family: Family) -> String {
+    format!("egress{}", family.suffix())
+}
+/// Map from a local pod's address to the class of what is begun towards it.
+pub(super) fn ingress_map(family: Family) -> String {
+    format!("ingress{}", family.suffix())
+}
+/// Set of the local pods' addresses.
+pub(super) fn local_set(family: Family) -> String {
+    format!("local{}", family.suffix())
+}
+/// Set of the prefixes of this node.
+pub(super) fn own_set(family: Family) -> String {
+    format!("own{}", family.suffix())
+}
+/// Set of the prefixes of the mesh.
+pub(super) fn scope_set(family: Family) -> String {
+    format!("scope{}", family.suffix())
+}
+
+fn within(family: Family, end: End, set: String, kind: Kind) -> Match {
+    Match::In { family, end, set, kind, negated: false }
+}
+
+fn outside(family: Family, end: End, set: String, kind: Kind) -> Match {
+    Match::In { family, end, set, kind, negated: true }
+}
+
+fn goto(chain: &str) -> Verdict {
+    Verdict::Goto(chain.to_owned())
+}
+
+/// The chains that do not depend on who is local. `node` is the class of the node itself, `stranger` that of local addresses that no
+/// known pod has, where those may speak at all.
+pub(super) fn chains(settings: &Settings, node: &str, stranger: &str) -> Vec<(String, Chain)> {
+    let plain = |name: &str, rules| (name.to_owned(), Chain { hook: None, rules });
+    let mut all = vec![
+        ("forward".to_owned(), Chain { hook: Some(Hook::Forward), rules: forward(settings, stranger) }),
+        (
+            "input".to_owned(),
+            Chain { hook: Some(Hook::Input), rules: from_tunnels(settings, "tunnel_input") },
+        ),
+        plain("tunnel_forward", tunnel_forward(settings)),
+        plain("tunnel_input", tunnel_input(node)),
+        plain("judged_before", judged_before()),
+    ];
+    for name in ["spoofed", "unknown"] {
+        all.push(plain(&format!("x_{name}"), refusal(settings, Direction::Tunnel, name, name)));
+    }
+    // Nobody can be told who meant these.
+    for name in ["invalid", "midstream"] {
+        let statements = vec![Statement::Count(name.to_owned())];
+        let verdict = if settings.audit { Verdict::Return } else { Verdict::Drop };
+        all.push(plain(&format!("x_{name}"), vec![Rule { matches: vec![], statements, verdict }]));
+    }
+    all
+}
+
+fn from_tunnels(settings: &Settings, chain: &str) -> Vec<Rule> {
+    let tunnels = settings.tunnels.iter();
+    tunnels
+        .map(|name| Rule::new(vec![Match::Interface(name.clone())], Verdict::Jump(chain.to_owned())))
+        .collect()
+}
+
+/// Chain `judged_before`: what conntrack cannot place, and what needs no judging again.
+fn judged_before() -> Vec<Rule> {
+    vec![
+        // A connection that is picked up in its middle may be one that was cut.
+        Rule::new(vec![Match::State(State::New), Match::MidStream], goto("x_midstream")),
+        Rule::new(vec![Match::State(State::Invalid)], goto("x_invalid")),
+        Rule::new(vec![Match::State(State::Known)], goto(ESTABLISHED)),
+    ]
+}
+
+fn forward(settings: &Settings, stranger: &str) -> Vec<Rule> {
+    let mut rules = from_tunnels(settings, "tunnel_forward");
+    for family in Family::BOTH {
+        let out = [End::Source, End::Destination].into_iter().flat_map(|end| {
+            [
+                outside(family, end, scope_set(family), Kind::Ranges),
+                outside(family, end, local_set(family), Kind::Addresses),
+            ]
+        });
+        rules.push(Rule::new(out.collect(), Verdict::Accept));
+    }
+    rules.push(Rule::new(vec![], Verdict::Jump("judged_before".to_owned())));
+    for (end, map) in [(End::Client, egress_map as fn(Family) -> String), (End::Server, ingress_map)] {
+        for family in Family::BOTH {
+            rules.push(Rule::new(vec![], Verdict::Lookup { family, end, map: map(family) }));
+        }
+        for family in Family::BOTH {
+            let unknown = vec![
+                within(family, end, own_set(family), Kind::Ranges),
+                outside(family, end, local_set(family), Kind::Addresses),
+            ];
+            if settings.strangers {
+                // What is begun towards it; for what it begins no policy can apply.
+                if end == End::Server {
+                    rules.push(Rule::new(unknown, Verdict::Jump(stranger.to_owned())));
+                }
+            } else {
+                rules.push(Rule::new(unknown, goto("x_unknown")));
+            }
+        }
+    }
+    rules.push(Rule::new(vec![], goto(STAMP)));
+    rules
+}
+
+/// A packet that comes out of a tunnel is from somebody else of the mesh.
+fn not_believed() -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for family in Family::BOTH {
+        for wrong in [
+            outside(family, End::Source, scope_set(family), Kind::Ranges),
+            within(family, End::Source, own_set(family), Kind::Ranges),
+            within(family, End::Source, local_set(family), Kind::Addresses),
+        ] {
+            rules.push(Rule::new(vec![wrong], goto("x_spoofed")));
+        }
+    }
+    rules
+}
+
+fn tunnel_forward(settings: &Settings) -> Vec<Rule> {
+    let mut rules = not_believed();
+    for family in Family::BOTH {
+        let mut unknown = vec![outside(family, End::Destination, local_set(family), Kind::Addresses)];
+        if settings.strangers {
+            unknown.push(outside(family, End::Destination, own_set(family), Kind::Ranges));
+        }
+        rules.push(Rule::new(unknown, goto("x_unknown")));
+    }
+    rules
+}
+
+fn tunnel_input(node: &str) -> Vec<Rule> {
+    // Router and neighbour discovery (RFC 4861), from addresses of the link.
+    let mut rules = vec![Rule::new(vec![Match::Icmp6(133, 137)], Verdict::Accept)];
+    rules.extend(not_believed());
+    rules.push(Rule::new(vec![], Verdict::Jump("judged_before".to_owned())));
+    rules.push(Rule::new(vec![], Verdict::Jump(node.to_owned())));
+    rules.push(Rule::new(vec![], goto(STAMP)));
+    rules
+}
+
+/// The two chains that depend on the epoch: which mark says that a connection was judged by the policy of now, and who gets it. `None`:
+/// no mark counts, and none is set.
+pub(super) fn epoch(mask: u32, epoch: Option<u32>) -> [(String, Vec<Rule>); 2] {
+    let related =
+        |protocol| Rule::new(vec![Match::State(State::Related), Match::Protocol(protocol)], Verdict::Accept);
+    let mut established = vec![related(1), related(58)];
+    let mut stamp = Vec::new();
+    if let Some(value) = epoch {
+        established.insert(0, Rule::new(vec![Match::Mark { mask, value }], Verdict::Accept));
+        let statements = vec![Statement::SetMark { mask, value }];
+        stamp.push(Rule { matches: vec![], statements, verdict: Verdict::Continue });
+    }
+    [(ESTABLISHED.to_owned(), established), (STAMP.to_owned(), stamp)]
+}

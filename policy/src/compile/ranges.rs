@@ -1,0 +1,140 @@
+//! Prefixes as disjoint ranges of addresses.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use crate::model::Block;
+use crate::ruleset::{Element, Family};
+
+/// First and last address, as numbers.
+type Range = (u128, u128);
+
+/// The addresses of a family that blocks and prefixes cover, as ranges that neither overlap nor touch.
+pub(super) fn cover<'a>(
+    blocks: impl Iterator<Item = &'a Block>,
+    nets: impl Iterator<Item = IpNet>,
+    family: Family,
+) -> BTreeSet<Element> {
+    let of = |net: &IpNet| matches!((net, family), (IpNet::V4(_), Family::V4) | (IpNet::V6(_), Family::V6));
+    let mut ranges: Vec<Range> = nets.filter(of).map(|net| range(&net)).collect();
+    for block in blocks.filter(|block| of(&block.net)) {
+        // What is left out of one block may be let in by another.
+        ranges.extend(subtract(
+            range(&block.net),
+            block.except.iter().filter(|net| of(net)).map(range).collect(),
+        ));
+    }
+    let address = |number: u128| match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::from(number as u32)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::from(number)),
+    };
+    join(ranges).into_iter().map(|(first, last)| Element::Range(address(first), address(last))).collect()
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => u128::from(address),
+    }
+}
+
+fn range(net: &IpNet) -> Range {
+    (number(net.network()), number(net.broadcast()))
+}
+
+fn join(mut ranges: Vec<Range>) -> Vec<Range> {
+    ranges.sort_unstable();
+    let mut joined: Vec<Range> = Vec::new();
+    for (first, last) in ranges {
+        match joined.last_mut() {
+            Some((_, end)) if first <= end.saturating_add(1) => *end = (*end).max(last),
+            _ => joined.push((first, last)),
+        }
+    }
+    joined
+}
+
+fn subtract(whole: Range, holes: Vec<Range>) -> Vec<Range> {
+    let (mut next, last) = whole;
+    let mut left = Vec::new();
+    for (from, to) in join(holes) {
+        if from > last {
+            break;
+        }
+        if from > next {
+            left.push((next, from - 1));
+        }
+        match to.checked_add(1) {
+            Some(after) if after <= last => next = next.max(after),
+            _ => return left,
+        }
+    }
+    left.push((next, last));
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ranges(blocks: &[(&str, &[&str])], family: Family) -> Vec<String> {
+        let blocks: Vec<Block> = blocks
+            .iter()
+            .map(|(net, except)| Block {
+                net: net.parse().unwrap(),
+                except: except.iter().map(|net| net.parse().unwrap()).collect(),
+            })
+            .collect();
+        let text = |element| match element {
+            Element::Range(first, last) => format!("{first}-{last}"),
+            _ => unreachable!(),
+        };
+        cover(blocks.iter(), [].into_iter(), family).into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn holes_are_cut_and_neighbours_joined() {
+        assert_eq!(
+            ranges(&[("10.0.0.0/24", &["10.0.0.64/26", "10.0.0.128/25"])], Family::V4),
+            ["10.0.0.0-10.0.0.63"]
+        );
+        assert_eq!(
+            ranges(&[("10.0.0.0/25", &[]), ("10.0.0.128/25", &[])], Family::V4),
+            ["10.0.0.0-10.0.0.255"]
+        );
+        assert_eq!(
+            ranges(&[("0.0.0.0/0", &["255.255.255.255/32", "0.0.0.0/32"])], Family::V4),
+            ["0.0.0.1-255.255.255.254"]
+        );
+        assert_eq!(
+            ranges(&[("::/0", &["8000::/1"])], Family::V6),
+            ["::-7fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
+        );
+        assert!(ranges(&[("0.0.0.0/0", &[])], Family::V6).is_empty());
+        // Another block lets in again what one leaves out.
+        assert_eq!(ranges(&[("10.0.0.0/24", &["10.0.0.0/25"]), ("10.0.0.0/26", &[])], Family::V4).len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn an_address_is_covered_if_a_block_contains_it(
+            blocks in prop::collection::vec((any::<u8>(), 24u8..=32, prop::collection::vec((any::<u8>(), 25u8..=32), 0..4)), 0..5),
+            asked in any::<u8>(),
+        ) {
+            let net = |last: u8, length| IpNet::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), length).unwrap().trunc();
+            let blocks: Vec<Block> = blocks.into_iter().map(|(last, length, except)| Block {
+                net: net(last, length),
+                except: except.into_iter().map(|(last, length)| net(last, length)).collect(),
+            }).collect();
+            let asked = IpAddr::V4(Ipv4Addr::new(10, 0, 0, asked));
+            let covered = cover(blocks.iter(), [].into_iter(), Family::V4).into_iter().any(|element| match element {
+                Element::Range(first, last) => first <= asked && asked <= last,
+                _ => false,
+            });
+            prop_assert_eq!(covered, blocks.iter().any(|block| block.contains(asked)));
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Why a flow is judged as it is, for people: what decided, what came near, and what would allow it.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use crate::evaluate::{Decision, Flow, PolicySet, Reason, evaluate, matches_port};
+use crate::model::{Direction, Labels, Namespaces, Peer, PodSelector, PortMatch, Rule, Sites};
+use crate::object::NAMESPACE_NAME;
+use crate::protocol::Protocol;
+use crate::state::State;
+use crate::world::World;
+
+/// The most rules of a tier that are told of.
+const RULES_MOST: usize = 20;
+
+/// Explains what becomes of a flow, in a few lines of text.
+pub fn explain(state: &State, flow: &Flow) -> String {
+    let State { world, policies, .. } = state;
+    let judgement = evaluate(world, policies, flow);
+    let mut text = String::new();
+    let verdict = if judgement.allowed() { "allowed" } else { "denied" };
+    let port = if flow.protocol.has_ports() { format!(" {}", flow.port) } else { String::new() };
+    let (source, destination) = (who(world, flow.source), who(world, flow.destination));
+    let _ = writeln!(text, "{source} -> {destination}, {}{port}: {verdict}", flow.protocol);
+    for (direction, decision) in
+        [(Direction::Egress, &judgement.egress), (Direction::Ingress, &judgement.ingress)]
+    {
+        let (own, other) = match direction {
+            Direction::Egress => (flow.source, flow.destination),
+            Direction::Ingress => (flow.destination, flow.source),
+        };
+        let _ = writeln!(text, "{} of {}: {}", direction.as_str(), who(world, own), sentence(decision));
+        if decision.allowed {
+            continue;
+        }
+        near(&mut text, world, policies, flow, direction, own, other);
+        remedy(&mut text, world, flow, direction, decision, own, other);
+    }
+    for (id, fault) in &state.faults {
+        let concerned = [flow.source, flow.destination].into_iter().any(|address| {
+            state.policies.get(id).is_some_and(|policy| world.is_subject(&policy.subject, address))
+        });
+        if concerned {
+            let _ = writeln!(text, "{id} was refused, and isolates until it is mended: {fault}");
+        }
+    }
+    text
+}
+
+/// Who has an address, for people.
+pub fn who(world: &World, address: IpAddr) -> String {
+    if let Some(pod) = world.holder(address) {
+        return format!("pod {} ({address})", pod.key);
+    }
+    match (world.node_at(address), world.node_of(address)) {
+        (Some(node), _) => format!("node {node} ({address})"),
+        (None, Some(node)) => format!("{address}, of no known pod on node {node}"),
+        (None, None) => format!("{address}, outside of the mesh"),
+    }
+}
+
+fn sentence(decision: &Decision) -> String {
+    let verdict = if decision.allowed { "allowed" } else { "denied" };
+    match &decision.reason {
+        Reason::Rule { tier, policy, rule } => format!("{verdict} by {rule} of {policy} (tier {tier})"),
+        Reason::Isolated { tier, policies } => {
+            let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
+            format!("{verdict}: isolated by {}, of which no rule matches (tier {tier})", names.join(", "))
+        }
+        Reason::Unjudged => format!("{verdict}: no policy judges it"),
+        Reason::OwnAddress => format!("{verdict}: a pod always reaches its own address"),
+        Reason::OwnNode => format!("{verdict}: a pod and its own node always reach each other"),
+    }
+}
+
+/// The rules that were asked and did not match, each with what was missing.
+fn near(
+    text: &mut String,
+    world: &World,
+    policies: &PolicySet,
+    flow: &Flow,
+    direction: Direction,
+    own: IpAddr,
+    other: IpAddr,
+) {
+    let applying = policies.applying(world, own, direction);
+    let all = applying.iter().flat_map(|(_, policies)| policies);
+    let rules = all.flat_map(|policy| {
+        policy.rules(direction).unwrap_or_default().iter().map(move |rule| (policy, rule))
+    });
+    let mut more = 0;
+    for (index, (policy, rule)) in rules.enumerate() {
+        match missing(world, rule, flow, other) {
+            Some(why) if index < RULES_MOST => {
+                let _ = writeln!(text, "  {} of {} does not match: {why}", rule.name, policy.id);
+            }
+            Some(_) => more += 1,
+            None => {}
+        }
+    }
+    if more > 0 {
+        let _ = writeln!(text, "  nor do {more} more");
+    }
+}
+
+fn missing(world: &World, rule: &Rule, flow: &Flow, other: IpAddr) -> Option<String> {
+    let peers = rule.peers.as_ref().filter(|peers| !peers.iter().any(|peer| world.is_peer(peer, other)));
+    let ports = rule.ports.as_ref().filter(|ports| !ports.iter().any(|port| matches_port(world, port, flow)));
+    let peers = peers.map(|peers| {
+        let all: Vec<String> = peers.iter().map(peer_text).collect();
+        format!("{} is none of: {}", who(world, other), all.join("; "))
+    });
+    let ports = ports.map(|ports| {
+        let all: Vec<String> = ports
+            .iter()
+            .map(|port| match &port.ports {
+                PortMatch::Any => format!("{}, any port", port.protocol),
+                PortMatch::Range(first, last) if first == last => format!("{} {first}", port.protocol),
+                PortMatch::Range(first, last) => format!("{} {first} to {last}", port.protocol),
+                PortMatch::Named(name) => format!("{} port {name:?} of the destination", port.protocol),
+            })
+            .collect();
+        let port = if flow.protocol.has_ports() { format!(" {}", flow.port) } else { String::new() };
+        format!("{}{port} is none of: {}", flow.protocol, all.join("; "))
+    });
+    match (peers, ports) {
+        (None, None) => None,
+        (peers, ports) => Some([peers, ports].into_iter().flatten().collect::<Vec<_>>().join(", and ")),
+    }
+}
+
+fn peer_text(peer: &Peer) -> String {
+    match peer {
+        Peer::Pods(PodSelector { namespaces, pods }) => {
+            let namespaces = match namespaces {
+                Namespaces::Named(name) => format!("namespace {name}"),
+                Namespaces::Selected(selector) => format!("namespaces with {selector}"),
+            };
+            format!("pods with {pods} in {namespaces}")
+        }
+        Peer::Block(block) if block.except.is_empty() => block.net.to_string(),
+        Peer::Block(block) => {
+            let except: Vec<String> = block.except.iter().map(ToString::to_string).collect();
+            format!("{} except {}", block.net, except.join(", "))
+        }
+        Peer::Sites(Sites::Named(name)) => format!("site {name}"),
+        Peer::Sites(Sites::Not(name)) => format!("every site but {name}"),
+        Peer::Sites(Sites::Any) => "every site".to_owned(),
+    }
+}
+
+/// What would allow it.
+fn remedy(
+    text: &mut String,
+    world: &World,
+    flow: &Flow,
+    direction: Direction,
+    decision: &Decision,
+    own: IpAddr,
+    other: IpAddr,
+) {
+    if let Reason::Rule { tier, policy, rule } = &decision.reason {
+        let place = match world.holder(own) {
+            Some(_) => "; a rule of an earlier tier that allows it comes first",
+            None => "",
+        };
+        let _ = writeln!(text, "  to allow it, change {rule} of {policy} (tier {tier}){place}");
+        return;
+    }
+    let Some(pod) = world.holder(own) else { return };
+    let (field, side) = match direction {
+        Direction::Egress => ("egress", "to"),
+        Direction::Ingress => ("ingress", "from"),
+    };
+    let _ = writeln!(
+        text,
+        "  this would allow it, in the `{field}` of a NetworkPolicy of namespace {} that selects the pod:",
+        pod.key.namespace
+    );
+    let _ = writeln!(text, "    - {side}:");
+    match world.holder(other) {
+        Some(peer) => {
+            let namespace = Labels::from([(NAMESPACE_NAME.to_owned(), peer.key.namespace.clone())]);
+            let _ = writeln!(text, "      - namespaceSelector: {{matchLabels: {}}}", flow_map(&namespace));
+            let _ = writeln!(text, "        podSelector: {{matchLabels: {}}}", flow_map(&peer.labels));
+        }
+        None => {
+            let length = if other.is_ipv4() { 32 } else { 128 };
+            let _ = writeln!(text, "      - ipBlock: {{cidr: {other}/{length}}}");
+        }
+    }
+    if flow.protocol.has_ports() {
+        let _ = writeln!(text, "      ports: [{{protocol: {}, port: {}}}]", flow.protocol, flow.port);
+    } else if flow.protocol != Protocol::ICMP && flow.protocol != Protocol::ICMPV6 {
+        let _ = writeln!(text, "      # without `ports`: a NetworkPolicy cannot name {}", flow.protocol);
+    } else {
+        let _ = writeln!(text, "      # without `ports`: ICMP passes by rules that name none");
+    }
+}
+
+fn flow_map(labels: &Labels) -> String {
+    let all: Vec<String> = labels.iter().map(|(key, value)| format!("{key}: {value:?}")).collect();
+    format!("{{{}}}", all.join(", "))
+}

@@ -1,0 +1,382 @@
+//! The compiled ruleset says what the evaluation says, whatever the policies are, however they came.
+
+mod interpreter;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use interpreter::{Packet, passes};
+use mesh_policy::compile::{Logging, MASK, Settings};
+use mesh_policy::model::{Action, Direction, End, Order, Peer, Policy, PolicyId, Rule, Sites, Subject, Tier};
+use mesh_policy::networkpolicy::{self, Read};
+use mesh_policy::object::{Key, Namespace, Pod};
+use mesh_policy::ruleset::{Hook, State as Ct, Way};
+use mesh_policy::world::Node;
+use mesh_policy::{Compiler, Event, Flow, Protocol, State, evaluate};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn settings(node: &str) -> Settings {
+    Settings {
+        node: node.to_owned(),
+        tunnels: ["sennit0".to_owned()].into(),
+        scope: ["10.0.0.0/8".parse().unwrap(), "fd00::/16".parse().unwrap()].into(),
+        own: [
+            format!("10.0.{}.0/24", &node[1..]).parse().unwrap(),
+            format!("fd00:0:0:{}::/64", &node[1..]).parse().unwrap(),
+        ]
+        .into(),
+        address: Some(format!("fd00:ffff::{}", &node[1..]).parse().unwrap()),
+        strangers: false,
+        audit: false,
+        log: Logging { group: 5, denied: 10, allowed: 0 },
+        mask: MASK,
+    }
+}
+
+fn nodes() -> BTreeMap<String, Node> {
+    let node = |number: u8, site: &str| {
+        let node = Node {
+            site: Some(site.to_owned()),
+            addresses: [
+                format!("fd00:ffff::{number}").parse().unwrap(),
+                format!("192.168.0.{number}").parse().unwrap(),
+            ]
+            .into(),
+            prefixes: settings(&format!("n{number}")).own,
+        };
+        (format!("n{number}"), node)
+    };
+    [node(1, "aws"), node(2, "gcp"), node(3, "aws")].into()
+}
+
+const NAMESPACES: [&str; 3] = ["x", "y", "z"];
+
+/// Pod `index` of 12: its namespace, node and addresses follow from that; its labels and ports do not.
+fn pod(index: usize, app: &str, port: u16) -> Pod {
+    let (namespace, node) = (NAMESPACES[index % 3], 1 + index / 4);
+    let metadata = json!({"name": format!("p{index}"), "namespace": namespace, "labels": {"app": app}});
+    let ports = json!([{"containerPort": port, "name": "web"}, {"containerPort": port, "name": "web", "protocol": "UDP"}]);
+    let spec = json!({"nodeName": format!("n{node}"), "containers": [{"ports": ports}]});
+    let ips = json!([{"ip": format!("10.0.{node}.{index}")}, {"ip": format!("fd00:0:0:{node}::{index:x}")}]);
+    let from = |value: Value| serde_json::from_value(value).unwrap();
+    Pod::new(
+        from(metadata),
+        serde_json::from_value(spec).unwrap(),
+        serde_json::from_value(json!({"podIPs": ips})).unwrap(),
+    )
+    .unwrap()
+}
+
+fn selector() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(json!({})),
+        prop::sample::select(vec!["a", "b", "c"]).prop_map(|app| json!({"matchLabels": {"app": app}})),
+        prop::sample::select(vec!["a", "b"]).prop_map(
+            |app| json!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": [app]}]})
+        ),
+    ]
+}
+
+fn namespace_selector() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(json!({})),
+        prop::sample::select(vec!["red", "blue"]).prop_map(|team| json!({"matchLabels": {"team": team}})),
+        prop::sample::select(NAMESPACES.to_vec())
+            .prop_map(|name| json!({"matchLabels": {"kubernetes.io/metadata.name": name}})),
+    ]
+}
+
+fn peer() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        selector().prop_map(|pods| json!({"podSelector": pods})),
+        namespace_selector().prop_map(|namespaces| json!({"namespaceSelector": namespaces})),
+        (selector(), namespace_selector())
+            .prop_map(|(pods, namespaces)| json!({"podSelector": pods, "namespaceSelector": namespaces})),
+        prop::sample::select(vec![
+            json!({"cidr": "10.0.1.0/24", "except": ["10.0.1.0/30"]}),
+            json!({"cidr": "10.0.0.0/16", "except": ["10.0.1.0/28", "10.0.2.4/32"]}),
+            json!({"cidr": "0.0.0.0/0"}),
+            json!({"cidr": "fd00::/16", "except": ["fd00:0:0:2::/64"]}),
+            json!({"cidr": "fd00:0:0:1::/64"}),
+            json!({"cidr": "172.16.0.0/12"}),
+        ])
+        .prop_map(|block| json!({"ipBlock": block})),
+    ]
+}
+
+fn port() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        prop::sample::select(vec![80, 81]).prop_map(|port| json!({"port": port})),
+        Just(json!({"port": 80, "endPort": 81, "protocol": "UDP"})),
+        Just(json!({"port": "web"})),
+        Just(json!({"port": "web", "protocol": "UDP"})),
+        Just(json!({"protocol": "SCTP"})),
+        Just(json!({"port": 0})),
+    ]
+}
+
+fn rules(side: &'static str) -> impl Strategy<Value = Value> {
+    let rule = (prop::collection::vec(peer(), 0..3), prop::collection::vec(port(), 0..3));
+    prop::collection::vec(rule.prop_map(move |(peers, ports)| json!({side: peers, "ports": ports})), 0..3)
+        .prop_map(Value::Array)
+}
+
+fn network_policy() -> impl Strategy<Value = Read> {
+    let types = prop::sample::select(vec![
+        json!([]),
+        json!(["Ingress"]),
+        json!(["Egress"]),
+        json!(["Ingress", "Egress"]),
+    ]);
+    let name = (0..6u8, prop::sample::select(NAMESPACES.to_vec()));
+    (name, selector(), rules("from"), rules("to"), types).prop_map(
+        |((number, namespace), pods, ingress, egress, types)| {
+            networkpolicy::read(&json!({
+                "metadata": {"name": format!("p{number}"), "namespace": namespace},
+                "spec": {"podSelector": pods, "ingress": ingress, "egress": egress, "policyTypes": types},
+            }))
+        },
+    )
+}
+
+/// Policies of other tiers, as other kinds of objects will bring them.
+fn tiered_policy() -> impl Strategy<Value = Read> {
+    let tier = prop::sample::select(vec![
+        Tier { order: Order(1.0), name: "admin".to_owned(), end: End::Pass },
+        Tier { order: Order(2e7), name: "baseline".to_owned(), end: End::Pass },
+        Tier { order: Order(5.0), name: "strict".to_owned(), end: End::Deny },
+        Tier::sites(),
+    ]);
+    let action = prop::sample::select(vec![Action::Allow, Action::Deny, Action::Pass, Action::Log]);
+    let sites = prop::sample::select(vec![Sites::Named("aws".into()), Sites::Not("aws".into()), Sites::Any]);
+    let from = prop_oneof![
+        sites.clone().prop_map(Peer::Sites),
+        network_policy().prop_filter_map("no peer", |read| {
+            read.policy.ingress?.into_iter().find_map(|rule| rule.peers?.into_iter().next())
+        })
+    ];
+    let rule = (action, prop::option::of(from)).prop_map(|(action, peer)| Rule {
+        name: String::new(),
+        action,
+        peers: peer.map(|peer| [peer].into()),
+        ports: None,
+    });
+    let rules = || {
+        prop::option::of(prop::collection::vec(rule.clone(), 0..4)).prop_map(|rules| {
+            rules.map(|rules| {
+                rules
+                    .into_iter()
+                    .enumerate()
+                    .map(|(index, rule)| Rule { name: format!("rule[{index}]"), ..rule })
+                    .collect::<Vec<_>>()
+            })
+        })
+    };
+    let subject =
+        prop_oneof![sites.prop_map(Subject::Sites), network_policy().prop_map(|read| read.policy.subject)];
+    (tier, subject, rules(), rules(), 0..4u8, 0..3u8).prop_map(
+        |(tier, subject, egress, ingress, number, order)| Read {
+            policy: Policy {
+                tier,
+                order: Order(f64::from(order)),
+                id: PolicyId { kind: "Tiered", namespace: None, name: format!("t{number}") },
+                subject,
+                egress,
+                ingress,
+            },
+            fault: None,
+        },
+    )
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let app = || prop::sample::select(vec!["a", "b", "c"]);
+    prop_oneof![
+        3 => (0..12usize, app(), prop::sample::select(vec![80u16, 81])).prop_map(|(index, app, port)| Event::Pod(pod(index, app, port))),
+        // Another pod gets the address of one that may still be there.
+        1 => (0..12usize, app()).prop_map(|(index, app)| {
+            let mut pod = pod(index, app, 80);
+            pod.key = Key { namespace: "z".to_owned(), name: format!("q{index}") };
+            pod.created = "2026-01-01T00:00:00Z".to_owned();
+            Event::Pod(pod)
+        }),
+        1 => (0..12usize).prop_map(|index| Event::PodGone(pod(index, "a", 80).key)),
+        1 => (prop::sample::select(NAMESPACES.to_vec()), prop::sample::select(vec!["red", "blue"])).prop_map(|(name, team)| {
+            Event::Namespace(Namespace::new(name, [("team".to_owned(), team.to_owned())].into()))
+        }),
+        1 => prop::sample::select(NAMESPACES.to_vec()).prop_map(|name| Event::NamespaceGone(name.to_owned())),
+        4 => network_policy().prop_map(Event::Policy),
+        1 => tiered_policy().prop_map(Event::Policy),
+        1 => network_policy().prop_map(|read| Event::PolicyGone(read.policy.id)),
+    ]
+}
+
+fn flows() -> Vec<Flow> {
+    let addresses: Vec<IpAddr> = (0..12)
+        .flat_map(|index| pod(index, "a", 80).addresses)
+        .chain(["172.16.0.1", "10.0.2.99", "fd00:ffff::2", "2001:db8::1"].map(|text| text.parse().unwrap()))
+        .collect();
+    let kinds = [
+        (Protocol::TCP, 80),
+        (Protocol::TCP, 81),
+        (Protocol::UDP, 80),
+        (Protocol::UDP, 82),
+        (Protocol::SCTP, 80),
+        (Protocol(47), 0),
+    ];
+    let mut all = Vec::new();
+    for (from, source) in addresses.iter().enumerate() {
+        for (to, destination) in addresses.iter().enumerate() {
+            if source.is_ipv4() == destination.is_ipv4() && source != destination {
+                let (protocol, port) = kinds[(from * 7 + to) % kinds.len()];
+                all.push(Flow { source: *source, destination: *destination, protocol, port });
+            }
+        }
+    }
+    all
+}
+
+fn compiler(node: &str, events: &[Event]) -> Compiler {
+    let mut compiler = Compiler::new(settings(node));
+    compiler.configure(settings(node), nodes());
+    events.iter().for_each(|event| compiler.take(event.clone()));
+    compiler.update();
+    compiler.turn_epoch(Some(0x100));
+    compiler
+}
+
+/// What the node's ruleset does with the flow, both ends' nodes being this one or not.
+fn compiled(compiler: &Compiler, flow: &Flow, own: fn(&State, IpAddr) -> bool) -> [Option<bool>; 2] {
+    let state = compiler.state();
+    let local = [own(state, flow.source), own(state, flow.destination)];
+    if local == [false, false] {
+        return [None, None];
+    }
+    let mut packet = Packet::new(flow.source, flow.destination, flow.protocol.0, flow.port);
+    let meshed = |address: IpAddr| settings("n1").scope.iter().any(|net| net.contains(&address));
+    if local == [false, true] && meshed(flow.source) {
+        packet.interface = "sennit0".to_owned();
+    }
+    let passed = passes(compiler.ruleset(), Hook::Forward, &mut packet);
+    // What comes back is judged as what went there.
+    let mut back = Packet { way: Way::Reply, state: Ct::Known, interface: "eth0".into(), ..packet.clone() };
+    back.mark = 0;
+    if local == [true, false] && meshed(flow.destination) {
+        back.interface = "sennit0".to_owned();
+    }
+    assert_eq!(passes(compiler.ruleset(), Hook::Forward, &mut back), passed, "{flow:?} there and back");
+    [local[0].then_some(passed), local[1].then_some(passed)]
+}
+
+fn own(state: &State, address: IpAddr) -> bool {
+    state.world.holder(address).is_some_and(|pod| pod.node.as_deref() == Some("n1"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_compiled_ruleset_says_what_the_evaluation_says(events in prop::collection::vec(event(), 1..40)) {
+        let compiler = compiler("n1", &events);
+        let State { world, policies, .. } = compiler.state();
+        for flow in flows() {
+            let judgement = evaluate(world, policies, &flow);
+            let [egress, ingress] = compiled(&compiler, &flow, own);
+            // Addresses of this node that nobody has are the base chains' business.
+            let strange = |address: IpAddr| settings("n1").own.iter().any(|net| net.contains(&address)) && world.holder(address).is_none();
+            if strange(flow.source) || strange(flow.destination) {
+                continue;
+            }
+            let expected = match (egress, ingress) {
+                (Some(_), Some(_)) => judgement.allowed(),
+                (Some(_), None) => judgement.egress.allowed,
+                (None, Some(_)) => judgement.ingress.allowed,
+                (None, None) => continue,
+            };
+            prop_assert_eq!(egress.or(ingress), Some(expected), "{:?}: {:?}\n{}", flow, judgement, mesh_policy::explain::explain(compiler.state(), &flow));
+        }
+    }
+
+    #[test]
+    fn step_by_step_is_as_from_scratch(events in prop::collection::vec(event(), 1..40), cuts in prop::collection::vec(any::<bool>(), 40)) {
+        let scratch = compiler("n1", &events);
+        let mut steps = Compiler::new(settings("n1"));
+        let mut standing = mesh_policy::ruleset::Ruleset::default();
+        steps.configure(settings("n1"), nodes());
+        for (event, cut) in events.iter().zip(cuts) {
+            steps.take(event.clone());
+            if cut {
+                standing.apply(&steps.update().changes);
+                prop_assert_eq!(&standing, steps.ruleset());
+            }
+        }
+        standing.apply(&steps.update().changes);
+        standing.apply(&steps.turn_epoch(Some(0x100)));
+        prop_assert_eq!(&standing, steps.ruleset());
+        prop_assert_eq!(steps.ruleset(), scratch.ruleset());
+    }
+
+    #[test]
+    fn the_order_of_objects_changes_no_byte(events in prop::collection::vec(event(), 1..30), seed in any::<u64>()) {
+        // Of each object its last state, in another order.
+        let mut last: BTreeMap<String, Event> = BTreeMap::new();
+        for event in events {
+            let (name, event) = match event {
+                Event::Pod(pod) => (format!("pod {}", pod.key), Some(Event::Pod(pod))),
+                Event::Namespace(one) => (format!("namespace {}", one.name), Some(Event::Namespace(one))),
+                Event::Policy(read) => (read.policy.id.to_string(), Some(Event::Policy(read))),
+                _ => (String::new(), None),
+            };
+            last.extend(event.map(|event| (name, event)));
+        }
+        let events: Vec<Event> = last.into_values().collect();
+        let mut other = events.clone();
+        let mut random = seed;
+        for index in (1..other.len()).rev() {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            other.swap(index, (random >> 33) as usize % (index + 1));
+        }
+        let text = |events: &[Event]| mesh_policy::render::ruleset(compiler("n1", events).ruleset(), mesh_policy::render::Slot::A);
+        prop_assert_eq!(text(&events), text(&other));
+    }
+
+    #[test]
+    fn an_object_that_has_nothing_to_do_with_it_changes_no_verdict(events in prop::collection::vec(event(), 1..30), extra in network_policy()) {
+        let mut extra = extra;
+        let elsewhere = json!({"metadata": {"name": "e", "namespace": "elsewhere"}, "spec": {}});
+        extra.policy.id = networkpolicy::read(&elsewhere).policy.id;
+        extra.policy.subject = networkpolicy::read(&elsewhere).policy.subject;
+        let before = compiler("n1", &events);
+        let mut more = events;
+        more.push(Event::Policy(extra));
+        let mut bystander = pod(5, "zzz", 80);
+        bystander.key = Key { namespace: "elsewhere".to_owned(), name: "b".to_owned() };
+        bystander.addresses = ["10.0.9.9".parse().unwrap()].into();
+        more.push(Event::Pod(bystander));
+        let after = compiler("n1", &more);
+        for flow in flows() {
+            let of = |compiler: &Compiler| evaluate(&compiler.state().world, &compiler.state().policies, &flow);
+            prop_assert_eq!(of(&before), of(&after));
+        }
+    }
+
+    #[test]
+    fn a_flow_that_may_not_go_on_is_judged_again(events in prop::collection::vec(event(), 1..25), then in event()) {
+        let mut compiler = compiler("n1", &events);
+        let allowed = |compiler: &Compiler| -> Vec<Flow> {
+            flows().into_iter().filter(|flow| compiled(compiler, flow, own).into_iter().flatten().all(|passed| passed)).collect()
+        };
+        let before = allowed(&compiler);
+        compiler.take(then);
+        let delta = compiler.update();
+        let after = allowed(&compiler);
+        let lost = before.iter().any(|flow| !after.contains(flow));
+        prop_assert!(delta.revokes || !lost, "{:?}", delta.changes);
+    }
+}
+
+#[test]
+fn directions_are_told_apart() {
+    assert_eq!(Direction::BOTH.map(Direction::as_str), ["egress", "ingress"]);
+}

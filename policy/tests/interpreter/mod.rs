@@ -1,0 +1,134 @@
+//! What nf_tables does with a packet, as far as policies need it: the compiled ruleset is judged by this, without a kernel.
+
+use std::net::IpAddr;
+
+use mesh_policy::ruleset::{
+    Element, End, Family, Hook, Kind, Match, Ruleset, State, Statement, Verdict, Way,
+};
+
+/// A packet of a connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Packet {
+    pub(crate) interface: String,
+    pub(crate) client: IpAddr,
+    pub(crate) server: IpAddr,
+    pub(crate) protocol: u8,
+    /// The server's.
+    pub(crate) port: u16,
+    pub(crate) way: Way,
+    pub(crate) state: State,
+    pub(crate) mid_stream: bool,
+    pub(crate) mark: u32,
+}
+
+impl Packet {
+    /// The first one.
+    pub(crate) fn new(client: IpAddr, server: IpAddr, protocol: u8, port: u16) -> Self {
+        Self {
+            interface: "eth0".to_owned(),
+            client,
+            server,
+            protocol,
+            port,
+            way: Way::Original,
+            state: State::New,
+            mid_stream: false,
+            mark: 0,
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Accept,
+    Drop,
+    Return,
+}
+
+/// Whether a packet passes a hook; its mark is what it is afterwards.
+pub(crate) fn passes(ruleset: &Ruleset, hook: Hook, packet: &mut Packet) -> bool {
+    let (name, _) = ruleset.chains.iter().find(|(_, chain)| chain.hook == Some(hook)).expect("no base chain");
+    run(ruleset, name, packet, 0) != Step::Drop
+}
+
+fn run(ruleset: &Ruleset, chain: &str, packet: &mut Packet, depth: usize) -> Step {
+    assert!(depth < 16, "the kernel jumps no deeper");
+    let chain = ruleset.chains.get(chain).unwrap_or_else(|| panic!("no chain {chain}"));
+    for rule in &chain.rules {
+        if !rule.matches.iter().all(|condition| holds(ruleset, condition, packet)) {
+            continue;
+        }
+        for statement in &rule.statements {
+            match statement {
+                Statement::SetMark { mask, value } => packet.mark = packet.mark & !mask | value,
+                Statement::Count(name) => assert!(ruleset.counters.contains(name), "no counter {name}"),
+                Statement::Limit { .. } => {}
+                Statement::Log { prefix, .. } => assert!(prefix.len() <= 127),
+            }
+        }
+        match &rule.verdict {
+            Verdict::Continue => {}
+            Verdict::Accept => return Step::Accept,
+            Verdict::Drop => return Step::Drop,
+            Verdict::Return => return Step::Return,
+            Verdict::Goto(to) => return run(ruleset, to, packet, depth),
+            Verdict::Jump(to) => match run(ruleset, to, packet, depth + 1) {
+                Step::Return => {}
+                step => return step,
+            },
+            Verdict::Lookup { family, end, map } => {
+                let address = address(packet, *end);
+                let set = &ruleset.sets[map];
+                assert_eq!((set.kind, set.family), (Kind::Chains, *family));
+                let found = set.elements.iter().find_map(|element| match element {
+                    Element::Chain(key, chain) if *key == address => Some(chain),
+                    _ => None,
+                });
+                match found.map(|to| run(ruleset, to, packet, depth + 1)) {
+                    None | Some(Step::Return) => {}
+                    Some(step) => return step,
+                }
+            }
+        }
+    }
+    Step::Return
+}
+
+fn address(packet: &Packet, end: End) -> IpAddr {
+    match (end, packet.way) {
+        (End::Client, _) | (End::Source, Way::Original) | (End::Destination, Way::Reply) => packet.client,
+        (End::Server, _) | (End::Destination, Way::Original) | (End::Source, Way::Reply) => packet.server,
+    }
+}
+
+fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
+    match condition {
+        Match::Interface(name) => packet.interface == *name,
+        Match::In { family, end, set, kind, negated } => {
+            let address = address(packet, *end);
+            let set = ruleset.sets.get(set).unwrap_or_else(|| panic!("no set {set}"));
+            assert_eq!((set.kind, set.family), (*kind, *family));
+            let inside = set.elements.iter().any(|element| match element {
+                Element::Address(one) => *one == address,
+                Element::Range(first, last) => *first <= address && address <= *last,
+                _ => panic!("a set of {kind:?} has {element:?}"),
+            });
+            Family::of(address) == *family && inside != *negated
+        }
+        Match::Named { family, set, way } => {
+            let set = &ruleset.sets[set];
+            assert_eq!((set.kind, set.family), (Kind::Ports, *family));
+            packet.way == *way
+                && set.elements.contains(&Element::Port(packet.server, packet.protocol, packet.port))
+        }
+        Match::Protocol(protocol) => packet.protocol == *protocol,
+        Match::Ports(first, last) => (*first..=*last).contains(&packet.port),
+        Match::State(state) => match state {
+            State::Known => matches!(packet.state, State::Known | State::Related),
+            state => packet.state == *state,
+        },
+        Match::MidStream => packet.protocol == 6 && packet.mid_stream,
+        Match::Icmp6(..) => false,
+        Match::Mark { mask, value } => packet.mark & mask == *value,
+    }
+}
