@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 SCENARIO ?= deploy/examples/four-clouds.yaml
 BIN := target/release
+ORACLES ?= ../shared/oracles
 
-.PHONY: help setup build image demo test kernel-test kube-test kube-demo kube-bench unit check deny bench fuzz clean
+.PHONY: help setup build image demo test kernel-test kube-test kube-demo kube-bench unit check deny bench conformance fuzz clean
 help:            ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
@@ -52,6 +53,9 @@ bench: build     ## mesh-wg beside wireguard-go and boringtun (a quarter of an h
 	@SENNIT_BIN_DIR=$(CURDIR)/$(BIN) $(BIN)/meshbench run --date "$$(date -u +%Y-%m-%dT%H%M)" $(BENCH_ARGS)
 	@tests/bench/plan.sh
 	@tests/bench/paths.sh
+
+conformance: setup ## the cases of public policy suites in ORACLES, against `policy evaluate` and with real packets (needs root, two minutes)
+	@tests/policy/conformance.sh $(ORACLES)
 
 fuzz:            ## fuzz each target for FUZZ_SECONDS (600)
 	@tests/fuzz/run.sh

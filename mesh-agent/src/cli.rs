@@ -148,6 +148,9 @@ pub enum PolicyCommand {
         /// A JSON array of probes; `-` reads it from standard input.
         #[arg(long)]
         probes: PathBuf,
+        /// A configuration to take the policy section from.
+        #[arg(long)]
+        config: Option<PathBuf>,
         /// Form of the output.
         #[arg(short, long, value_enum, default_value_t = PolicyOutput::Json)]
         output: PolicyOutput,
@@ -181,6 +184,9 @@ pub enum PolicyCommand {
         /// 4 or 6.
         #[arg(long)]
         family: Option<u8>,
+        /// A configuration to take the policy section from.
+        #[arg(long)]
+        config: Option<PathBuf>,
     },
 }
 

@@ -369,14 +369,12 @@ impl Config {
             RegistryChoice::File(file) => ("registry.file.dir", Some(&file.dir)),
             RegistryChoice::Kube(kube) => ("registry.kube.kubeconfig", kube.kubeconfig.as_ref()),
         };
-        for (field, dir) in
-            [
-                registry,
-                ("stateDir", document.state_dir.as_ref()),
-                ("runDir", document.run_dir.as_ref()),
-                ("policy.log.file", document.policy.log.file.as_ref()),
-            ]
-        {
+        for (field, dir) in [
+            registry,
+            ("stateDir", document.state_dir.as_ref()),
+            ("runDir", document.run_dir.as_ref()),
+            ("policy.log.file", document.policy.log.file.as_ref()),
+        ] {
             if dir.is_some_and(|dir| !dir.is_absolute()) {
                 return Err(bad(field, "an absolute path is needed".to_owned()));
             }

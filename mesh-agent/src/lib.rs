@@ -15,6 +15,7 @@ pub mod config;
 pub mod federate;
 pub mod manifest;
 pub mod notify;
+pub mod policing;
 pub mod probing;
 pub mod reconcile;
 pub mod registry;

@@ -7,6 +7,8 @@ use mesh_policy::object::{self, Namespace, Pod, PodSpec, PodStatus};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::settings::Settings;
+
 /// The largest manifest file that is read, in bytes.
 pub const FILE_MOST: u64 = 16 << 20;
 /// The largest publication of a node that is read, in bytes.
@@ -86,6 +88,8 @@ pub enum Object {
     Namespace(Namespace),
     /// A NetworkPolicy, refused or not.
     Policy(Read),
+    /// A Mesh: its name, and what it says or why that cannot be understood.
+    Mesh(String, Box<Result<Settings, String>>),
 }
 
 #[derive(Deserialize)]
@@ -174,6 +178,10 @@ fn take(document: Value, parsed: &mut Parsed) {
             Ok(_) => parsed.problems.push("Namespace: metadata.name: a namespace needs one".to_owned()),
             Err(e) => parsed.problems.push(format!("Namespace {name:?}: {e}")),
         },
+        ("sennit.dev/v1alpha1", "Mesh") => {
+            let spec = document.get("spec").cloned().unwrap_or_else(|| Value::Object(Default::default()));
+            parsed.objects.push(Object::Mesh(name, Box::new(Settings::from_spec(spec))));
+        }
         ("networking.k8s.io/v1", networkpolicy::KIND) => {
             let read = networkpolicy::read(&document);
             if let Some(fault) = &read.fault {

@@ -35,7 +35,9 @@ impl Registry {
         mesh: &MeshName,
     ) -> Result<(Self, Vec<IpAddr>), RegistryError> {
         match choice {
-            RegistryChoice::File(file) => Ok((Self::File(FileRegistry::new(&file.dir)), Vec::new())),
+            RegistryChoice::File(file) => {
+                Ok((Self::File(FileRegistry::of_mesh(&file.dir, mesh)), Vec::new()))
+            }
             RegistryChoice::Kube(kube) => {
                 let config = self::kube::api_config(kube.kubeconfig.as_deref()).await?;
                 let server = config.cluster_url.host().unwrap_or_default().to_owned();

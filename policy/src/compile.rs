@@ -141,6 +141,11 @@ impl Compiler {
         &self.standing
     }
 
+    /// The bits of conntrack's mark that hold the epoch.
+    pub fn mask(&self) -> u32 {
+        self.settings.mask
+    }
+
     /// What an id in the log means.
     pub fn rule_name(&self, id: &str) -> Option<&RuleName> {
         self.classes.values().find_map(|class| class.names.get(id))

@@ -9,6 +9,7 @@
 //! Everything but [`nft`] and the socket of [`flowlog`] is pure. It never sees the overlay.
 
 pub mod compile;
+pub mod enforce;
 pub mod evaluate;
 pub mod explain;
 pub mod flowlog;
@@ -25,6 +26,7 @@ pub mod state;
 pub mod world;
 
 pub use compile::{Compiler, Delta};
+pub use enforce::Enforcer;
 pub use evaluate::{Decision, Flow, Judgement, PolicySet, Reason, evaluate};
 pub use protocol::Protocol;
 pub use selector::{LabelSelector, Requirement, SelectorError};

@@ -52,6 +52,7 @@ pub struct Table {
     wanted: Ownership,
     ownership: Ownership,
     slot: Slot,
+    led_to: bool,
 }
 
 impl Table {
@@ -71,10 +72,12 @@ impl Table {
             wanted: ownership,
             ownership: Ownership::Shared,
             slot: Slot::A,
+            led_to: false,
         };
         table.ensure()?;
-        let standing = table.standing(READING)?;
-        table.slot = standing.live(Slot::A).unwrap_or_default();
+        let live = table.standing(READING)?.live(Slot::A);
+        table.led_to = live.is_some();
+        table.slot = live.unwrap_or_default();
         Ok(table)
     }
 
@@ -86,6 +89,11 @@ impl Table {
     /// By which the kernel knows our requests; for [`Watch::foreign`].
     pub fn port_id(&self) -> u32 {
         self.socket.port_id()
+    }
+
+    /// Whether packets are judged by a ruleset in it, this process' or one before.
+    pub fn is_led_to(&self) -> bool {
+        self.led_to
     }
 
     /// The slot of the ruleset that stands.
@@ -107,7 +115,7 @@ impl Table {
         self.clear_but(kept, "clearing what was left half built")?;
         self.build(ruleset, slot)?;
         self.lead_to(ruleset, slot)?;
-        self.slot = slot;
+        (self.slot, self.led_to) = (slot, true);
         self.clear_but(Some(slot), "clearing the ruleset before")?;
         let counters: BTreeSet<_> = standing::counters(ruleset).collect();
         let standing = self.standing(READING)?;
@@ -188,7 +196,7 @@ impl Table {
     pub fn remove(&mut self) -> Result<(), NftError> {
         self.begin();
         object::message(&mut self.batch, wire::kind::DELTABLE, 0);
-        self.slot = Slot::A;
+        (self.slot, self.led_to) = (Slot::A, false);
         match self.finish("removing the policy table") {
             Err(NftError::Refused { errno: Errno::ENOENT, .. }) => Ok(()),
             removed => removed,

@@ -6,41 +6,66 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use ipnet::IpNet;
 use mesh_keyring::MeshName;
 use mesh_overlay::{Advertisement, Endpoint, NodeRecord, address};
 use mesh_policy::explain::explain;
+use mesh_policy::networkpolicy::Read;
 use mesh_policy::probe::{Place, Probe, ProtocolName};
+use mesh_policy::render::{self, Slot};
 use mesh_policy::world::Node;
-use mesh_policy::{Protocol, State};
+use mesh_policy::{Compiler, Event, Protocol, State};
 
 use super::{print, shown};
 use crate::cli::{PolicyCommand, PolicyOutput};
+use crate::config::{Config, RegistryChoice, SiteStances, Wireguard};
+use crate::policing;
 use crate::registry::file::FileRegistry;
 
 /// A state directory, read.
 struct Loaded {
     state: State,
+    events: Vec<Event>,
     problems: Vec<String>,
 }
 
-fn load(dir: &Path) -> anyhow::Result<Loaded> {
+fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
     let mut registry = FileRegistry::new(dir);
     let snapshot = registry.read()?;
-    let mut state = State::default();
     let words = registry.policy_words();
-    for event in words.events {
-        state.take(event);
-    }
-    let mesh: MeshName = "mesh".parse()?;
-    let nodes = snapshot.nodes.iter().map(|record| {
-        let mut node = policy_node(record, &mesh);
-        node.addresses.extend(words.node_addresses.get(record.name.as_str()).into_iter().flatten());
-        (record.name.to_string(), node)
-    });
-    state.world.set_nodes(nodes.collect());
     let mut problems: Vec<String> = snapshot.problems.iter().map(|problem| problem.text.clone()).collect();
     problems.extend(words.problems);
-    Ok(Loaded { state, problems })
+    // Of several Meshes only a configuration tells which is meant.
+    let named = config.map(|config| config.grants.mesh.to_string());
+    let only = words.meshes.keys().next().filter(|_| words.meshes.len() == 1);
+    let name = named.or_else(|| only.cloned()).unwrap_or_else(|| "mesh".to_owned());
+    let mesh: MeshName = name.parse()?;
+    let nodes: BTreeMap<String, Node> = snapshot
+        .nodes
+        .iter()
+        .map(|record| {
+            let mut node = policy_node(record, &mesh);
+            node.addresses.extend(words.node_addresses.get(record.name.as_str()).into_iter().flatten());
+            (record.name.to_string(), node)
+        })
+        .collect();
+    let said = match words.meshes.get(&name) {
+        Some(Ok(settings)) => settings.stances.clone(),
+        Some(Err(why)) => {
+            problems.push(format!("Mesh {name}: {why}"));
+            SiteStances::default()
+        }
+        None => SiteStances::default(),
+    };
+    let own = config.map(|config| config.policy.sites.clone()).filter(|stances| !stances.is_silent());
+    let sites = nodes.values().filter_map(|node| node.site.clone()).collect();
+    let stances = own.unwrap_or(said).policies(&mesh, &sites);
+    let mut events = words.events;
+    events.extend(stances.into_iter().map(|policy| Event::Policy(Read { policy, fault: None })));
+    let mut state = State::default();
+    state.world.set_nodes(nodes);
+    events.iter().for_each(|event| drop(state.take(event.clone())));
+    Ok(Loaded { state, events, problems })
 }
 
 fn policy_node(record: &NodeRecord, mesh: &MeshName) -> Node {
@@ -63,10 +88,12 @@ fn policy_node(record: &NodeRecord, mesh: &MeshName) -> Node {
 
 pub(super) fn execute(command: PolicyCommand) -> anyhow::Result<()> {
     match command {
-        PolicyCommand::Evaluate { state, probes, output } => evaluate(&state, &probes, output),
+        PolicyCommand::Evaluate { state, probes, config, output } => {
+            evaluate(&state, &probes, configured(config.as_deref())?.as_ref(), output)
+        }
         PolicyCommand::Compile { state, node, config } => compile(&state, &node, config.as_deref()),
-        PolicyCommand::Explain { state, from, to, port, family } => {
-            let loaded = load(&state)?;
+        PolicyCommand::Explain { state, from, to, port, family, config } => {
+            let loaded = load(&state, configured(config.as_deref())?.as_ref())?;
             warn(&loaded);
             let (port, protocol) = port_and_protocol(&port)?;
             let probe =
@@ -78,33 +105,38 @@ pub(super) fn execute(command: PolicyCommand) -> anyhow::Result<()> {
 }
 
 fn compile(dir: &Path, node: &str, config: Option<&Path>) -> anyhow::Result<()> {
-    let loaded = load(dir, config)?;
+    let config = configured(config)?;
+    let loaded = load(dir, config.as_ref())?;
     warn(&loaded);
-    let config = config.map(|path| Config::load(path, None)).transpose()?;
     let nodes = loaded.state.world.nodes().clone();
     let Some(own) = nodes.get(node) else { bail!("{}: no Node manifest of {node}", shown(dir)) };
-    let all = nodes.values();
-    let addresses = own.addresses.iter().copied();
+    let tunnel =
+        config.as_ref().map_or_else(|| Wireguard::default().interface, |config| config.wireguard.interface);
+    let policy = config.as_ref().map(|config| config.policy.clone()).unwrap_or_default();
+    let addresses = nodes.values().flat_map(|node| &node.addresses).filter(|address| address.is_ipv6());
     let settings = policing::settings(
-        &config.as_ref().map(|config| config.policy.clone()).unwrap_or_default(),
-        Around {
+        &policy,
+        policing::Around {
             node: node.to_owned(),
-            tunnels: config
-                .as_ref()
-                .map_or_else(|| Wireguard::default().interface, |config| config.wireguard.interface)
-                .to_string(),
-            cleartext: Vec::new(),
-            scope: all.flat_map(|node| node.prefixes.iter().copied()).chain(addresses.map(IpNet::from)).collect(),
+            tunnels: [tunnel.to_string()].into(),
+            scope: nodes
+                .values()
+                .flat_map(|node| node.prefixes.iter().copied())
+                .chain(addresses.map(|address| IpNet::from(*address)))
+                .collect(),
             own: own.prefixes.clone(),
             address: own.addresses.iter().find(|address| address.is_ipv6()).copied(),
-            files: config.is_none_or(|config| matches!(config.registry, RegistryChoice::File(_))),
+            strangers: config
+                .as_ref()
+                .is_none_or(|config| matches!(config.registry, RegistryChoice::File(_))),
         },
     );
     let mut compiler = Compiler::new(settings.clone());
     compiler.configure(settings, nodes);
     loaded.events.into_iter().for_each(|event| compiler.take(event));
     compiler.update();
-    compiler.turn_epoch(Some(policing::first_epoch(MASK)));
+    // One of many; the agent's own begins somewhere by chance.
+    compiler.turn_epoch(Some(policy.ct_mark_mask & policy.ct_mark_mask.wrapping_neg()));
     print(&render::ruleset(compiler.ruleset(), Slot::A))
 }
 
@@ -114,8 +146,17 @@ fn warn(loaded: &Loaded) {
     }
 }
 
-fn evaluate(state: &Path, probes: &Path, output: PolicyOutput) -> anyhow::Result<()> {
-    let loaded = load(state)?;
+fn configured(path: Option<&Path>) -> anyhow::Result<Option<Config>> {
+    Ok(path.map(|path| Config::load(path, None)).transpose()?)
+}
+
+fn evaluate(
+    state: &Path,
+    probes: &Path,
+    config: Option<&Config>,
+    output: PolicyOutput,
+) -> anyhow::Result<()> {
+    let loaded = load(state, config)?;
     warn(&loaded);
     let text = match probes.to_str() {
         Some("-") => std::io::read_to_string(std::io::stdin()).context("reading probes")?,

@@ -50,7 +50,13 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { mode: Mode::default(), unknown: None, ct_mark_mask: MASK, log: FlowLog::default(), sites: SiteStances::default() }
+        Self {
+            mode: Mode::default(),
+            unknown: None,
+            ct_mark_mask: MASK,
+            log: FlowLog::default(),
+            sites: SiteStances::default(),
+        }
     }
 }
 
@@ -132,7 +138,11 @@ impl SiteStances {
                     rule(format!("pairs[{index}]"), pair.stance, from)
                 })
                 .collect();
-            rules.push(rule("default".to_owned(), self.otherwise.unwrap_or(Stance::Allow), Sites::Not(site.clone())));
+            rules.push(rule(
+                "default".to_owned(),
+                self.otherwise.unwrap_or(Stance::Allow),
+                Sites::Not(site.clone()),
+            ));
             Judged {
                 tier: Tier::sites(),
                 order: Order(0.0),

@@ -15,16 +15,16 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mesh_keyring::NodeName;
+use mesh_keyring::{MeshName, NodeName};
 use mesh_overlay::Advertisement;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::json;
 use tokio::io::unix::AsyncFd;
 
 use super::merge::{self, Source};
-use super::{RegistryError, Snapshot};
+use super::{MeshWord, RegistryError, Snapshot};
 use crate::atomic;
-use crate::manifest::{self, Parsed};
+use crate::manifest::{self, Object, Parsed};
 
 /// The folder of the nodes' own publications.
 pub const PUBLISHED: &str = "published";
@@ -74,6 +74,8 @@ pub struct FileRegistry {
     dir: PathBuf,
     known: BTreeMap<PathBuf, Known>,
     watch: Option<Watch>,
+    /// The Mesh that counts.
+    mesh: Option<MeshName>,
     /// Events were taken from the kernel that [`FileRegistry::changed`] has not answered for yet.
     stirred: bool,
 }
@@ -102,7 +104,12 @@ impl AsFd for Events {
 impl FileRegistry {
     /// The registry in `dir`; nothing is read yet.
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), known: BTreeMap::new(), watch: None, stirred: false }
+        Self { dir: dir.to_owned(), known: BTreeMap::new(), watch: None, mesh: None, stirred: false }
+    }
+
+    /// The same; of objects of kind Mesh, the one of this name counts.
+    pub fn of_mesh(dir: &Path, mesh: &MeshName) -> Self {
+        Self { mesh: Some(mesh.clone()), ..Self::new(dir) }
     }
 
     /// Reads all files that changed since the last call and merges what is known. A file that became unreadable
@@ -139,8 +146,24 @@ impl FileRegistry {
             self.known.insert(path, known);
         }
         self.name_strangers(&mut snapshot);
+        snapshot.mesh = self.mesh_word();
         snapshot.problems.sort();
         Ok(snapshot)
+    }
+
+    fn mesh_word(&self) -> MeshWord {
+        let objects = self.known.values().flat_map(|known| &known.good.objects);
+        let said = objects.filter_map(|object| match object {
+            Object::Mesh(name, said) if Some(name.as_str()) == self.mesh.as_ref().map(MeshName::as_str) => {
+                Some(said)
+            }
+            _ => None,
+        });
+        match said.map(|said| (**said).clone()).next() {
+            None => MeshWord::Silent,
+            Some(Ok(settings)) => MeshWord::Said(settings),
+            Some(Err(why)) => MeshWord::Unclear(why),
+        }
     }
 
     /// Files in `published/` that speak for nobody whom the operator knows: the first few are named, none is read.

@@ -32,7 +32,7 @@ pub enum NftError {
 }
 
 impl NftError {
-    pub(super) fn whole(action: &'static str, errno: Errno) -> Self {
+    pub(crate) fn whole(action: &'static str, errno: Errno) -> Self {
         Self::Refused { action, message: None, change: None, errno }
     }
 }

@@ -61,6 +61,7 @@ mod script;
 mod spec;
 mod sys;
 mod tool;
+mod tun;
 mod workdir;
 
 pub mod capability;
@@ -78,6 +79,7 @@ pub use link::{Link, Rate};
 pub use namespace::{Namespace, NamespacePaths};
 pub use process::{Command, Output, Process};
 pub use spec::{Bind, Families, HostSpec, LabSpec, Nat, PodSpec, SiteSpec};
+pub use tun::Tun;
 
 /// Result of every fallible operation of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,9 +1,11 @@
 //! System calls that nix does not wrap. The only unsafe code of the crate.
 #![allow(unsafe_code)]
 
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 
 use nix::unistd::{ForkResult, Pid};
 
@@ -103,6 +105,28 @@ pub(crate) fn packet_socket(ifindex: u32, buffer: usize) -> io::Result<(OwnedFd,
         check(libc::getsockname(fd.as_raw_fd(), (&raw mut address).cast(), &raw mut length))?;
         Ok((fd, address.sll_hatype))
     }
+}
+
+/// A TUN link of the calling thread's network namespace, without packet information, non-blocking.
+pub(crate) fn open_tun(name: &str) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")?;
+    // SAFETY: the request is a valid ifreq that outlives the call, and its name ends with a NUL.
+    unsafe {
+        let mut request: libc::ifreq = zeroed();
+        if name.len() >= request.ifr_name.len() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+        check(libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request))?;
+    }
+    Ok(file)
 }
 
 /// Frames that the kernel dropped for this packet socket since the last call.

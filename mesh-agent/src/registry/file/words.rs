@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use mesh_policy::Event;
 
 use crate::manifest::Object;
+use crate::settings::Settings;
 
 /// It, as events that say all there is.
 #[derive(Debug, Default)]
@@ -14,6 +15,8 @@ pub struct PolicyWords {
     pub events: Vec<Event>,
     /// Addresses of nodes by their `status`, by the node's name.
     pub node_addresses: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// What Meshes say, by name.
+    pub meshes: BTreeMap<String, Result<Settings, String>>,
     /// Objects that do not count, since others of the same name came first.
     pub problems: Vec<String>,
 }
@@ -34,6 +37,7 @@ pub(super) fn read<'a>(files: impl Iterator<Item = (String, &'a [Object])>) -> P
                 Object::Pod(pod) => format!("Pod {}", pod.key),
                 Object::Namespace(namespace) => format!("Namespace {}", namespace.name),
                 Object::Policy(read) => read.policy.id.to_string(),
+                Object::Mesh(name, _) => format!("Mesh {name}"),
             };
             if let Some(path_before) = first.get(&name) {
                 words.problems.push(format!("{path}: {name} is already in {path_before}, which counts"));
@@ -42,6 +46,7 @@ pub(super) fn read<'a>(files: impl Iterator<Item = (String, &'a [Object])>) -> P
             first.insert(name, path.clone());
             match object {
                 Object::Node(_) => {}
+                Object::Mesh(name, said) => drop(words.meshes.insert(name.clone(), (**said).clone())),
                 Object::Pod(pod) => pods.push(pod.clone()),
                 Object::Namespace(namespace) => namespaces.push(namespace.clone()),
                 Object::Policy(read) => policies.push(read.clone()),

@@ -1,0 +1,141 @@
+//! Cases of public suites: objects, steps, probes, and what is expected.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context as _;
+use mesh_agent::manifest::{self, Object};
+use mesh_policy::Event;
+use mesh_policy::object::Pod;
+use mesh_policy::probe::Probe;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// One case.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Case {
+    /// The suite.
+    pub suite: String,
+    /// Its name.
+    pub name: String,
+    /// What is there before the first step.
+    pub resources: Vec<Value>,
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+/// One step.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Step {
+    /// What is made, or replaced.
+    #[serde(default)]
+    pub apply: Vec<Value>,
+    /// What is deleted before.
+    #[serde(default)]
+    pub delete: Vec<Value>,
+    /// What is asked then.
+    pub probes: Vec<Asked>,
+}
+
+/// One probe.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Asked {
+    /// The flow.
+    #[serde(flatten)]
+    pub probe: Probe,
+    /// `allow`, `deny` or `ignore`.
+    pub expect: String,
+}
+
+/// Kinds of policies that this version knows.
+const KNOWN: [&str; 4] = ["Namespace", "Node", "Pod", "NetworkPolicy"];
+
+impl Case {
+    /// All cases of a suite's folder, by file name.
+    ///
+    /// # Errors
+    /// A folder or a file that cannot be read.
+    pub fn load_all(folder: &Path) -> anyhow::Result<Vec<(String, Self)>> {
+        let mut cases = Vec::new();
+        for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+            let path = entry?.path();
+            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            let case = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            cases.push((name, case));
+        }
+        cases.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(cases)
+    }
+
+    /// Whether a policy in it names addresses.
+    pub fn has_blocks(&self) -> bool {
+        let all = self.resources.iter().chain(self.steps.iter().flat_map(|step| &step.apply));
+        all.map(Value::to_string).any(|text| text.contains("\"ipBlock\""))
+    }
+
+    /// A kind of object in it that this version does not know.
+    pub fn unknown_kind(&self) -> Option<String> {
+        let all = self.resources.iter().chain(self.steps.iter().flat_map(|step| &step.apply));
+        let kinds = all.filter_map(|object| object.get("kind").and_then(Value::as_str));
+        kinds.filter(|kind| !KNOWN.contains(kind)).map(str::to_owned).next()
+    }
+}
+
+/// Objects as they stand at a step.
+#[derive(Debug, Default)]
+pub struct Standing(BTreeMap<(String, String, String), Value>);
+
+fn key(object: &Value) -> (String, String, String) {
+    let metadata = object.get("metadata").unwrap_or(object);
+    let text =
+        |value: &Value, field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    (text(object, "kind"), text(metadata, "namespace"), text(metadata, "name"))
+}
+
+impl Standing {
+    /// What stands before the first step.
+    pub fn new(resources: &[Value]) -> Self {
+        Self(resources.iter().map(|object| (key(object), object.clone())).collect())
+    }
+
+    /// Makes a step's changes.
+    pub fn step(&mut self, step: &Step) {
+        for gone in &step.delete {
+            let gone = key(gone);
+            self.0.remove(&gone);
+            if gone.0 == "Namespace" {
+                self.0.retain(|(_, namespace, _), _| *namespace != gone.2);
+            }
+        }
+        self.0.extend(step.apply.iter().map(|object| (key(object), object.clone())));
+    }
+
+    /// The manifest of all of it.
+    pub fn manifest(&self) -> Value {
+        json!({"apiVersion": "v1", "kind": "List", "items": self.0.values().collect::<Vec<_>>()})
+    }
+
+    /// All of it as events that say everything, each pod changed by `place`.
+    ///
+    /// # Errors
+    /// A manifest that cannot be read.
+    pub fn events(&self, place: impl Fn(&mut Pod)) -> anyhow::Result<Vec<Event>> {
+        let text = serde_json::to_vec(&self.manifest())?;
+        let parsed = manifest::parse(&text).map_err(anyhow::Error::msg)?;
+        let (mut pods, mut namespaces, mut policies) = (Vec::new(), Vec::new(), Vec::new());
+        for object in parsed.objects {
+            match object {
+                Object::Pod(mut pod) => {
+                    place(&mut pod);
+                    pods.push(pod);
+                }
+                Object::Namespace(namespace) => namespaces.push(namespace),
+                Object::Policy(read) => policies.push(read),
+                Object::Node(_) | Object::Mesh(..) => {}
+            }
+        }
+        Ok(vec![Event::Namespaces(namespaces), Event::Pods(pods), Event::Policies(policies)])
+    }
+}

@@ -1,0 +1,231 @@
+//! The namespace that rulesets are tried in.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use mesh_policy::compile::{Logging, MASK, Settings};
+use mesh_policy::nft::{Ownership, Table};
+use mesh_policy::world::Node;
+use mesh_policy::{Compiler, Enforcer, Event};
+use netlab::Tun;
+use nix::sched::{CloneFlags, unshare};
+
+use crate::packet::{self, Packet};
+
+/// The node that the rig is.
+pub const NODE: &str = "here";
+/// Packets that are sent before what came out is read: less than a TUN device's queue has room for.
+const AT_ONCE: usize = 200;
+/// For a packet that is surely on its way.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Neither is in any mesh: packets between them tell that all before them have been judged.
+const SENTINEL: [&str; 2] = ["203.0.113.1", "203.0.113.2"];
+/// The number of a sentinel.
+const SENTINEL_NUMBER: u32 = u32::MAX;
+
+/// Where a packet comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Link {
+    /// Where pods and hosts beside the mesh are.
+    Pods,
+    /// Where decrypted packets come from.
+    Tunnel,
+}
+
+/// A namespace with the ruleset under test. It belongs to the thread that made it, and that thread to it.
+pub struct Rig {
+    pods: Tun,
+    tunnel: Tun,
+    /// What is enforced.
+    pub enforcer: Enforcer<Table>,
+    /// The clock that the enforcer is told: epochs end without waiting.
+    pub now: Instant,
+    number: u32,
+}
+
+/// Settings of the node that the rig is: everything of 10/8 and fd00::/16 is of the mesh.
+pub fn settings() -> Settings {
+    let nets = |nets: &[&str]| nets.iter().map(|net| net.parse().expect("a prefix")).collect();
+    Settings {
+        node: NODE.to_owned(),
+        tunnels: ["sennit0".to_owned()].into(),
+        scope: nets(&["10.0.0.0/8", "fd00::/16"]),
+        own: BTreeSet::new(),
+        address: None,
+        strangers: false,
+        audit: false,
+        log: Logging { group: 5180, denied: 10, allowed: 0 },
+        mask: MASK,
+    }
+}
+
+fn run(program: &str, arguments: &str) -> anyhow::Result<String> {
+    let output =
+        Command::new(program).args(arguments.split_whitespace()).output().context(program.to_owned())?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "{program} {arguments}: {said}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+impl Rig {
+    /// Makes the namespace, and takes the calling thread into it for good. Needs root.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn new(settings: Settings, nodes: BTreeMap<String, Node>) -> anyhow::Result<Self> {
+        Self::with(settings, nodes, Ownership::Owner)
+    }
+
+    /// The same with a table that others may change too, or may not.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn with(
+        settings: Settings,
+        nodes: BTreeMap<String, Node>,
+        ownership: Ownership,
+    ) -> anyhow::Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNET).context("a network namespace")?;
+        for (key, value) in [
+            ("ipv4/ip_forward", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+            ("ipv4/conf/all/send_redirects", "0"),
+            ("ipv4/conf/default/send_redirects", "0"),
+            ("ipv6/conf/all/forwarding", "1"),
+            ("ipv6/conf/default/accept_dad", "0"),
+            ("ipv6/conf/default/addr_gen_mode", "1"),
+        ] {
+            std::fs::write(format!("/proc/sys/net/{key}"), value).with_context(|| key.to_owned())?;
+        }
+        let (pods, tunnel) = (Tun::open("pods0")?, Tun::open("sennit0")?);
+        for name in ["lo", "pods0", "sennit0"] {
+            run("ip", &format!("link set {name} up"))?;
+        }
+        for family in ["-4", "-6"] {
+            run("ip", &format!("{family} route add default dev pods0"))?;
+        }
+        let mut compiler = Compiler::new(settings.clone());
+        compiler.configure(settings, nodes);
+        let mut rig = Self {
+            pods,
+            tunnel,
+            enforcer: Enforcer::new(compiler, Table::open(ownership)?, 1),
+            now: Instant::now(),
+            number: 0,
+        };
+        rig.settle()?;
+        Ok(rig)
+    }
+
+    /// Routes a prefix into the tunnel.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn through_tunnel(&self, net: &str) -> anyhow::Result<()> {
+        run("ip", &format!("route add {net} dev sennit0")).map(drop)
+    }
+
+    /// Runs a program in the namespace, and gives what it says.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn run(&self, program: &str, arguments: &str) -> anyhow::Result<String> {
+        run(program, arguments)
+    }
+
+    /// Enforces what was told to the compiler, without the next epoch.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn enforce(&mut self) -> anyhow::Result<()> {
+        self.enforcer.pass(self.now)?;
+        Ok(())
+    }
+
+    /// Enforces it, and begins the next epoch.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn settle(&mut self) -> anyhow::Result<()> {
+        self.enforce()?;
+        // No packet of ours is under way: each was judged when the call that sent it returned.
+        if let Some(at) = self.enforcer.wake_at() {
+            self.now = self.now.max(at);
+            self.enforcer.pass(self.now)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the compiler, and settles.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn tell(&mut self, events: impl IntoIterator<Item = Event>) -> anyhow::Result<()> {
+        events.into_iter().for_each(|event| self.enforcer.compiler.take(event));
+        self.settle()
+    }
+
+    /// A number that no packet had before.
+    pub fn number(&mut self) -> u32 {
+        self.number += 1;
+        self.number
+    }
+
+    /// Which of these packets pass, in their order.
+    ///
+    /// # Errors
+    /// When a packet cannot be sent, or not even one that nothing judges comes back.
+    pub fn pass(&mut self, link: Link, packets: &[Packet]) -> anyhow::Result<Vec<bool>> {
+        let mut passed = Vec::with_capacity(packets.len());
+        for some in packets.chunks(AT_ONCE) {
+            let octets: Vec<Vec<u8>> = some.iter().map(Packet::octets).collect();
+            let arrived = self.send(link, &octets)?;
+            passed.extend(some.iter().map(|packet| arrived.contains(&packet.number)));
+        }
+        Ok(passed)
+    }
+
+    /// Whether a packet passes.
+    ///
+    /// # Errors
+    /// As [`Rig::pass`].
+    pub fn passes(&mut self, link: Link, packet: &Packet) -> anyhow::Result<bool> {
+        Ok(self.pass(link, std::slice::from_ref(packet))?[0])
+    }
+
+    /// Sends packets, at most 200, and gives the numbers of those that come out somewhere.
+    ///
+    /// # Errors
+    /// As [`Rig::pass`].
+    pub fn send(&mut self, link: Link, packets: &[Vec<u8>]) -> anyhow::Result<BTreeSet<u32>> {
+        let from = match link {
+            Link::Pods => &self.pods,
+            Link::Tunnel => &self.tunnel,
+        };
+        for packet in packets {
+            from.send(packet).context("sending a packet")?;
+        }
+        let [source, destination] = SENTINEL.map(|text| text.parse::<IpAddr>().expect("an address"));
+        let sentinel = Packet::first(source, destination, 253, 0, SENTINEL_NUMBER);
+        self.pods.send(&sentinel.octets()).context("sending a packet")?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut arrived = BTreeSet::new();
+        let mut buffer = [0; 2048];
+        loop {
+            let length =
+                self.pods.receive(&mut buffer, deadline)?.context("a packet that nothing judges is gone")?;
+            match packet::number(&buffer[..length]) {
+                Some(SENTINEL_NUMBER) => break,
+                number => arrived.extend(number),
+            }
+        }
+        while let Some(length) = self.tunnel.receive(&mut buffer, Instant::now())? {
+            arrived.extend(packet::number(&buffer[..length]));
+        }
+        Ok(arrived)
+    }
+}
