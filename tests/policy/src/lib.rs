@@ -9,6 +9,7 @@
 //! A packet that is sent has been judged when the call returns: what passed waits at a TUN device, and nothing else ever comes. So
 //! denials need no waiting.
 
+pub mod objects;
 pub mod oracle;
 pub mod packet;
 pub mod rig;

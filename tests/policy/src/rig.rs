@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -37,7 +40,7 @@ pub enum Link {
 
 /// A namespace with the ruleset under test. It belongs to the thread that made it, and that thread to it.
 pub struct Rig {
-    pods: Tun,
+    pods: Arc<Tun>,
     tunnel: Tun,
     /// What is enforced.
     pub enforcer: Enforcer<Table>,
@@ -111,7 +114,7 @@ impl Rig {
         let mut compiler = Compiler::new(settings.clone());
         compiler.configure(settings, nodes);
         let mut rig = Self {
-            pods,
+            pods: Arc::new(pods),
             tunnel,
             enforcer: Enforcer::new(compiler, Table::open(ownership)?, 1),
             now: Instant::now(),
@@ -167,6 +170,58 @@ impl Rig {
     pub fn tell(&mut self, events: impl IntoIterator<Item = Event>) -> anyhow::Result<()> {
         events.into_iter().for_each(|event| self.enforcer.compiler.take(event));
         self.settle()
+    }
+
+    /// Closes the table's socket, as the end of its process does. What was enforced by it is given back.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn orphan(&mut self) -> anyhow::Result<Compiler> {
+        // Another table of the same name cannot be opened while this one has an owner, so that one of another namespace stands in.
+        let elsewhere = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            anyhow::Ok(Table::open(Ownership::Owner)?)
+        });
+        let elsewhere = elsewhere.join().map_err(|_| anyhow::anyhow!("no other namespace"))??;
+        let stand_in = Enforcer::new(Compiler::new(settings()), elsewhere, 1);
+        Ok(std::mem::replace(&mut self.enforcer, stand_in).compiler)
+    }
+
+    /// Another agent takes over the table, knowing the same.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn adopt(&mut self, compiler: Compiler) -> anyhow::Result<()> {
+        self.number += 1;
+        self.enforcer = Enforcer::new(compiler, Table::open(Ownership::Owner)?, self.number << 8);
+        self.enforce()
+    }
+
+    /// Sends these packets of pods again and again until it is told to stop, and counts how often each was sent and passed.
+    pub fn hammer<const N: usize>(
+        &mut self,
+        packets: [Packet; N],
+        stop: &Arc<AtomicBool>,
+    ) -> JoinHandle<anyhow::Result<[(u64, u64); N]>> {
+        let (pods, stop) = (Arc::clone(&self.pods), Arc::clone(stop));
+        let octets = packets.map(|packet| packet.octets());
+        std::thread::spawn(move || {
+            let mut counts = [(0, 0); N];
+            let mut buffer = [0; 2048];
+            while !stop.load(Ordering::Relaxed) {
+                for (count, packet) in counts.iter_mut().zip(&octets) {
+                    pods.send(packet).context("sending a packet")?;
+                    count.0 += 1;
+                }
+                while let Some(length) = pods.receive(&mut buffer, Instant::now())? {
+                    let number = packet::number(&buffer[..length]);
+                    for (count, packet) in counts.iter_mut().zip(&packets) {
+                        count.1 += u64::from(Some(packet.number) == number);
+                    }
+                }
+            }
+            Ok(counts)
+        })
     }
 
     /// A number that no packet had before.
