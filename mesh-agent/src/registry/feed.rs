@@ -1,0 +1,224 @@
+//! What a registry says of pods, namespaces and policies, in order, until somebody takes it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_policy::{Event, networkpolicy};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+// Objects of a kind with a change that nobody has taken. Twice as many as are read: only those that are gone again can be more.
+const WAITING_MOST: usize = 100_000;
+// The most refused objects that are named.
+const NAMED_MOST: usize = 64;
+
+/// A kind of object that policy is decided from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A pod.
+    Pod,
+    /// A namespace.
+    Namespace,
+    /// A NetworkPolicy.
+    Policy,
+}
+
+impl Kind {
+    /// As in manifests.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pod => "Pod",
+            Self::Namespace => "Namespace",
+            Self::Policy => networkpolicy::KIND,
+        }
+    }
+}
+
+// Namespace and name.
+type Object = (Option<String>, String);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    // Where the last list is in the queue, and the last event of each object after it.
+    list: Option<u64>,
+    objects: BTreeMap<Object, u64>,
+    listed: bool,
+    // Events were dropped, and only a list makes up for them.
+    lost: bool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    queue: BTreeMap<u64, Event>,
+    next: u64,
+    pods: Waiting,
+    namespaces: Waiting,
+    policies: Waiting,
+    refused: BTreeMap<String, String>,
+    troubles: BTreeMap<&'static str, String>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    inner: Mutex<Inner>,
+    changed: Notify,
+}
+
+/// What a registry says of pods, namespaces and policies: events in order, for the one who enforces. Clones are the same feed.
+///
+/// What a later event makes superfluous is not kept, so that it stays small however seldom somebody takes from it.
+#[derive(Debug, Clone, Default)]
+pub struct Feed {
+    shared: Arc<Shared>,
+}
+
+impl Feed {
+    /// Nothing has been said yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Something is different now.
+    pub fn push(&self, event: Event) {
+        self.shared.inner.lock().push(event);
+        self.shared.changed.notify_one();
+    }
+
+    /// What is wrong with an object now, of which nothing counts then; `None`: nothing any more.
+    pub fn refuse(&self, object: String, reason: Option<String>) {
+        let news = {
+            let refused = &mut self.shared.inner.lock().refused;
+            match reason {
+                Some(reason) => refused.insert(object, reason.clone()) != Some(reason),
+                None => refused.remove(&object).is_some(),
+            }
+        };
+        if news {
+            self.shared.changed.notify_one();
+        }
+    }
+
+    /// Why objects of a kind cannot be watched now; `None`: they can.
+    pub fn trouble(&self, kind: &'static str, why: Option<String>) {
+        let news = {
+            let troubles = &mut self.shared.inner.lock().troubles;
+            match why {
+                Some(why) => troubles.insert(kind, why.clone()) != Some(why),
+                None => troubles.remove(kind).is_some(),
+            }
+        };
+        if news {
+            self.shared.changed.notify_one();
+        }
+    }
+
+    /// Everything that was said since the last call, in order.
+    pub fn take(&self) -> Vec<Event> {
+        let mut inner = self.shared.inner.lock();
+        for kind in [Kind::Pod, Kind::Namespace, Kind::Policy] {
+            inner.waiting(kind).forget();
+        }
+        std::mem::take(&mut inner.queue).into_values().collect()
+    }
+
+    /// Whether pods, namespaces and policies have each been listed once.
+    pub fn complete(&self) -> bool {
+        let inner = self.shared.inner.lock();
+        [&inner.pods, &inner.namespaces, &inner.policies].iter().all(|waiting| waiting.listed)
+    }
+
+    /// Whether nobody took events of this kind for so long that they were dropped: the kind has to be listed again.
+    pub fn lost(&self, kind: Kind) -> bool {
+        self.shared.inner.lock().waiting(kind).lost
+    }
+
+    /// Objects that were refused, each with the reason.
+    pub fn problems(&self) -> Vec<String> {
+        let inner = self.shared.inner.lock();
+        let named = inner.refused.iter().take(NAMED_MOST);
+        let mut problems: Vec<String> = named.map(|(object, reason)| format!("{object}: {reason}")).collect();
+        let more = inner.refused.len() - problems.len();
+        if more > 0 {
+            problems.push(format!("and {more} more"));
+        }
+        problems
+    }
+
+    /// Why some of it may be out of date, or is not known.
+    pub fn staleness(&self) -> Option<String> {
+        let inner = self.shared.inner.lock();
+        let troubles: Vec<String> =
+            inner.troubles.iter().map(|(kind, why)| format!("{kind}: {why}")).collect();
+        Some(troubles.join("; ")).filter(|told| !told.is_empty())
+    }
+
+    /// Waits until something may be different: events, problems, or whether it is up to date. Safe to drop and call again; for one
+    /// at a time.
+    pub async fn changed(&self) {
+        self.shared.changed.notified().await;
+    }
+}
+
+impl Waiting {
+    fn forget(&mut self) -> Vec<u64> {
+        let objects = std::mem::take(&mut self.objects);
+        self.list.take().into_iter().chain(objects.into_values()).collect()
+    }
+}
+
+impl Inner {
+    fn waiting(&mut self, kind: Kind) -> &mut Waiting {
+        match kind {
+            Kind::Pod => &mut self.pods,
+            Kind::Namespace => &mut self.namespaces,
+            Kind::Policy => &mut self.policies,
+        }
+    }
+
+    fn push(&mut self, event: Event) {
+        let (kind, object) = about(&event);
+        let position = self.next;
+        let waiting = self.waiting(kind);
+        let mut superfluous = Vec::new();
+        match object {
+            // The list to come will have it.
+            Some(_) if waiting.lost => return,
+            Some(object) => superfluous.extend(waiting.objects.insert(object, position)),
+            None => {
+                superfluous.extend(waiting.forget());
+                (waiting.list, waiting.listed, waiting.lost) = (Some(position), true, false);
+            }
+        }
+        if waiting.objects.len() > WAITING_MOST {
+            superfluous.extend(waiting.forget());
+            waiting.lost = true;
+            tracing::warn!("nobody takes what is said of kind {}: it will be listed again", kind.as_str());
+        }
+        self.next += 1;
+        self.queue.insert(position, event);
+        for position in superfluous {
+            self.queue.remove(&position);
+        }
+    }
+}
+
+// Of which kind an event is, and the object that it is about, if it is about one.
+fn about(event: &Event) -> (Kind, Option<Object>) {
+    match event {
+        Event::Pods(_) => (Kind::Pod, None),
+        Event::Pod(pod) => (Kind::Pod, Some((Some(pod.key.namespace.clone()), pod.key.name.clone()))),
+        Event::PodGone(key) => (Kind::Pod, Some((Some(key.namespace.clone()), key.name.clone()))),
+        Event::Namespaces(_) => (Kind::Namespace, None),
+        Event::Namespace(namespace) => (Kind::Namespace, Some((None, namespace.name.clone()))),
+        Event::NamespaceGone(name) => (Kind::Namespace, Some((None, name.clone()))),
+        Event::Policies(_) => (Kind::Policy, None),
+        Event::Policy(read) => {
+            (Kind::Policy, Some((read.policy.id.namespace.clone(), read.policy.id.name.clone())))
+        }
+        Event::PolicyGone(id) => (Kind::Policy, Some((id.namespace.clone(), id.name.clone()))),
+    }
+}
+
+#[cfg(test)]
+#[path = "feed/tests.rs"]
+mod tests;
