@@ -1,6 +1,7 @@
 //! Where nodes are published: what a registry yields, the one that is a directory of manifests, and the one that is a
 //! cluster's API.
 
+pub mod feed;
 pub mod file;
 pub mod kube;
 pub mod merge;
@@ -11,6 +12,7 @@ use std::net::IpAddr;
 use mesh_keyring::{MeshName, NodeName};
 use mesh_overlay::{Advertisement, NodeRecord};
 
+use self::feed::Feed;
 use self::file::FileRegistry;
 use self::kube::KubeRegistry;
 use crate::config::RegistryChoice;
@@ -26,13 +28,14 @@ pub enum Registry {
 
 impl Registry {
     /// Opens it; nothing need be there yet. Also says which addresses it is reached at, which no peer may hold.
-    /// Of objects of kind Mesh, the one of this name counts.
+    /// Of objects of kind Mesh, the one of this name counts. With `policy`, a cluster's pods, namespaces and policies are watched, too.
     ///
     /// # Errors
     /// [`RegistryError::Credentials`].
     pub async fn open(
         choice: &RegistryChoice,
         mesh: &MeshName,
+        policy: bool,
     ) -> Result<(Self, Vec<IpAddr>), RegistryError> {
         match choice {
             RegistryChoice::File(file) => {
@@ -48,6 +51,9 @@ impl Registry {
                 if address.is_none() {
                     registry.resolve(server, port);
                 }
+                if policy {
+                    registry.watch_policy();
+                }
                 Ok((Self::Kube(registry), address.into_iter().collect()))
             }
         }
@@ -61,6 +67,14 @@ impl Registry {
         match self {
             Self::File(file) => file.read(),
             Self::Kube(kube) => kube.read(),
+        }
+    }
+
+    /// What it says of pods, namespaces and policies.
+    pub fn feed(&self) -> &Feed {
+        match self {
+            Self::File(file) => file.feed(),
+            Self::Kube(kube) => kube.feed(),
         }
     }
 

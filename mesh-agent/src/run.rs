@@ -172,7 +172,7 @@ struct Running {
 /// Only before the loop: a bad key, a second agent, no netlink, no credentials for the registry. Everything later is retried and told in status.
 pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let _lock = lock(&config)?;
-    let (registry, servers) = Registry::open(&config.registry, &config.grants.mesh).await?;
+    let (registry, servers) = Registry::open(&config.registry, &config.grants.mesh, true).await?;
     // A peer that held them would take the API away from us.
     config.grants.protected.extend(servers);
     let key_file = key_file(&config);

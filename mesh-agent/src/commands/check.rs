@@ -102,7 +102,7 @@ pub(super) async fn check(mut config: Config, output: StatusOutput) -> anyhow::R
 }
 
 async fn registry(config: &mut Config, findings: &mut Findings) -> Option<Snapshot> {
-    let (mut registry, servers) = match Registry::open(&config.registry, &config.grants.mesh).await {
+    let (mut registry, servers) = match Registry::open(&config.registry, &config.grants.mesh, false).await {
         Ok(opened) => opened,
         Err(e) => {
             findings.obstacle("registry", e.to_string());

@@ -21,6 +21,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::json;
 use tokio::io::unix::AsyncFd;
 
+use super::feed::Feed;
 use super::merge::{self, Source};
 use super::{MeshWord, RegistryError, Snapshot};
 use crate::atomic;
@@ -78,6 +79,7 @@ pub struct FileRegistry {
     mesh: Option<MeshName>,
     /// Events were taken from the kernel that [`FileRegistry::changed`] has not answered for yet.
     stirred: bool,
+    feed: Feed,
 }
 
 #[derive(Debug)]
@@ -104,7 +106,14 @@ impl AsFd for Events {
 impl FileRegistry {
     /// The registry in `dir`; nothing is read yet.
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), known: BTreeMap::new(), watch: None, mesh: None, stirred: false }
+        Self {
+            dir: dir.to_owned(),
+            known: BTreeMap::new(),
+            watch: None,
+            mesh: None,
+            stirred: false,
+            feed: Feed::new(),
+        }
     }
 
     /// The same; of objects of kind Mesh, the one of this name counts.
@@ -205,6 +214,11 @@ impl FileRegistry {
                 known.good.objects.as_slice(),
             )
         }))
+    }
+
+    /// What the directory says of pods, namespaces and policies.
+    pub fn feed(&self) -> &Feed {
+        &self.feed
     }
 
     /// Writes this node's publication, if it differs from what stands there; says whether it wrote.

@@ -1,12 +1,13 @@
 //! A cluster's API: Nodes and MeshNodes are watched, this node's annotations are applied.
 //!
 //! A task for each kind lists and watches it; what comes goes into a [`Directory`], and only what matters to the mesh wakes
-//! the agent. The library's own watcher does not tell when a connection is back that brings nothing new, and
+//! the agent. What policy is decided from goes into a [`Feed`] instead. The library's own watcher does not tell when a connection is back that brings nothing new, and
 //! status has to.
 
 pub mod directory;
 mod events;
 pub mod listing;
+mod policy;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -27,11 +28,12 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use super::feed::Feed;
 use super::{Notice, RegistryError, Snapshot};
 pub use directory::LINK;
 use directory::{Directory, Entry, Kind, MeshNode, MeshObject, Node};
 use listing::Named as _;
-use watch::Watch;
+use watch::{Shelf, Watch};
 
 /// Our group of custom resources.
 pub const GROUP: &str = "sennit.dev";
@@ -73,6 +75,7 @@ pub struct KubeRegistry {
     cluster: Option<ClusterName>,
     mesh: Option<MeshName>,
     shared: Arc<Shared>,
+    feed: Feed,
     watches: Vec<JoinHandle<()>>,
     // A change was taken notice of that `changed` has not answered for yet.
     stirred: bool,
@@ -184,25 +187,37 @@ impl KubeRegistry {
         })?;
         let shared =
             Arc::new(Shared { directory: Mutex::new(Directory::new(mesh.is_some())), changed: bell });
-        let nodes = Watch { known: true, fields: None, listing: |all| all.listing(Kind::Node) };
-        let mesh_nodes = Watch { known: false, fields: None, listing: |all| all.listing(Kind::MeshNode) };
+        let nodes =
+            Shelf { known: true, listing: |all| all.listing(Kind::Node), shared: Arc::clone(&shared) };
+        let mesh_nodes =
+            Shelf { known: false, listing: |all| all.listing(Kind::MeshNode), shared: Arc::clone(&shared) };
         let mut watches = vec![
-            tokio::spawn(nodes.run::<Node>(api(&client, &resource(Kind::Node)), Arc::clone(&shared))),
-            tokio::spawn(
-                mesh_nodes.run::<MeshNode>(api(&client, &resource(Kind::MeshNode)), Arc::clone(&shared)),
-            ),
+            Watch { fields: None, sink: nodes }.begin::<Node>(api(&client, &resource(Kind::Node))),
+            Watch { fields: None, sink: mesh_nodes }
+                .begin::<MeshNode>(api(&client, &resource(Kind::MeshNode))),
         ];
         if mesh.is_some() {
-            let meshes = Watch { known: false, fields: None, listing: Directory::meshes };
-            let api = api(&client, &custom("Mesh", "meshes"));
-            watches.push(tokio::spawn(meshes.run::<MeshObject>(api, Arc::clone(&shared))));
+            let shared = Arc::clone(&shared);
+            let meshes = Shelf { known: false, listing: Directory::meshes, shared: Arc::clone(&shared) };
+            let kind = custom("Mesh", "meshes");
+            watches.push(Watch { fields: None, sink: meshes }.begin::<MeshObject>(api(&client, &kind)));
             // The one that every API server keeps of itself.
-            let servers =
-                Watch { known: true, fields: Some("metadata.name=kubernetes"), listing: Directory::servers };
+            let fields = Some("metadata.name=kubernetes");
+            let servers = Shelf { known: true, listing: Directory::servers, shared };
             let api = Api::<EndpointSlice>::namespaced(client.clone(), "default");
-            watches.push(tokio::spawn(servers.run(api, Arc::clone(&shared))));
+            watches.push(Watch { fields, sink: servers }.begin(api));
         }
-        Ok(Self { client, server, cluster, mesh, shared, watches, stirred: false })
+        Ok(Self { client, server, cluster, mesh, shared, feed: Feed::new(), watches, stirred: false })
+    }
+
+    /// Begins to watch pods, namespaces and policies, too; what they say goes into the feed. Once.
+    pub fn watch_policy(&mut self) {
+        self.watches.extend(policy::watch(&self.client, self.cluster.as_ref(), &self.feed));
+    }
+
+    /// What the cluster says of pods, namespaces and policies, once [`KubeRegistry::watch_policy`] was called.
+    pub fn feed(&self) -> &Feed {
+        &self.feed
     }
 
     /// What is known.

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use kube::Api;
-use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::api::{ListParams, ObjectMeta, WatchEvent, WatchParams};
 use kube::core::Resource;
 use serde::de::DeserializeOwned;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::directory::Directory;
@@ -29,17 +30,81 @@ const RETRY_MOST: Duration = Duration::from_secs(30);
 const BRIEF: Duration = Duration::from_secs(1);
 
 /// What an API sends.
-pub(super) trait Object: Clone + DeserializeOwned + std::fmt::Debug + Resource {}
-impl<K: Clone + DeserializeOwned + std::fmt::Debug + Resource> Object for K {}
+pub(super) trait Object:
+    Clone + DeserializeOwned + std::fmt::Debug + Resource + Send + Sync + 'static
+{
+}
+impl<K: Clone + DeserializeOwned + std::fmt::Debug + Resource + Send + Sync + 'static> Object for K {}
 
-/// How a kind is watched, and where what comes of it goes.
-pub(super) struct Watch<T> {
-    /// Every cluster knows the kind; where it is one of ours, it may be missing.
-    pub(super) known: bool,
+/// Where goes what a watch brings.
+pub(super) trait Sink: Send + Sync + 'static {
+    /// What counts of an object.
+    type Entry: Send;
+
+    /// These are all objects.
+    fn listed(&mut self, entries: Vec<Self::Entry>);
+    /// They can be watched.
+    fn connected(&mut self);
+    /// One is there, or is different now.
+    fn there(&mut self, entry: Self::Entry);
+    /// One is gone.
+    fn gone(&mut self, object: &ObjectMeta);
+    /// They cannot be listed or watched now.
+    fn failed(&mut self, error: &kube::Error);
+    /// Whether everything is still known that was brought; otherwise all has to be listed anew.
+    fn whole(&self) -> bool {
+        true
+    }
+}
+
+/// How a kind is watched.
+pub(super) struct Watch<S> {
     /// Which of the kind's objects, by their fields; absent: all.
     pub(super) fields: Option<&'static str>,
-    /// Its place in the directory.
+    /// Where they go.
+    pub(super) sink: S,
+}
+
+/// The place of a kind in the directory.
+pub(super) struct Shelf<T> {
+    /// Every cluster knows the kind; where it is one of ours, it may be missing.
+    pub(super) known: bool,
+    /// Which place.
     pub(super) listing: fn(&mut Directory) -> &mut Listing<T>,
+    /// The directory.
+    pub(super) shared: Arc<Shared>,
+}
+
+impl<T: Named + Send + 'static> Sink for Shelf<T> {
+    type Entry = T;
+
+    fn listed(&mut self, entries: Vec<T>) {
+        self.shared.update(|directory| (self.listing)(directory).replace(entries));
+    }
+
+    fn connected(&mut self) {
+        self.shared.update(|directory| (self.listing)(directory).connected());
+    }
+
+    fn there(&mut self, entry: T) {
+        self.shared.update(|directory| (self.listing)(directory).apply(entry));
+    }
+
+    fn gone(&mut self, object: &ObjectMeta) {
+        let name = object.name.as_deref().unwrap_or_default();
+        self.shared.update(|directory| (self.listing)(directory).delete(name));
+    }
+
+    fn failed(&mut self, error: &kube::Error) {
+        self.shared.update(|directory| {
+            let listing = (self.listing)(directory);
+            match error {
+                kube::Error::Api(status) if status.code == 404 && !self.known => listing.unknown(),
+                kube::Error::Api(status) if status.code == 403 => listing.denied(reason(error)),
+                error => listing.trouble(reason(error)),
+            }
+        });
+    }
 }
 
 // Why a watch has to begin anew.
@@ -50,24 +115,29 @@ enum Again {
     Watch,
 }
 
-impl<T: Named> Watch<T> {
-    pub(super) async fn run<K: Object + Into<T>>(self, api: Api<K>, shared: Arc<Shared>) {
+impl<S: Sink> Watch<S> {
+    /// Lists and watches from now on, beside the caller.
+    pub(super) fn begin<K: Object + Into<S::Entry>>(self, api: Api<K>) -> JoinHandle<()> {
+        tokio::spawn(self.run(api))
+    }
+
+    async fn run<K: Object + Into<S::Entry>>(mut self, api: Api<K>) {
         let mut failures = 0;
         'list: loop {
             let mut version = match self.list(&api).await {
                 Ok((entries, version)) => {
-                    shared.update(|directory| (self.listing)(directory).replace(entries));
+                    self.sink.listed(entries);
                     version
                 }
                 Err(error) => {
-                    self.note(&shared, &error);
+                    self.sink.failed(&error);
                     pause(&mut failures).await;
                     continue;
                 }
             };
             loop {
                 let began = Instant::now();
-                let ended = self.follow(&api, &shared, &mut version).await;
+                let ended = self.follow(&api, &mut version).await;
                 // A server that ends what it has just begun is not asked without end.
                 let brief = began.elapsed() < BRIEF;
                 if !brief {
@@ -83,7 +153,7 @@ impl<T: Named> Watch<T> {
                         }
                     }
                     Err(error) => {
-                        self.note(&shared, &error);
+                        self.sink.failed(&error);
                         pause(&mut failures).await;
                     }
                 }
@@ -91,18 +161,10 @@ impl<T: Named> Watch<T> {
         }
     }
 
-    fn note(&self, shared: &Shared, error: &kube::Error) {
-        shared.update(|directory| {
-            let listing = (self.listing)(directory);
-            match error {
-                kube::Error::Api(status) if status.code == 404 && !self.known => listing.unknown(),
-                kube::Error::Api(status) if status.code == 403 => listing.denied(reason(error)),
-                error => listing.trouble(reason(error)),
-            }
-        });
-    }
-
-    async fn list<K: Object + Into<T>>(&self, api: &Api<K>) -> Result<(Vec<T>, String), kube::Error> {
+    async fn list<K: Object + Into<S::Entry>>(
+        &self,
+        api: &Api<K>,
+    ) -> Result<(Vec<S::Entry>, String), kube::Error> {
         let mut entries = Vec::new();
         let mut parameters = ListParams::default().limit(PAGE);
         parameters.field_selector = self.fields.map(str::to_owned);
@@ -119,10 +181,9 @@ impl<T: Named> Watch<T> {
         }
     }
 
-    async fn follow<K: Object + Into<T>>(
-        &self,
+    async fn follow<K: Object + Into<S::Entry>>(
+        &mut self,
         api: &Api<K>,
-        shared: &Shared,
         version: &mut String,
     ) -> Result<Again, kube::Error> {
         let mut parameters = WatchParams::default().timeout(WATCH_SECONDS);
@@ -131,22 +192,24 @@ impl<T: Named> Watch<T> {
             Err(kube::Error::Api(status)) if status.code == 410 => return Ok(Again::List),
             result => result?,
         };
-        shared.update(|directory| (self.listing)(directory).connected());
+        self.sink.connected();
         let mut events = std::pin::pin!(events);
         while let Some(event) = events.next().await {
             match event? {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     take_version(&object, version);
-                    shared.update(|directory| (self.listing)(directory).apply(object.into()));
+                    self.sink.there(object.into());
                 }
                 WatchEvent::Deleted(object) => {
                     take_version(&object, version);
-                    let name = object.meta().name.clone().unwrap_or_default();
-                    shared.update(|directory| (self.listing)(directory).delete(&name));
+                    self.sink.gone(object.meta());
                 }
                 WatchEvent::Bookmark(bookmark) => *version = bookmark.metadata.resource_version,
                 WatchEvent::Error(status) if status.code == 410 => return Ok(Again::List),
                 WatchEvent::Error(status) => return Err(kube::Error::Api(status)),
+            }
+            if !self.sink.whole() {
+                return Ok(Again::List);
             }
         }
         Ok(Again::Watch)

@@ -1,0 +1,357 @@
+//! What policy is decided from: Pods of all namespaces, Namespaces and NetworkPolicies, watched into a [`Feed`].
+//!
+//! Of each object only what counts is kept, from the moment that it is read: the rest of a page of pods is larger than all that is
+//! kept of a cluster.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::marker::PhantomData;
+
+use kube::api::ObjectMeta;
+use kube::core::{DynamicResourceScope, Resource};
+use kube::{Api, Client};
+use mesh_keyring::ClusterName;
+use mesh_policy::Event;
+use mesh_policy::model::{Labels, PolicyId};
+use mesh_policy::networkpolicy::{self, Read};
+use mesh_policy::object::{Key, Metadata, Namespace, Pod, PodStatus};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use super::reason;
+use super::watch::{Sink, Watch};
+use crate::registry::feed::{Feed, Kind};
+
+// What gives an agent the right that it lacks.
+const REMEDY: &str =
+    "apply the ClusterRole sennit-agent of this version (deploy/kubernetes/base, or the chart)";
+
+/// Watches all three kinds. In a mesh of several clusters, `cluster` is the name of this one.
+pub(super) fn watch(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> [JoinHandle<()>; 3] {
+    [
+        begin::<Namespace>(client, cluster, feed),
+        begin::<Read>(client, cluster, feed),
+        begin::<Pod>(client, cluster, feed),
+    ]
+}
+
+fn begin<T: Counted>(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> JoinHandle<()> {
+    let sink = Intake::<T> {
+        feed: feed.clone(),
+        cluster: cluster.cloned(),
+        refused: BTreeSet::new(),
+        kind: PhantomData,
+    };
+    Watch { fields: None, sink }.begin(Api::<Item<T>>::all(client.clone()))
+}
+
+/// What counts of an object.
+trait Counted: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {
+    const KIND: Kind;
+    const GROUP: &'static str;
+    const PLURAL: &'static str;
+
+    fn read(sent: Sent) -> Result<Self, String>;
+    /// Namespace and name.
+    fn key(&self) -> (Option<&str>, &str);
+    /// In a mesh of several clusters, with the mesh's names.
+    fn named(self, _cluster: Option<&ClusterName>) -> Self {
+        self
+    }
+    fn all(objects: Vec<Self>) -> Event;
+    fn there(self) -> Event;
+    fn gone(namespace: Option<&str>, name: &str) -> Event;
+}
+
+impl Counted for Pod {
+    const KIND: Kind = Kind::Pod;
+    const GROUP: &'static str = "";
+    const PLURAL: &'static str = "pods";
+
+    fn read(sent: Sent) -> Result<Self, String> {
+        let status: PodStatus = part("status", sent.status)?;
+        let metadata = Metadata {
+            name: sent.metadata.name.unwrap_or_default(),
+            namespace: sent.metadata.namespace,
+            labels: sent.metadata.labels,
+            uid: sent.metadata.uid,
+            creation_timestamp: sent.metadata.creation_timestamp,
+            deletion_timestamp: sent.metadata.deletion_timestamp,
+        };
+        Pod::new(metadata, part("spec", sent.spec)?, status).map_err(|e| e.to_string())
+    }
+
+    fn key(&self) -> (Option<&str>, &str) {
+        (Some(&self.key.namespace), &self.key.name)
+    }
+
+    // A Node is known as NODE.CLUSTER there, as in the directory.
+    fn named(mut self, cluster: Option<&ClusterName>) -> Self {
+        if let (Some(node), Some(cluster)) = (&mut self.node, cluster) {
+            *node = format!("{node}.{cluster}");
+        }
+        self
+    }
+
+    fn all(objects: Vec<Self>) -> Event {
+        Event::Pods(objects)
+    }
+
+    fn there(self) -> Event {
+        Event::Pod(self)
+    }
+
+    fn gone(namespace: Option<&str>, name: &str) -> Event {
+        Event::PodGone(Key::new(namespace, name))
+    }
+}
+
+impl Counted for Namespace {
+    const KIND: Kind = Kind::Namespace;
+    const GROUP: &'static str = "";
+    const PLURAL: &'static str = "namespaces";
+
+    fn read(sent: Sent) -> Result<Self, String> {
+        Ok(Self::new(&sent.metadata.name.unwrap_or_default(), sent.metadata.labels.unwrap_or_default()))
+    }
+
+    fn key(&self) -> (Option<&str>, &str) {
+        (None, &self.name)
+    }
+
+    fn all(objects: Vec<Self>) -> Event {
+        Event::Namespaces(objects)
+    }
+
+    fn there(self) -> Event {
+        Event::Namespace(self)
+    }
+
+    fn gone(_: Option<&str>, name: &str) -> Event {
+        Event::NamespaceGone(name.to_owned())
+    }
+}
+
+impl Counted for Read {
+    const KIND: Kind = Kind::Policy;
+    const GROUP: &'static str = "networking.k8s.io";
+    const PLURAL: &'static str = "networkpolicies";
+
+    fn read(sent: Sent) -> Result<Self, String> {
+        let metadata = json!({"name": sent.metadata.name, "namespace": sent.metadata.namespace});
+        Ok(networkpolicy::read(&json!({"metadata": metadata, "spec": sent.spec})))
+    }
+
+    fn key(&self) -> (Option<&str>, &str) {
+        (self.policy.id.namespace.as_deref(), &self.policy.id.name)
+    }
+
+    fn all(objects: Vec<Self>) -> Event {
+        Event::Policies(objects)
+    }
+
+    fn there(self) -> Event {
+        Event::Policy(self)
+    }
+
+    fn gone(namespace: Option<&str>, name: &str) -> Event {
+        let key = Key::new(namespace, name);
+        Event::PolicyGone(PolicyId {
+            kind: networkpolicy::KIND,
+            namespace: Some(key.namespace),
+            name: key.name,
+        })
+    }
+}
+
+/// An object as the API sends it, but for what nobody asks for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Sent {
+    metadata: SentMetadata,
+    spec: Value,
+    status: Value,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct SentMetadata {
+    name: Option<String>,
+    namespace: Option<String>,
+    labels: Option<Labels>,
+    uid: Option<String>,
+    creation_timestamp: Option<String>,
+    deletion_timestamp: Option<String>,
+    resource_version: Option<String>,
+}
+
+fn part<T: DeserializeOwned + Default>(field: &str, value: Value) -> Result<T, String> {
+    if value.is_null() {
+        return Ok(T::default());
+    }
+    serde_json::from_value(value).map_err(|e| format!("{field}: {e}"))
+}
+
+/// What was made of an object, or why nothing could be. One that is wrong must not make its whole page unreadable.
+#[derive(Debug, Clone)]
+struct Item<T> {
+    // Name, namespace and version alone.
+    metadata: ObjectMeta,
+    read: Result<T, String>,
+}
+
+impl<'de, T: Counted> Deserialize<'de> for Item<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let sent = Sent::deserialize(deserializer)?;
+        let metadata = ObjectMeta {
+            name: sent.metadata.name.clone(),
+            namespace: sent.metadata.namespace.clone(),
+            resource_version: sent.metadata.resource_version.clone(),
+            ..ObjectMeta::default()
+        };
+        Ok(Self { metadata, read: T::read(sent) })
+    }
+}
+
+impl<T: Counted> Resource for Item<T> {
+    type DynamicType = ();
+    type Scope = DynamicResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        T::KIND.as_str().into()
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        T::GROUP.into()
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        "v1".into()
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        T::PLURAL.into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+/// The same without what the watch alone needs.
+struct Found<T>(Result<T, Refusal>);
+
+struct Refusal {
+    namespace: Option<String>,
+    name: String,
+    reason: String,
+}
+
+impl<T> From<Item<T>> for Found<T> {
+    fn from(Item { metadata, read }: Item<T>) -> Self {
+        Self(read.map_err(|reason| Refusal {
+            namespace: metadata.namespace,
+            name: metadata.name.unwrap_or_default(),
+            reason,
+        }))
+    }
+}
+
+/// The way of a kind into the feed.
+struct Intake<T> {
+    feed: Feed,
+    cluster: Option<ClusterName>,
+    // Keys of those that the feed knows as refused.
+    refused: BTreeSet<String>,
+    kind: PhantomData<fn(T)>,
+}
+
+impl<T: Counted> Intake<T> {
+    fn title((namespace, name): (Option<&str>, &str)) -> String {
+        let namespace = namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
+        format!("{} {namespace}{name}", T::KIND.as_str())
+    }
+
+    fn refuse(&mut self, title: String, reason: String) {
+        self.refused.insert(title.clone());
+        self.feed.refuse(title, Some(super::cut(&reason)));
+    }
+
+    fn mended(&mut self, key: (Option<&str>, &str)) {
+        if !self.refused.is_empty() {
+            let title = Self::title(key);
+            self.refused.remove(&title);
+            self.feed.refuse(title, None);
+        }
+    }
+}
+
+impl<T: Counted> Sink for Intake<T> {
+    type Entry = Found<T>;
+
+    fn listed(&mut self, entries: Vec<Found<T>>) {
+        let mut objects = Vec::with_capacity(entries.len());
+        let mut mended = std::mem::take(&mut self.refused);
+        for Found(found) in entries {
+            match found {
+                Ok(object) => objects.push(object.named(self.cluster.as_ref())),
+                Err(Refusal { namespace, name, reason }) => {
+                    let title = Self::title((namespace.as_deref(), &name));
+                    mended.remove(&title);
+                    self.refuse(title, reason);
+                }
+            }
+        }
+        for title in mended {
+            self.feed.refuse(title, None);
+        }
+        self.feed.trouble(T::KIND.as_str(), None);
+        self.feed.push(T::all(objects));
+    }
+
+    fn connected(&mut self) {
+        self.feed.trouble(T::KIND.as_str(), None);
+    }
+
+    fn there(&mut self, Found(found): Found<T>) {
+        match found {
+            Ok(object) => {
+                self.mended(object.key());
+                self.feed.push(object.named(self.cluster.as_ref()).there());
+            }
+            // What it was before, it may be no longer.
+            Err(Refusal { namespace, name, reason }) => {
+                self.refuse(Self::title((namespace.as_deref(), &name)), reason);
+                self.feed.push(T::gone(namespace.as_deref(), &name));
+            }
+        }
+    }
+
+    fn gone(&mut self, object: &ObjectMeta) {
+        let (namespace, name) = (object.namespace.as_deref(), object.name.as_deref().unwrap_or_default());
+        self.mended((namespace, name));
+        self.feed.push(T::gone(namespace, name));
+    }
+
+    fn failed(&mut self, error: &kube::Error) {
+        let told = match error {
+            kube::Error::Api(status) if status.code == 403 => format!("{}; {REMEDY}", reason(error)),
+            error => reason(error),
+        };
+        self.feed.trouble(T::KIND.as_str(), Some(told));
+    }
+
+    fn whole(&self) -> bool {
+        !self.feed.lost(T::KIND)
+    }
+}
+
+#[cfg(test)]
+#[path = "policy/tests.rs"]
+mod tests;

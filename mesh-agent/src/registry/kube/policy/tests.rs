@@ -1,0 +1,337 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_policy::State;
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::super::KubeRegistry;
+use super::*;
+
+const PODS: &str = "/api/v1/pods";
+const NAMESPACES: &str = "/api/v1/namespaces";
+const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
+
+/// As much of an API server as a list and a watch need.
+#[derive(Clone, Default)]
+struct Server {
+    served: Arc<Mutex<Served>>,
+}
+
+#[derive(Default)]
+struct Served {
+    // By path; others are not found.
+    objects: BTreeMap<&'static str, Vec<Value>>,
+    forbidden: bool,
+    asked: Vec<String>,
+    watches: BTreeMap<String, mpsc::UnboundedSender<String>>,
+}
+
+impl Server {
+    async fn start() -> (Self, KubeRegistry) {
+        Self::start_in(None).await
+    }
+
+    async fn start_in(cluster: Option<&str>) -> (Self, KubeRegistry) {
+        let server = Self::default();
+        for path in [PODS, NAMESPACES, POLICIES] {
+            server.served.lock().objects.insert(path, Vec::new());
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let config = kube::Config::new(url.parse().unwrap());
+        let serving = server.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serving.clone().answer(stream));
+            }
+        });
+        let cluster = cluster.map(|cluster| cluster.parse().unwrap());
+        (server, KubeRegistry::new(config, cluster, &"m".parse().unwrap()).unwrap())
+    }
+
+    async fn answer(self, mut stream: TcpStream) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        let target = head.split(' ').nth(1).unwrap();
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        if query.contains("watch=true") {
+            let (sender, mut events) = mpsc::unbounded_channel::<String>();
+            self.served.lock().watches.insert(path.to_owned(), sender);
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            while let Some(event) = events.recv().await {
+                if stream.write_all(event.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+            return;
+        }
+        let (code, body) = self.list(path, query);
+        let body = body.to_string();
+        let head = format!(
+            "HTTP/1.1 {code} Said\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    }
+
+    fn list(&self, path: &str, query: &str) -> (u16, Value) {
+        let status = |code: u16, message: &str| {
+            let reason = if code == 403 { "Forbidden" } else { "NotFound" };
+            let body = json!({
+                "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": reason, "code": code,
+            });
+            (code, body)
+        };
+        let mut served = self.served.lock();
+        let Some(objects) = served.objects.get(path).cloned() else { return status(404, "no such kind") };
+        served.asked.push(format!("{path}?{query}"));
+        if served.forbidden && path == PODS {
+            return status(403, "pods is forbidden");
+        }
+        let field = |name: &str| {
+            query
+                .split('&')
+                .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse::<usize>().ok())
+        };
+        let (from, most) = (field("continue").unwrap_or(0), field("limit").unwrap());
+        let until = (from + most).min(objects.len());
+        let token = (until < objects.len()).then(|| until.to_string());
+        let metadata = json!({"resourceVersion": "7", "continue": token});
+        let kind = "List";
+        (200, json!({"kind": kind, "apiVersion": "v1", "metadata": metadata, "items": objects[from..until]}))
+    }
+
+    fn say(&self, path: &str, event: &str, object: &Value) {
+        let line = format!("{}\n", json!({"type": event, "object": object}));
+        self.served.lock().watches[path].send(line).unwrap();
+    }
+}
+
+/// What the feed comes to, as soon as that is so.
+async fn until(feed: &Feed, state: &mut State, wanted: impl Fn(&State) -> bool) {
+    let reached = async {
+        loop {
+            for event in feed.take() {
+                state.take(event);
+            }
+            if wanted(state) {
+                return;
+            }
+            feed.changed().await;
+        }
+    };
+    timeout(Duration::from_secs(20), reached).await.unwrap();
+}
+
+fn pod(name: &str, node: &str, address: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": name, "namespace": "n", "uid": format!("uid-{name}"), "resourceVersion": "8",
+            "labels": {"app": "web"}, "annotations": {"much": "text"},
+            "managedFields": [{"manager": "kubelet", "operation": "Update", "fieldsV1": {"f:status": {}}}],
+        },
+        "spec": {
+            "nodeName": node, "serviceAccountName": "web",
+            "containers": [{"name": "c", "image": "i", "ports": [{"name": "http", "containerPort": 80}], "env": [{"name": "A"}]}],
+        },
+        "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": [{"type": "Ready"}]},
+    })
+}
+
+fn policy(name: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "namespace": "n", "resourceVersion": "8"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
+    })
+}
+
+fn parsed<T: Counted>(object: Value) -> Item<T> {
+    serde_json::from_value(object).unwrap()
+}
+
+#[test]
+fn of_a_pod_only_what_counts_is_kept() {
+    let item = parsed::<Pod>(pod("a", "node-1", "10.0.0.1"));
+    assert_eq!(item.metadata.resource_version.as_deref(), Some("8"));
+    assert_eq!((item.metadata.labels, item.metadata.managed_fields), (None, None));
+    let read = item.read.unwrap();
+    assert_eq!(read.key, Key::new(Some("n"), "a"));
+    assert_eq!(read.uid, "uid-a");
+    assert_eq!(read.node.as_deref(), Some("node-1"));
+    assert_eq!(read.labels["app"], "web");
+    assert_eq!(read.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.1"]);
+    assert_eq!(read.ports.first().unwrap().port, 80);
+    let mut other = pod("a", "node-1", "10.0.0.1");
+    other["status"]["conditions"] = json!([]);
+    other["metadata"]["resourceVersion"] = json!("9");
+    assert_eq!(parsed::<Pod>(other).read.unwrap(), read, "a change of nothing that counts");
+}
+
+#[test]
+fn an_object_that_is_wrong_spoils_no_page() {
+    let mut bare = pod("bare", "", "");
+    bare["status"] = Value::Null;
+    bare["metadata"]["labels"] = Value::Null;
+    let mut shapeless = pod("shapeless", "node-1", "10.0.0.2");
+    shapeless["spec"] = json!({"containers": 5});
+    let page = json!([pod("a", "node-1", "10.0.0.1"), pod("bad", "node-1", "nonsense"), shapeless, bare]);
+    let page: Vec<Item<Pod>> = serde_json::from_value(page).unwrap();
+    let faults: Vec<Option<String>> = page.into_iter().map(|item| item.read.err()).collect();
+    assert_eq!((&faults[0], &faults[3]), (&None, &None));
+    assert_eq!(faults[1].as_deref(), Some("status.podIPs: \"nonsense\" is no IP address"));
+    assert!(faults[2].as_ref().unwrap().starts_with("spec: "), "{faults:?}");
+}
+
+#[test]
+fn a_policy_that_is_wrong_comes_through_and_isolates() {
+    let mut wrong = policy("p");
+    wrong["spec"]["ingress"] = json!([{"from": [{"nonsense": {}}]}]);
+    let read = parsed::<Read>(wrong).read.unwrap();
+    assert!(read.fault.is_some() && read.policy.ingress.is_some());
+    assert_eq!(read.policy.id.to_string(), "NetworkPolicy n/p");
+    assert_eq!(parsed::<Read>(policy("p")).read.unwrap().fault, None);
+}
+
+#[test]
+fn a_namespace_has_its_labels_and_its_name() {
+    let namespace = json!({"metadata": {"name": "n", "labels": {"team": "a"}}, "spec": {"finalizers": []}});
+    let read = parsed::<Namespace>(namespace).read.unwrap();
+    assert_eq!((read.labels.len(), read.labels["team"].as_str()), (2, "a"));
+}
+
+#[test]
+fn the_places_in_the_api_are_kubernetes_own() {
+    assert_eq!(Item::<Pod>::url_path(&(), None), PODS);
+    assert_eq!(Item::<Namespace>::url_path(&(), None), NAMESPACES);
+    assert_eq!(Item::<Read>::url_path(&(), None), POLICIES);
+}
+
+#[tokio::test]
+async fn what_is_listed_and_what_changes_comes_out_of_the_feed() {
+    let (server, mut registry) = Server::start().await;
+    {
+        let mut served = server.served.lock();
+        let pods =
+            (0..1203).map(|n| pod(&format!("p-{n}"), "node-1", &format!("10.0.{}.{}", n / 250, n % 250)));
+        served.objects.insert(PODS, pods.collect());
+        served.objects.insert(NAMESPACES, vec![json!({"metadata": {"name": "n", "labels": {"a": "b"}}})]);
+        served.objects.insert(POLICIES, vec![policy("p")]);
+    }
+    assert!(!registry.feed().complete());
+    registry.watch_policy();
+    let feed = registry.feed().clone();
+    let mut state = State::default();
+    until(&feed, &mut state, |_| feed.complete()).await;
+    until(&feed, &mut state, |state| state.world.pods().count() == 1203).await;
+    assert_eq!(state.world.namespaces().count(), 1);
+    assert_eq!(state.policies.iter().count(), 1);
+    let lists =
+        |path: &str| server.served.lock().asked.iter().filter(|asked| asked.starts_with(path)).count();
+    assert_eq!((lists(PODS), lists(NAMESPACES)), (3, 1), "in pages");
+
+    while server
+        .served
+        .lock()
+        .watches
+        .keys()
+        .filter(|path| [PODS, POLICIES, NAMESPACES].contains(&path.as_str()))
+        .count()
+        < 3
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let key = Key::new(Some("n"), "p-1");
+    let node = |state: &State, key: &Key| {
+        let pod = state.world.pods().find(|pod| pod.key == *key)?;
+        pod.node.clone()
+    };
+    server.say(PODS, "MODIFIED", &pod("p-1", "node-2", "10.0.0.1"));
+    server.say(PODS, "ADDED", &pod("new", "node-2", "10.9.0.1"));
+    server.say(PODS, "DELETED", &pod("p-2", "node-1", "10.0.0.2"));
+    server.say(NAMESPACES, "ADDED", &json!({"metadata": {"name": "other", "resourceVersion": "9"}}));
+    server.say(POLICIES, "DELETED", &policy("p"));
+    until(&feed, &mut state, |state| {
+        node(state, &key).as_deref() == Some("node-2")
+            && node(state, &Key::new(Some("n"), "new")).is_some()
+            && node(state, &Key::new(Some("n"), "p-2")).is_none()
+            && state.world.namespaces().count() == 2
+            && state.policies.iter().count() == 0
+    })
+    .await;
+    assert_eq!(feed.problems(), Vec::<String>::new());
+    assert_eq!(feed.staleness(), None);
+}
+
+#[tokio::test]
+async fn a_refused_object_is_named_and_not_there_until_it_is_mended() {
+    let (server, mut registry) = Server::start_in(Some("east")).await;
+    server.served.lock().objects.insert(PODS, vec![pod("a", "node-1", "10.0.0.1"), pod("b", "node-1", "x")]);
+    registry.watch_policy();
+    let feed = registry.feed().clone();
+    let mut state = State::default();
+    let names = |state: &State| -> Vec<String> {
+        state.world.pods().map(|pod| format!("{} on {}", pod.key.name, pod.node.clone().unwrap())).collect()
+    };
+    until(&feed, &mut state, |state| names(state) == ["a on node-1.east"]).await;
+    assert_eq!(feed.problems(), ["Pod n/b: status.podIPs: \"x\" is no IP address"]);
+    while !server.served.lock().watches.contains_key(PODS) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    server.say(PODS, "MODIFIED", &pod("a", "node-1", "y"));
+    server.say(PODS, "MODIFIED", &pod("b", "node-1", "10.0.0.2"));
+    until(&feed, &mut state, |state| names(state) == ["b on node-1.east"]).await;
+    assert_eq!(feed.problems(), ["Pod n/a: status.podIPs: \"y\" is no IP address"]);
+    server.say(PODS, "DELETED", &pod("a", "node-1", "y"));
+    until(&feed, &mut state, |_| feed.problems().is_empty()).await;
+}
+
+#[tokio::test]
+async fn where_pods_may_not_be_read_the_others_are_and_the_remedy_is_told() {
+    let (server, mut registry) = Server::start().await;
+    server.served.lock().forbidden = true;
+    server.served.lock().objects.insert(POLICIES, vec![policy("p")]);
+    registry.watch_policy();
+    let feed = registry.feed().clone();
+    let mut state = State::default();
+    until(&feed, &mut state, |state| state.policies.iter().count() == 1 && feed.staleness().is_some()).await;
+    let told = feed.staleness().unwrap();
+    assert!(told.starts_with("Pod: pods is forbidden (403); apply the ClusterRole sennit-agent"), "{told}");
+    assert!(!feed.complete());
+    server.served.lock().forbidden = false;
+    until(&feed, &mut state, |_| feed.complete() && feed.staleness().is_none()).await;
+}
+
+#[tokio::test]
+async fn a_feed_that_lost_events_is_filled_by_another_list() {
+    let (server, mut registry) = Server::start().await;
+    server.served.lock().objects.insert(PODS, vec![pod("a", "node-1", "10.0.0.1")]);
+    registry.watch_policy();
+    let feed = registry.feed().clone();
+    until(&feed, &mut State::default(), |state| state.world.pods().count() == 1).await;
+    while !server.served.lock().watches.contains_key(PODS) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    (0..=100_000).for_each(|n| feed.push(Event::PodGone(Key::new(None, &format!("gone-{n}")))));
+    assert!(feed.lost(Kind::Pod));
+    server.say(PODS, "ADDED", &pod("b", "node-1", "10.0.0.2"));
+    until(&feed, &mut State::default(), |state| state.world.pods().count() == 1).await;
+    assert!(!feed.lost(Kind::Pod));
+}
+
+#[tokio::test]
+async fn nobody_asks_for_pods_who_was_not_told_to() {
+    let (server, registry) = Server::start().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(server.served.lock().asked, Vec::<String>::new());
+    assert!(!registry.feed().complete());
+}
