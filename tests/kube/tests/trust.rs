@@ -199,7 +199,7 @@ fn no_token_creates_or_deletes() {
                 "{who} deletes {target:?}"
             );
         }
-        for secret in ["secrets", "pods", "configmaps"] {
+        for secret in ["secrets", "configmaps"] {
             let output = stage.cluster.kubectl_as(who, &["get", secret, "-A"], "").unwrap();
             assert!(!output.success(), "{who} reads {secret}");
         }
@@ -221,6 +221,49 @@ fn no_token_creates_or_deletes() {
     }
     for name in ["node-1", "node-2"] {
         assert_eq!(stage.cluster.get("node", name).unwrap()["metadata"]["annotations"]["other.io/k"], "v");
+    }
+}
+
+#[test]
+fn agents_read_what_policy_is_decided_from_and_write_none_of_it() {
+    if !programs::can_run("agents_read_what_policy_is_decided_from_and_write_none_of_it") {
+        return;
+    }
+    let stage = stage();
+    let policy = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "p", "namespace": "sennit"},
+        "spec": {"podSelector": {}},
+    });
+    stage.cluster.apply(&policy).unwrap();
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "new"}});
+    let mut pod = stage.cluster.get("pods/agent", "--namespace=sennit").unwrap();
+    pod["metadata"] = json!({"name": "new", "namespace": "sennit"});
+    let mut other = policy.clone();
+    other["metadata"]["name"] = json!("new");
+    let label = r#"{"metadata":{"labels":{"stolen":"yes"}}}"#;
+    for who in TOKENS {
+        for kind in ["pods", "namespaces", "networkpolicies"] {
+            let output = stage.cluster.kubectl_as(who, &["get", kind, "-A"], "").unwrap();
+            assert!(output.success(), "{who} reads {kind}: {}", output.stderr_text());
+        }
+        let refused = |args: &[&str], input: &str| {
+            let output = stage.cluster.kubectl_as(who, args, input).unwrap();
+            let told = output.stderr_text();
+            assert!(!output.success() && told.contains("orbidden"), "{who}: {args:?}: {told}");
+        };
+        for object in [&namespace, &pod, &other] {
+            refused(&["create", "-f", "-"], &object.to_string());
+        }
+        for target in [["pod", "agent"], ["namespace", "sennit"], ["networkpolicy", "p"]] {
+            let at = [target[0], target[1], "--namespace=sennit"];
+            refused(&[&["patch"], &at[..], &["--type=merge", "-p", label]].concat(), "");
+            refused(&[&["delete", "--wait=false"], &at[..]].concat(), "");
+        }
+    }
+    // By its own role federation has nothing to do with any of it.
+    let role = stage.cluster.get("clusterrole", "sennit-federate").unwrap()["rules"].to_string();
+    for resource in ["pods", "namespaces", "networkpolicies"] {
+        assert!(!role.contains(&format!("\"{resource}\"")), "{role}");
     }
 }
 
