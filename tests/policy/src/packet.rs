@@ -58,11 +58,13 @@ impl Packet {
             (128, code) => (129, code),
             other => other,
         };
+        // Both ways an echo has one identifier.
+        let echo = matches!(self.protocol, 1 | 58);
         Self {
             source: self.destination,
             destination: self.source,
-            source_port: self.destination_port,
-            destination_port: self.source_port,
+            source_port: if echo { self.source_port } else { self.destination_port },
+            destination_port: if echo { self.destination_port } else { self.source_port },
             flags: SYN_ACK,
             number,
             icmp,
@@ -214,13 +216,21 @@ pub fn number(packet: &[u8]) -> Option<u32> {
         6 => (*packet.get(6)?, 40),
         _ => return None,
     };
+    let mut later_fragment = packet[0] >> 4 == 4 && packet.get(6..8)? != [0x20, 0] && packet[7] != 0;
     loop {
         let skip = match protocol {
             0 | 60 => usize::from(*packet.get(at + 1)?) * 8 + 8,
-            44 => 8,
+            44 => {
+                later_fragment |= u16::from_be_bytes([*packet.get(at + 2)?, *packet.get(at + 3)?]) >> 3 > 0;
+                8
+            }
             _ => break,
         };
         (protocol, at) = (*packet.get(at)?, at + skip);
+    }
+    // Ours are cut where what tells them apart begins.
+    if later_fragment {
+        protocol = 253;
     }
     let at = at
         + match protocol {
@@ -271,6 +281,11 @@ mod tests {
         }
         let packet = Packet::first("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap(), 6, 80, 9);
         assert_eq!(number(&packet.with_extension_headers()), Some(9));
+        for source in ["10.0.0.1", "fd00::1"] {
+            let source = source.parse().unwrap();
+            let packet = Packet::first(source, source, 17, 80, 0x0102_0304);
+            assert_eq!(number(&packet.fragments()[1]), Some(0x0102_0304), "{source}");
+        }
     }
 
     #[test]

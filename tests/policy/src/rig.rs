@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SENTINEL: [&str; 2] = ["203.0.113.1", "203.0.113.2"];
 /// The number of a sentinel.
 const SENTINEL_NUMBER: u32 = u32::MAX;
+
+/// The phase in which a hammer stops.
+pub const END: usize = 3;
+/// The phase that packets count in during which the phase changes.
+pub const BETWEEN: usize = 1;
+/// Sends until it is told to stop; how often each packet was sent and passed, by phase.
+pub type Hammer<const N: usize> = JoinHandle<anyhow::Result<[[(u64, u64); N]; END]>>;
 
 /// Where a packet comes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -197,30 +204,41 @@ impl Rig {
         self.enforce()
     }
 
-    /// Sends these packets of pods again and again until it is told to stop, and counts how often each was sent and passed.
-    pub fn hammer<const N: usize>(
-        &mut self,
-        packets: [Packet; N],
-        stop: &Arc<AtomicBool>,
-    ) -> JoinHandle<anyhow::Result<[(u64, u64); N]>> {
-        let (pods, stop) = (Arc::clone(&self.pods), Arc::clone(stop));
-        let octets = packets.map(|packet| packet.octets());
+    /// Sends these packets of pods again and again until the phase is [`END`], and counts for each, by phase, how often it was sent
+    /// and how often it passed.
+    pub fn hammer<const N: usize>(&mut self, packets: [Packet; N], phase: &Arc<AtomicUsize>) -> Hammer<N> {
+        let (pods, phase) = (Arc::clone(&self.pods), Arc::clone(phase));
         std::thread::spawn(move || {
-            let mut counts = [(0, 0); N];
+            const FIRST: u32 = 1 << 30;
+            let mut counts = [[(0, 0); N]; END];
+            // By number: in which phase a packet was sent.
+            let mut phases: Vec<u8> = Vec::new();
             let mut buffer = [0; 2048];
-            while !stop.load(Ordering::Relaxed) {
-                for (count, packet) in counts.iter_mut().zip(&octets) {
-                    pods.send(packet).context("sending a packet")?;
-                    count.0 += 1;
+            loop {
+                let over = phase.load(Ordering::SeqCst) >= END;
+                for (index, packet) in packets.iter().enumerate().filter(|_| !over) {
+                    let number = FIRST + phases.len() as u32;
+                    let before = phase.load(Ordering::SeqCst);
+                    pods.send(&Packet { number, ..*packet }.octets()).context("sending a packet")?;
+                    let of =
+                        if before == phase.load(Ordering::SeqCst) { before.min(END - 1) } else { BETWEEN };
+                    counts[of][index].0 += 1;
+                    phases.push(of as u8);
                 }
-                while let Some(length) = pods.receive(&mut buffer, Instant::now())? {
-                    let number = packet::number(&buffer[..length]);
-                    for (count, packet) in counts.iter_mut().zip(&packets) {
-                        count.1 += u64::from(Some(packet.number) == number);
+                let patience = Duration::from_millis(if over { 200 } else { 0 });
+                while let Some(length) = pods.receive(&mut buffer, Instant::now() + patience)? {
+                    let number =
+                        packet::number(&buffer[..length]).and_then(|number| number.checked_sub(FIRST));
+                    if let Some(number) =
+                        number.map(|number| number as usize).filter(|number| *number < phases.len())
+                    {
+                        counts[usize::from(phases[number])][number % N].1 += 1;
                     }
                 }
+                if over {
+                    return Ok(counts);
+                }
             }
-            Ok(counts)
         })
     }
 

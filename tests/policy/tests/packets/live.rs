@@ -1,13 +1,14 @@
 //! Flows that are there while policy changes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use mesh_policy::Event;
 use mesh_policy::nft::{Ownership, Table};
 use policy_tests::objects::{gone, no_policy, only, pod, policy, remote};
 use policy_tests::packet::{ACK, PSH_ACK, SYN_ACK};
+use policy_tests::rig::{BETWEEN, END};
 use policy_tests::{Link, Packet, Rig};
 use serde_json::json;
 
@@ -245,8 +246,8 @@ fn nobody_slips_through_while_policy_changes_under_traffic() {
                 .chain([policy("always", only("a", "b")), policy("never", only("nobody", "c"))]),
         )?;
         let (allowed, denied) = (first(&mut rig, A[0], B[0], UDP), first(&mut rig, A[0], C[0], UDP));
-        let stop = Arc::new(AtomicBool::new(false));
-        let traffic = rig.hammer([allowed, denied], &stop);
+        let phase = Arc::new(AtomicUsize::new(0));
+        let traffic = rig.hammer([allowed, denied], &phase);
         let mut random = 20_261_125_u64;
         let mut dice = |below: u64| {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -272,8 +273,8 @@ fn nobody_slips_through_while_policy_changes_under_traffic() {
             });
             made += rig.enforcer.pass(Instant::now())?.changes;
         }
-        stop.store(true, Ordering::Relaxed);
-        let counts = traffic.join().map_err(|_| anyhow::anyhow!("the traffic ended early"))??;
+        phase.store(END, Ordering::SeqCst);
+        let [counts, ..] = traffic.join().map_err(|_| anyhow::anyhow!("the traffic ended early"))??;
         println!(
             "{changes} changes ({made} writes) in {:.1} s: always allowed {} of {} passed, never allowed {} of {}",
             began.elapsed().as_secs_f64(),
@@ -284,6 +285,78 @@ fn nobody_slips_through_while_policy_changes_under_traffic() {
         );
         assert!(counts[0].0 > 100 && counts[0].0 == counts[0].1, "lost what is allowed");
         assert!(counts[1].0 > 100 && counts[1].1 == 0, "let through what is denied");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_flow_that_is_cut_under_full_traffic_stays_cut() {
+    const ALLOWED: usize = 0;
+    const CUT: usize = 2;
+    let rounds: usize =
+        std::env::var("SENNIT_POLICY_CUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    in_rig("a_flow_that_is_cut_under_full_traffic_stays_cut", move |mut rig| {
+        rig.tell(pods().into_iter().chain([policy("p", only("a", "b"))]))?;
+        let flows = [TCP, UDP].map(|protocol| Established::new(&mut rig, A[0], B[0], protocol));
+        let [tcp, udp] = flows;
+        let (tcp, udp) = (tcp?, udp?);
+        let kept = Established::new(&mut rig, C[0], A[0], UDP)?;
+        let packets = [
+            tcp.client.again(PSH_ACK, 1),
+            tcp.server.again(PSH_ACK, 2),
+            udp.client,
+            udp.server,
+            kept.client,
+            kept.server,
+        ];
+        let packets = packets.map(|packet| Packet { number: rig.number(), ..packet });
+        let phase = Arc::new(AtomicUsize::new(ALLOWED));
+        let traffic = rig.hammer(packets, &phase);
+        // Passes come when they are due, as in the agent, and packets never stop.
+        let run = |rig: &mut Rig, event: Event| -> anyhow::Result<Instant> {
+            rig.enforcer.compiler.take(event);
+            rig.enforcer.pass(Instant::now())?;
+            Ok(Instant::now())
+        };
+        let until_open = |rig: &mut Rig, least: Duration| -> anyhow::Result<()> {
+            let end = Instant::now() + least;
+            while rig.enforcer.wake_at().is_some() || Instant::now() < end {
+                rig.enforcer.pass(Instant::now())?;
+                std::thread::yield_now();
+            }
+            Ok(())
+        };
+        for _ in 0..rounds {
+            phase.store(BETWEEN, Ordering::SeqCst);
+            run(&mut rig, Event::Pod(pod("a", "z", &A)))?;
+            phase.store(CUT, Ordering::SeqCst);
+            until_open(&mut rig, Duration::from_millis(80))?;
+            phase.store(BETWEEN, Ordering::SeqCst);
+            run(&mut rig, Event::Pod(pod("a", "a", &A)))?;
+            phase.store(ALLOWED, Ordering::SeqCst);
+            until_open(&mut rig, Duration::from_millis(60))?;
+        }
+        phase.store(END, Ordering::SeqCst);
+        let counts = traffic.join().map_err(|_| anyhow::anyhow!("the traffic ended early"))??;
+        let passed = |phase: usize, which: &[usize]| {
+            which.iter().fold((0, 0), |(sent, passed), index| {
+                (sent + counts[phase][*index].0, passed + counts[phase][*index].1)
+            })
+        };
+        let (cut, kept) = (
+            passed(CUT, &[0, 1, 2, 3]),
+            (0..END)
+                .map(|phase| passed(phase, &[4, 5]))
+                .fold((0, 0), |sum, more| (sum.0 + more.0, sum.1 + more.1)),
+        );
+        let allowed = passed(ALLOWED, &[0, 1, 2, 3]);
+        println!(
+            "{rounds} times cut: {} of {} packets passed while cut; the neighbour's {} of {}; while allowed {} of {}",
+            cut.1, cut.0, kept.1, kept.0, allowed.1, allowed.0
+        );
+        assert!(cut.0 > 1000 && cut.1 == 0, "passed after the transaction");
+        assert_eq!(kept.0, kept.1, "the neighbour lost packets");
+        assert_eq!(allowed.0, allowed.1);
         Ok(())
     });
 }

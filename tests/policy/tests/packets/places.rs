@@ -179,7 +179,7 @@ fn sites_are_denied_unless_they_or_a_policy_allow_it() {
         .into();
         rig.enforcer.compiler.configure(own(), nodes);
         rig.tell([Event::Pod(pod("a", "a", &A)), Event::Pod(remote("s", "s", &["10.0.3.1"])), stance()])?;
-        let mut passes = |rig: &mut Rig| {
+        let passes = |rig: &mut Rig| {
             let mut from = |source: &str| {
                 let packet = first(rig, source, A[0], TCP);
                 rig.passes(Link::Tunnel, &packet)
@@ -249,7 +249,7 @@ fn audit_denies_nothing_and_counts_what_it_would() {
 fn a_foreign_flush_changes_nothing_and_a_shared_table_is_mended() {
     in_rig("a_foreign_flush_changes_nothing_and_a_shared_table_is_mended", |mut rig| {
         rig.tell([Event::Pod(pod("a", "a", &A)), policy("none", json!({}))])?;
-        let mut denied = |rig: &mut Rig| {
+        let denied = |rig: &mut Rig| {
             let packet = first(rig, R[0], A[0], UDP);
             Ok::<_, anyhow::Error>(!rig.passes(Link::Tunnel, &packet)?)
         };
