@@ -4,6 +4,7 @@
 //! registry was read in full once, the last good peers stand in for it and nothing is pruned.
 
 mod exempted;
+mod in_force;
 mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,9 +17,7 @@ use mesh_keyring::{NodeName, PublicKey, SiteName};
 use mesh_overlay::address::{Carried, carrier_prefix};
 use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST, PUBLIC_KEY};
 use mesh_overlay::endpoint::is_dialable;
-use mesh_overlay::exemption;
 use mesh_overlay::link::{LinkConfig, ObservedUnderlay};
-use mesh_overlay::local::Vxlan;
 use mesh_overlay::plan::Paths;
 use mesh_overlay::plan::path::Resolution;
 use mesh_overlay::wireguard::Choice;
@@ -26,7 +25,7 @@ use mesh_overlay::{
     Admission, Advertisement, Endpoint, Grants, LocalNode, MeshPlan, NodeRecord, Peer, admit, prefix,
 };
 
-use crate::config::{Config, KEEPALIVE, LISTEN_PORT};
+use crate::config::Config;
 use crate::registry::{MeshWord, Problem, Snapshot};
 use crate::settings::Settings;
 use crate::state::LastGood;
@@ -237,45 +236,6 @@ impl Agent {
         let gone = self.mesh_gone.filter(|until| now < *until);
         let held = [self.holds_claims_until(now), gone, self.standing.wake_at().map(|at| at.max(now))];
         held.into_iter().flatten().min()
-    }
-
-    /// What the operator grants: agent.yaml's word before the Mesh's.
-    pub fn grants(&self) -> Grants {
-        let mut grants = self.config.grants.clone();
-        if let Some(settings) = &self.last_good.settings {
-            if grants.sites.is_empty() {
-                grants.sites = settings.sites.clone();
-            }
-            grants.protected.extend(&settings.protected);
-        }
-        grants.protected.extend(&self.last_good.servers);
-        if let Some(now) = self.today {
-            grants.exemptions = exemption::in_force(self.exemptions(), now);
-        }
-        grants
-    }
-
-    fn setting<T>(&self, own: Option<T>, of: impl Fn(&Settings) -> Option<T>) -> Option<T> {
-        own.or_else(|| self.last_good.settings.as_ref().and_then(of))
-    }
-
-    fn listen_port(&self) -> u16 {
-        self.setting(self.config.wireguard.listen_port, |mesh| mesh.listen_port).unwrap_or(LISTEN_PORT)
-    }
-
-    fn vxlan(&self) -> Option<Vxlan> {
-        let own = &self.config.vxlan;
-        own.enabled.then(|| Vxlan {
-            interface: own.interface,
-            vni: self.setting(own.vni, |mesh| mesh.vxlan_vni).unwrap_or(Vxlan::VNI),
-            port: self.setting(own.port, |mesh| mesh.vxlan_port).unwrap_or(Vxlan::PORT),
-        })
-    }
-
-    fn keepalive(&self) -> Option<u16> {
-        let seconds =
-            self.setting(self.config.wireguard.persistent_keepalive, |mesh| mesh.persistent_keepalive);
-        Some(seconds.unwrap_or(KEEPALIVE)).filter(|seconds| *seconds > 0)
     }
 
     /// The nodes to judge: the snapshot's, where it cannot be the whole truth filled up with what is remembered.

@@ -1,12 +1,34 @@
-//! Enforces policy beside the agent's loop.
+//! Enforces policy beside the agent's loop: what the registry says of pods and policies reaches the kernel without waiting for a turn.
 
-use std::collections::BTreeSet;
+mod flows;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use mesh_overlay::MeshPlan;
 use mesh_policy::compile::{Logging, Settings};
+use mesh_policy::enforce::Backend as _;
+use mesh_policy::model::PolicyId;
+use mesh_policy::networkpolicy::Read;
+use mesh_policy::nft::{Ownership, Table, Watch};
+use mesh_policy::world::Node;
+use mesh_policy::{Compiler, Enforcer, Event};
+use tokio::sync::Notify;
 
-use crate::config::{Mode, Policy, Stance};
+use crate::config::{Config, Mode, Policy, RegistryChoice, SiteStances, Stance};
+use crate::registry::feed::Feed;
+use crate::status::{PolicyCounters, PolicyStatus};
+use flows::Flows;
+pub use flows::aside;
+
+/// How often a table that others may change is looked after.
+const LOOK: Duration = Duration::from_millis(500);
+/// After a failure the table is tried again this soon.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// What a node's ruleset has to know of its surroundings.
 #[derive(Debug, Clone)]
@@ -38,4 +60,326 @@ pub fn settings(policy: &Policy, around: Around) -> Settings {
         log: Logging { group: policy.log.group, denied: policy.log.denied, allowed: policy.log.allowed },
         mask: policy.ct_mark_mask,
     }
+}
+
+/// A node's surroundings by its plan.
+fn around(config: &Config, plan: &MeshPlan) -> Around {
+    let guard = &plan.guard;
+    let cleartext = guard.cleartext.iter().flat_map(|cleartext| &cleartext.interfaces);
+    Around {
+        node: config.node.to_string(),
+        tunnels: guard.interfaces.iter().chain(cleartext).map(ToString::to_string).collect(),
+        scope: guard
+            .mesh
+            .iter()
+            .chain(&guard.local)
+            .filter(|net| !guard.outside.contains(net))
+            .copied()
+            .collect(),
+        own: guard.local.clone(),
+        address: plan.addresses.iter().map(IpNet::addr).find(IpAddr::is_ipv6),
+        strangers: matches!(config.registry, RegistryChoice::File(_)),
+    }
+}
+
+/// The nodes of the mesh, as policy knows them.
+fn nodes(config: &Config, plan: &MeshPlan) -> BTreeMap<String, Node> {
+    let node = |site: String, nets: &BTreeSet<IpNet>| {
+        let (hosts, prefixes): (BTreeSet<IpNet>, _) =
+            nets.iter().partition(|net| net.prefix_len() == net.max_prefix_len());
+        Node { site: Some(site), addresses: hosts.iter().map(IpNet::addr).collect(), prefixes }
+    };
+    let peers = plan.peers.iter();
+    let mut nodes: BTreeMap<String, Node> = peers
+        .map(|(name, peer)| (name.to_string(), node(peer.site.to_string(), &peer.allowed_ips)))
+        .collect();
+    let own = plan.guard.local.iter().chain(&plan.addresses).copied().collect();
+    nodes.insert(config.node.to_string(), node(config.site.to_string(), &own));
+    nodes
+}
+
+struct Shared {
+    config: Config,
+    feed: Feed,
+    enforcer: Option<Enforcer<Table>>,
+    // As long as there is no table.
+    compiler: Option<Compiler>,
+    watch: Option<Watch>,
+    // The registry has said all once.
+    complete: bool,
+    // This process has written the table.
+    written: bool,
+    // The sites' policies that count now.
+    stances: Vec<PolicyId>,
+    failure: Option<String>,
+    retry_at: Option<Instant>,
+    flows: Flows,
+    passes: u64,
+    writes: u64,
+}
+
+/// Policy with its task.
+#[derive(Clone)]
+pub struct Policing {
+    shared: Rc<RefCell<Shared>>,
+    followed: Rc<Notify>,
+}
+
+impl Policing {
+    /// Begins to enforce what the feed says, once a plan is known. Needs a `LocalSet`.
+    pub fn start(config: Config, feed: Feed) -> Self {
+        let flows = Flows::new(&config);
+        let policing = Self {
+            shared: Rc::new(RefCell::new(Shared {
+                config,
+                feed,
+                enforcer: None,
+                compiler: None,
+                watch: None,
+                complete: false,
+                written: false,
+                stances: Vec::new(),
+                failure: None,
+                retry_at: None,
+                flows,
+                passes: 0,
+                writes: 0,
+            })),
+            followed: Rc::default(),
+        };
+        tokio::task::spawn_local(policing.clone().run());
+        policing
+    }
+
+    /// Enforces for the surroundings of this plan. Whether the mesh may be brought up: policy stands, or is off.
+    pub fn follow(&self, plan: &MeshPlan, said: &SiteStances) -> bool {
+        let mut shared = self.shared.borrow_mut();
+        let follows = shared.follow(plan, said);
+        drop(shared);
+        self.followed.notify_one();
+        follows
+    }
+
+    /// What is wrong, if anything.
+    pub fn failure(&self) -> Option<String> {
+        let shared = self.shared.borrow();
+        shared.failure.clone().or_else(|| shared.flows.failure())
+    }
+
+    /// What the status says of policy.
+    pub fn status(&self) -> PolicyStatus {
+        self.shared.borrow_mut().status()
+    }
+
+    async fn run(self) {
+        let feed = self.shared.borrow().feed.clone();
+        loop {
+            let wake = self.shared.borrow().wake_at();
+            let sleep = async {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let listener = self.shared.borrow().flows.listener();
+            let logged = async {
+                match &listener {
+                    Some(listener) => flows::readable(listener).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = feed.changed() => {}
+                () = self.followed.notified() => {}
+                () = sleep => {}
+                () = logged => {}
+            }
+            self.shared.borrow_mut().turn(Instant::now());
+        }
+    }
+}
+
+impl Shared {
+    fn follow(&mut self, plan: &MeshPlan, said: &SiteStances) -> bool {
+        if self.config.policy.mode == Mode::Off {
+            return self.leave();
+        }
+        let settings = settings(&self.config.policy, around(&self.config, plan));
+        let nodes = nodes(&self.config, plan);
+        let own = &self.config.policy.sites;
+        let said = if own.is_silent() { said } else { own };
+        let site = [self.config.site.to_string()].into();
+        let stances = said.policies(&self.config.grants.mesh, &site);
+        if self.enforcer.is_none() && self.compiler.is_none() {
+            self.compiler = Some(Compiler::new(settings.clone()));
+        }
+        let gone: Vec<PolicyId> = std::mem::take(&mut self.stances);
+        self.stances = stances.iter().map(|policy| policy.id.clone()).collect();
+        if let Some(compiler) = self.compiler() {
+            compiler.configure(settings, nodes);
+        }
+        let kept = self.stances.clone();
+        for id in gone.into_iter().filter(|id| !kept.contains(id)) {
+            self.tell(Event::PolicyGone(id));
+        }
+        for policy in stances {
+            self.tell(Event::Policy(Read { policy, fault: None }));
+        }
+        self.turn(Instant::now());
+        self.failure.is_none() || self.enforcer.as_ref().is_some_and(|enforcer| enforcer.backend.stands())
+    }
+
+    fn compiler(&mut self) -> Option<&mut Compiler> {
+        match &mut self.enforcer {
+            Some(enforcer) => Some(&mut enforcer.compiler),
+            None => self.compiler.as_mut(),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        if let Some(compiler) = self.compiler() {
+            compiler.take(event);
+        }
+    }
+
+    /// Takes a table away that an agent with another configuration has left.
+    fn leave(&mut self) -> bool {
+        if !std::mem::replace(&mut self.written, true) {
+            self.failure = remove().err();
+            self.written = self.failure.is_none();
+        }
+        true
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let looked_after = self.watch.is_some().then(|| Instant::now() + LOOK);
+        let opens = self.enforcer.as_ref().and_then(|enforcer| enforcer.wake_at());
+        [looked_after, opens, self.retry_at, self.flows.wake_at()].into_iter().flatten().min()
+    }
+
+    fn turn(&mut self, now: Instant) {
+        if self.config.policy.mode == Mode::Off {
+            return;
+        }
+        // Before anything was planned nobody knows what is to be enforced.
+        if self.compiler().is_none() {
+            return;
+        }
+        let complete = self.feed.complete();
+        for event in self.feed.take() {
+            self.tell(event);
+        }
+        self.complete |= complete;
+        if let Some(enforcer) = &self.enforcer {
+            let compiler = &enforcer.compiler;
+            self.flows.turn(compiler);
+        }
+        if self.retry_at.is_some_and(|at| now < at) {
+            return;
+        }
+        self.retry_at = None;
+        match self.enforce(now) {
+            Ok(()) => self.failure = None,
+            Err(why) => {
+                self.failure = Some(format!("policy: {why}"));
+                self.retry_at = Some(now + RETRY);
+            }
+        }
+    }
+
+    fn enforce(&mut self, now: Instant) -> Result<(), String> {
+        if let Some(compiler) = self.compiler.take() {
+            match open() {
+                Ok((table, watch)) => {
+                    let chance = getrandom::u32().unwrap_or_default();
+                    self.enforcer = Some(Enforcer::new(compiler, table, chance));
+                    self.watch = watch;
+                    self.flows.listen();
+                }
+                Err(why) => {
+                    self.compiler = Some(compiler);
+                    return Err(why);
+                }
+            }
+        }
+        let Some(enforcer) = &mut self.enforcer else { return Ok(()) };
+        // What an agent before this one has left is better than what is known of half a registry.
+        if !self.complete && !self.written && enforcer.backend.stands() {
+            return Ok(());
+        }
+        if let Some(watch) = &mut self.watch
+            && watch.foreign(enforcer.backend.port_id()).unwrap_or(true)
+        {
+            tracing::warn!("somebody else has changed the nftables table of policy: it is written anew");
+            enforcer.distrust();
+        }
+        let began = Instant::now();
+        let pass = enforcer.pass(now).map_err(|e| e.to_string())?;
+        self.written = true;
+        if pass.changes > 0 {
+            self.passes += 1;
+            self.writes += pass.changes as u64;
+            tracing::debug!(changes = pass.changes, whole = pass.whole, revoked = pass.revoked, took = ?began.elapsed(), "policy");
+        }
+        Ok(())
+    }
+
+    fn status(&mut self) -> PolicyStatus {
+        let mode = match self.config.policy.mode {
+            Mode::Enforce => "enforce",
+            Mode::Audit => "audit",
+            Mode::Off => "off",
+        };
+        let mut status = PolicyStatus {
+            mode: mode.to_owned(),
+            complete: self.complete,
+            standing: self.written && self.failure.is_none(),
+            problems: self.feed.problems(),
+            stale: self.feed.staleness(),
+            transactions: self.passes,
+            changes: self.writes,
+            ..PolicyStatus::default()
+        };
+        if let Some(enforcer) = &mut self.enforcer {
+            status.owned = enforcer.backend.ownership() == Ownership::Owner;
+            let counters = enforcer.backend.counters().unwrap_or_default();
+            let packets = |name: &str| counters.get(name).map_or(0, |(packets, _)| *packets);
+            status.dropped = PolicyCounters {
+                egress: packets("denied_egress"),
+                ingress: packets("denied_ingress"),
+                spoofed: packets("spoofed"),
+                unknown: packets("unknown"),
+                invalid: packets("invalid"),
+                midstream: packets("midstream"),
+            };
+            let state = enforcer.compiler.state();
+            status.policies = state.policies.iter().count();
+            status.pods = state.world.pods().count();
+            status.local_addresses = enforcer.compiler.locals().count();
+            status.problems.extend(state.faults.iter().map(|(id, fault)| {
+                format!("{id}: {fault}; until it is mended, it isolates what it selects and allows nothing")
+            }));
+            status.problems.sort();
+            status.problems.dedup();
+        }
+        (status.flows_written, status.flows_lost) = self.flows.counts();
+        status
+    }
+}
+
+fn open() -> Result<(Table, Option<Watch>), String> {
+    // Before the table: what happens to it in between is noticed.
+    let watch = Watch::new().map_err(|e| format!("watching nftables: {e}"))?;
+    let table = Table::open(Ownership::Owner).map_err(|e| e.to_string())?;
+    let shared = table.ownership() == Ownership::Shared;
+    Ok((table, shared.then_some(watch)))
+}
+
+/// Removes the table of policy.
+///
+/// # Errors
+/// What the kernel says.
+pub fn remove() -> Result<(), String> {
+    let mut table = Table::open(Ownership::Owner).map_err(|e| e.to_string())?;
+    table.remove().map_err(|e| e.to_string())
 }

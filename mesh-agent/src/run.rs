@@ -28,6 +28,7 @@ use crate::agent::{Agent, Desired};
 use crate::atomic;
 use crate::config::Config;
 use crate::notify::notify;
+use crate::policing::Policing;
 use crate::probing::Probing;
 use crate::reconcile::{Pass, Reconciler};
 use crate::registry::{Notice, Registry};
@@ -146,6 +147,7 @@ struct Running {
     reconciler: Reconciler<Wireguard, Netlink, Nft>,
     last_good: LastGoodFile,
     probing: Probing,
+    policing: Policing,
     health: Health,
     errors: Errors,
     refused: Vec<RefusedStatus>,
@@ -192,6 +194,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     agent.underlay(net.observe(&config.wireguard.interface, &config.routing).await?.underlay);
     let desired = agent.desired(std::time::Instant::now());
     let probing = Probing::start(stored.key.clone())?;
+    let policing = Policing::start(config.clone(), registry.feed().clone());
     let reconciler = Reconciler::new(wireguard(&config, Some(public_key))?, net, Nft::new(), stored.key);
     let server = server::Server::bind(&config.socket())?;
     let mut metrics = metrics::Server::bind(config.metrics.listen).await?;
@@ -204,6 +207,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         reconciler,
         last_good,
         probing,
+        policing,
         health: Health::default(),
         errors: Errors::default(),
         refused: Vec::new(),
@@ -289,10 +293,16 @@ impl Running {
         errors.extend(self.resolver.failures());
 
         let now = SystemTime::now();
+        // Before the interface comes up. Where policy cannot stand, nothing does.
+        let judged = self.policing.follow(&self.desired.plan, &self.agent.stances());
+        errors.extend(self.policing.failure());
         let pass = match &self.desired.harmful {
             Some(why) => {
                 errors.push(why.clone());
                 // It may be over as soon as an address is gone.
+                self.reconciler.look(&self.config.wireguard.interface, &self.config.routing).await
+            }
+            None if !judged => {
                 self.reconciler.look(&self.config.wireguard.interface, &self.config.routing).await
             }
             None => self.reconciler.pass(&self.desired, now).await,
@@ -475,6 +485,7 @@ impl Running {
                 carrier_drops: guard.carrier_drops,
                 cleartext_drops: guard.cleartext_drops,
             },
+            policy: self.policing.status(),
         }
     }
 }

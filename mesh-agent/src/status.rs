@@ -124,6 +124,59 @@ pub struct GuardStatus {
     pub cleartext_drops: u64,
 }
 
+/// Packets that policy dropped, or would have in audit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicyCounters {
+    /// What local pods began and may not.
+    pub egress: u64,
+    /// What was begun towards local pods and may not be.
+    pub ingress: u64,
+    /// What came out of a tunnel and cannot be from there.
+    pub spoofed: u64,
+    /// What was for, or from, a local address that no known pod has.
+    pub unknown: u64,
+    /// What conntrack cannot place.
+    pub invalid: u64,
+    /// TCP in the middle of a connection that this node did not see begin.
+    pub midstream: u64,
+}
+
+/// What is known of policy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicyStatus {
+    /// "enforce", "audit" or "off".
+    pub mode: String,
+    /// Whether pods, namespaces and policies have all been listed since the agent started.
+    pub complete: bool,
+    /// Whether the kernel has what they say.
+    pub standing: bool,
+    /// Whether nobody else can change it there.
+    pub owned: bool,
+    /// Policies, refused ones too.
+    pub policies: usize,
+    /// Pods of the cluster.
+    pub pods: usize,
+    /// Addresses of this node's pods.
+    pub local_addresses: usize,
+    /// Transactions written since the agent started.
+    pub transactions: u64,
+    /// Changes in them.
+    pub changes: u64,
+    /// What was dropped.
+    pub dropped: PolicyCounters,
+    /// Lines written to the flow log.
+    pub flows_written: u64,
+    /// What was lost on the way there.
+    pub flows_lost: u64,
+    /// Objects that were refused.
+    pub problems: Vec<String>,
+    /// Why some of it may be out of date.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale: Option<String>,
+}
+
 /// The whole status.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -168,6 +221,9 @@ pub struct Status {
     pub errors: Vec<String>,
     /// The guard.
     pub guard: GuardStatus,
+    /// Policy.
+    #[serde(default)]
+    pub policy: PolicyStatus,
 }
 
 /// What has arrived from a peer within this time says that its path is not blocked.

@@ -42,8 +42,12 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
     };
     tried("routes", routes);
     tried("VXLAN devices", leave_carriers().await.map_err(|e| e.to_string()));
+    // Nothing comes out of a tunnel any more.
+    tried("policy", crate::policing::remove());
     // The guard last: until here it keeps what the mesh carried off the underlay.
     tried("guard", Nft::new().remove().await.map_err(|e| e.to_string()));
+    let flows = config.policy.log.file.clone().unwrap_or_else(|| config.state_dir.join("flows.jsonl"));
+    tried("flow log", remove(&flows).and_then(|()| remove(&crate::policing::aside(&flows))));
     tried("state", remove(LastGoodFile::new(&config.state_dir).path()));
     if !keep_key {
         tried("key", remove(run::key_file(config).path()));

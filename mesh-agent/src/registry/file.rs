@@ -13,6 +13,7 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_keyring::{MeshName, NodeName};
@@ -49,7 +50,8 @@ struct Stamp {
 #[derive(Debug, Clone)]
 struct Known {
     stamp: Stamp,
-    good: Parsed,
+    // Shared with what is made of it at each reading: there can be many.
+    good: Arc<Parsed>,
     problem: Option<String>,
     never_read: bool,
 }
@@ -80,6 +82,8 @@ pub struct FileRegistry {
     /// Events were taken from the kernel that [`FileRegistry::changed`] has not answered for yet.
     stirred: bool,
     feed: Feed,
+    /// Objects of policy that do not count, since others of the same name came first.
+    twice: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -113,6 +117,7 @@ impl FileRegistry {
             mesh: None,
             stirred: false,
             feed: Feed::new(),
+            twice: Vec::new(),
         }
     }
 
@@ -132,11 +137,16 @@ impl FileRegistry {
         let surplus = paths.len().saturating_sub(FILES_MOST);
         paths.truncate(FILES_MOST);
         let mut before = std::mem::take(&mut self.known);
+        let mut news = false;
         for path in paths {
-            if let Some(known) = look(&path, before.remove(&path), Author::Operator) {
+            let held = before.remove(&path);
+            let good = held.as_ref().map(|known| Arc::clone(&known.good));
+            if let Some(known) = look(&path, held, Author::Operator) {
+                news |= good.is_none_or(|good| !Arc::ptr_eq(&good, &known.good));
                 self.known.insert(path, known);
             }
         }
+        news |= before.keys().any(|path| path.parent() == Some(&self.dir));
         let sources: Vec<Source> = self.known.iter().map(|(path, known)| self.source(path, known)).collect();
         let mut snapshot = merge::operator(&sources);
         if surplus > 0 {
@@ -154,6 +164,13 @@ impl FileRegistry {
             merge::publication(record, &source, &mut snapshot.problems);
             self.known.insert(path, known);
         }
+        if news || !self.feed.complete() {
+            let words = self.policy_words();
+            words.events.into_iter().for_each(|event| self.feed.push(event));
+            self.twice = words.problems;
+        }
+        let twice = self.twice.iter().map(|text| super::Problem { node: None, text: text.clone() });
+        snapshot.problems.extend(twice);
         self.name_strangers(&mut snapshot);
         snapshot.mesh = self.mesh_word();
         snapshot.problems.sort();
@@ -198,7 +215,7 @@ impl FileRegistry {
         problems.extend(known.problem.clone());
         Source {
             path: path.strip_prefix(&self.dir).unwrap_or(path).display().to_string(),
-            objects: known.good.objects.clone(),
+            parsed: Arc::clone(&known.good),
             problems,
             unknown: known.never_read,
         }
@@ -375,7 +392,7 @@ fn look(path: &Path, before: Option<Known>, author: Author) -> Option<Known> {
     match before {
         Some(known) if known.stamp == stamp => Some(known),
         before => match read(file, author.most()).and_then(|bytes| manifest::parse(&bytes)) {
-            Ok(good) => Some(Known { stamp, good, problem: None, never_read: false }),
+            Ok(good) => Some(Known { stamp, good: Arc::new(good), problem: None, never_read: false }),
             Err(text) => bad(stamp, before, text),
         },
     }

@@ -2,13 +2,14 @@
 //! what it claims about itself.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use mesh_keyring::NodeName;
 use mesh_overlay::NodeRecord;
 use mesh_overlay::advertisement::{DOMAIN, SITE};
 
 use super::{Problem, Snapshot};
-use crate::manifest::{Node, NodeSpec, Object};
+use crate::manifest::{Node, NodeSpec, Object, Parsed};
 
 /// The most sentences that one file gets.
 const PROBLEMS_MOST: usize = 16;
@@ -19,7 +20,7 @@ pub struct Source {
     /// Its path within the registry, for messages.
     pub path: String,
     /// Its objects.
-    pub objects: Vec<Object>,
+    pub parsed: Arc<Parsed>,
     /// What is wrong with it.
     pub problems: Vec<String>,
     /// It cannot be read, and never could: its objects are unknown rather than none.
@@ -44,7 +45,7 @@ pub fn operator(sources: &[Source]) -> Snapshot {
     let mut problems = Vec::new();
     for source in sources {
         source.told(None, &mut problems);
-        let nodes_here = source.objects.iter().filter_map(|object| match object {
+        let nodes_here = source.parsed.objects.iter().filter_map(|object| match object {
             Object::Node(node) => Some(node),
             _ => None,
         });
@@ -82,7 +83,7 @@ pub fn publication(record: &mut NodeRecord, source: &Source, problems: &mut Vec<
     let mut tell = |text: String| {
         problems.push(Problem { node: Some(name.clone()), text: format!("{}: {text}", source.path) })
     };
-    match source.objects.as_slice() {
+    match source.parsed.objects.as_slice() {
         [] => {}
         [Object::Node(node)] if node.metadata.name == record.name.as_str() => {
             record.annotations = ours(&node.metadata.annotations);
@@ -129,7 +130,8 @@ mod tests {
 
     fn source(path: &str, text: &str) -> Source {
         let parsed = manifest::parse(text.as_bytes()).unwrap();
-        Source { path: path.to_owned(), objects: parsed.objects, problems: parsed.problems, unknown: false }
+        let problems = parsed.problems.clone();
+        Source { path: path.to_owned(), parsed: Arc::new(parsed), problems, unknown: false }
     }
 
     /// Node `a` of the operator, with this publication.

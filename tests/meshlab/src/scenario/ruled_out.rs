@@ -11,7 +11,7 @@ use crate::selector::End;
 /// The smallest underlay that agents take, in bytes: IPv6 inside of the mesh needs 1280, WireGuard adds 80.
 const AGENTS_LEAST_MTU: u16 = 1360;
 /// The agent configuration's top level.
-const AGENT_KEYS: [&str; 15] = [
+const AGENT_KEYS: [&str; 16] = [
     "node",
     "site",
     "mesh",
@@ -26,6 +26,7 @@ const AGENT_KEYS: [&str; 15] = [
     "vxlan",
     "encryption",
     "metrics",
+    "policy",
     "log",
 ];
 

@@ -1,0 +1,177 @@
+//! Policy, as its users meet it: manifests in the registry, real agents, packets between pods through tunnels.
+
+mod mesh;
+
+use mesh::Mesh;
+
+/// Pods of two sites with a node each: `web` and `client` in aws, `db` and `client` in gcp.
+const PODS: &str = r#"- apply:
+    file: pods.yaml
+    manifest:
+      - apiVersion: v1
+        kind: Namespace
+        metadata: {name: shop, labels: {team: red}}
+      - apiVersion: v1
+        kind: Pod
+        metadata: {name: web, namespace: shop, labels: {app: web}}
+        spec: {nodeName: aws-1, containers: [{ports: [{name: http, containerPort: 8080}]}]}
+        status: {phase: Running, podIPs: [{ip: 10.1.0.2}, {ip: "fd00:1::2"}]}
+      - apiVersion: v1
+        kind: Pod
+        metadata: {name: client-a, namespace: shop, labels: {app: client}}
+        spec: {nodeName: aws-1}
+        status: {phase: Running, podIPs: [{ip: 10.1.0.3}, {ip: "fd00:1::3"}]}
+      - apiVersion: v1
+        kind: Pod
+        metadata: {name: db, namespace: shop, labels: {app: db}}
+        spec: {nodeName: gcp-1}
+        status: {phase: Running, podIPs: [{ip: 10.2.0.2}, {ip: "fd00:2::2"}]}
+      - apiVersion: v1
+        kind: Pod
+        metadata: {name: client-g, namespace: shop, labels: {app: client}}
+        spec: {nodeName: gcp-1}
+        status: {phase: Running, podIPs: [{ip: 10.2.0.3}, {ip: "fd00:2::3"}]}
+"#;
+
+fn mesh(test: &str) -> Mesh {
+    let mut mesh = Mesh::new(test);
+    mesh.sites("- {name: aws, podsPerNode: 2}\n- {name: gcp, podsPerNode: 2}").steps(PODS);
+    mesh
+}
+
+/// `db` is reached by `web` only.
+const ONLY_WEB: &str = r#"- apply:
+    file: only-web.yaml
+    manifest:
+      apiVersion: networking.k8s.io/v1
+      kind: NetworkPolicy
+      metadata: {name: only-web, namespace: shop}
+      spec:
+        podSelector: {matchLabels: {app: db}}
+        ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]
+"#;
+
+#[test]
+fn a_policy_counts_for_what_comes_out_of_the_tunnel_and_for_neighbours() {
+    mesh("policy-ingress")
+        .steps("- capture: underlay\n- handshakes: all\n- expect: {matrix: pods}\n")
+        .steps(ONLY_WEB)
+        .steps(
+            r#"- expect:
+    pairs:
+      - {from: aws-1-pod-1, to: gcp-1-pod-1}
+      - {from: aws-1-pod-2, to: gcp-1-pod-1, verdict: deny}
+      - {from: gcp-1-pod-2, to: gcp-1-pod-1, verdict: deny}
+      - {from: gcp-1-pod-1, to: [aws-1-pod-1, aws-1-pod-2, gcp-1-pod-2]}
+- name: a neighbour of the pod's own node is exempt
+  expect: {pairs: [{from: gcp-1, to: gcp-1-pod-1}, {from: aws-1, to: gcp-1-pod-1, verdict: deny}]}
+- status: {nodes: gcp-1, where: [{path: /policy/standing, equals: true}, {path: /policy/owned, equals: true}, {path: /policy/pods, equals: 4}, {path: /policy/policies, equals: 1}, {path: /policy/localAddresses, equals: 4}]}
+- name: each denied flow is told with the policy and the two pods
+  eventually:
+    deadline: 30s
+    step:
+      exec: {on: gcp-1, command: "grep -h '\"verdict\":\"deny\"' /run/netlab/private/state/flows.jsonl | grep only-web | grep client-a | grep -m1 db", contains: '"direction":"ingress"'}
+- name: the label that was missing
+  exec: {on: aws-1, command: "cd /run/netlab/shared/registry && sed 's/\"app\": *\"client\"/\"app\": \"web\"/; s/app: client/app: web/' pods.yaml > .pods && mv .pods pods.yaml"}
+- expect: {matrix: pods}
+- assertNoCleartext: {}
+"#,
+        )
+        .passes();
+}
+
+#[test]
+fn a_permission_that_is_withdrawn_cuts_its_flow_and_no_other() {
+    mesh("policy-revocation")
+        .steps(
+            r#"- handshakes: all
+- expect: {matrix: pods}
+- traffic: {start: doomed, from: aws-1-pod-2, to: gcp-1-pod-1, packetsPerSecond: 100}
+- traffic: {start: kept, from: aws-1-pod-1, to: gcp-1-pod-1, packetsPerSecond: 100}
+- traffic: {start: bystander, from: gcp-1-pod-2, to: aws-1-pod-1, packetsPerSecond: 100}
+"#,
+        )
+        .steps(ONLY_WEB)
+        .steps(
+            r#"- expect: {pairs: [{from: aws-1-pod-2, to: gcp-1-pod-1, verdict: deny}]}
+- traffic: {stop: doomed, maxLost: 1000000}
+- name: with the agents dead policy stands
+  kill: {nodes: all}
+- expect: {pairs: [{from: aws-1-pod-2, to: gcp-1-pod-1, verdict: deny}, {from: aws-1-pod-1, to: gcp-1-pod-1}]}
+- name: and it is taken over without a gap
+  restart: {nodes: all}
+- status: {where: [{path: /ready, equals: true}, {path: /policy/standing, equals: true}]}
+- expect: {pairs: [{from: aws-1-pod-2, to: gcp-1-pod-1, verdict: deny}, {from: aws-1-pod-1, to: gcp-1-pod-1}]}
+- traffic: {stop: kept, maxLost: 0, minReceived: 10}
+- traffic: {stop: bystander, maxLost: 0, minReceived: 10}
+"#,
+        )
+        .passes();
+}
+
+#[test]
+fn sites_are_denied_by_the_mesh_unless_a_policy_allows_it() {
+    mesh("policy-sites")
+        .steps(
+            r#"- handshakes: all
+- expect: {matrix: pods}
+- apply:
+    file: mesh.yaml
+    manifest:
+      apiVersion: sennit.dev/v1alpha1
+      kind: Mesh
+      metadata: {name: policy-sites}
+      spec: {policy: {sites: {default: deny, pairs: [{from: gcp, to: aws, stance: allow}]}}}
+- name: what begins in aws does not get into gcp, the other way round it does
+  expect: {pairs: [{from: pods@aws, to: pods@gcp, verdict: deny}, {from: pods@gcp, to: pods@aws}, {from: pods@aws, to: pods@aws}, {from: aws-1, to: pods@gcp, verdict: deny}]}
+"#,
+        )
+        .steps(ONLY_WEB)
+        .steps(
+            r"- expect: {pairs: [{from: aws-1-pod-1, to: gcp-1-pod-1}, {from: aws-1-pod-2, to: pods@gcp, verdict: deny}, {from: aws-1-pod-1, to: gcp-1-pod-2, verdict: deny}]}
+",
+        )
+        .passes();
+}
+
+#[test]
+fn audit_tells_what_it_would_deny_and_denies_nothing() {
+    let mut mesh = mesh("policy-audit");
+    mesh.config("policy: {mode: audit}")
+        .steps("- handshakes: all\n")
+        .steps(ONLY_WEB)
+        .steps(
+            r#"- status: {nodes: gcp-1, where: [{path: /policy/policies, equals: 1}, {path: /policy/mode, equals: audit}]}
+- expect: {matrix: pods}
+- eventually:
+    deadline: 30s
+    step:
+      exec: {on: gcp-1, command: "grep -h '\"verdict\":\"would-deny\"' /run/netlab/private/state/flows.jsonl | grep -m1 only-web", contains: client}
+"#,
+        )
+        .passes();
+}
+
+#[test]
+fn a_refused_policy_is_named_and_isolates_and_others_cannot_touch_the_table() {
+    mesh("policy-refused")
+        .steps(
+            r#"- handshakes: all
+- apply:
+    file: broken.yaml
+    manifest:
+      apiVersion: networking.k8s.io/v1
+      kind: NetworkPolicy
+      metadata: {name: broken, namespace: shop}
+      spec:
+        podSelector: {matchLabels: {app: db}}
+        ingress: [{}, {ports: [{port: 80, endPort: 79}]}]
+- status: {nodes: gcp-1, where: [{path: /policy/problems, contains: "NetworkPolicy shop/broken: spec.ingress[1].ports[0].endPort"}]}
+- expect: {pairs: [{from: pods@aws, to: gcp-1-pod-1, verdict: deny}, {from: pods@aws, to: gcp-1-pod-2}, {from: gcp-1-pod-1, to: pods@aws}]}
+- exec: {on: gcp-1, command: "nft flush ruleset; nft delete table inet sennit-policy && exit 1; true"}
+- expect: {pairs: [{from: pods@aws, to: gcp-1-pod-1, verdict: deny}, {from: pods@aws, to: gcp-1-pod-2}]}
+- status: {where: [{path: /guard/standing, equals: true}, {path: /ready, equals: true}]}
+"#,
+        )
+        .passes();
+}
