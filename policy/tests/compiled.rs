@@ -1,5 +1,7 @@
 //! The compiled ruleset says what the evaluation says, whatever the policies are, however they came.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 mod interpreter;
 
 use std::collections::BTreeMap;

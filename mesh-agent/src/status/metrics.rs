@@ -64,6 +64,7 @@ impl Status {
         ] {
             page.sample(name, &[("where", place)], count);
         }
+        self.policy_metrics(&mut page);
         self.peer_metrics(&mut page);
         let name = "sennit_exemption_expires_seconds";
         page.family(name, "gauge", "When an exemption from encryption ends, in seconds since 1970.");
@@ -79,6 +80,49 @@ impl Status {
         let in_use = self.exemptions.iter().filter(|one| one.state == ExemptionState::InUse).count();
         page.one("sennit_exemptions_in_use", "gauge", "Exemptions by which packets travel in clear.", in_use);
         page.0
+    }
+
+    fn policy_metrics(&self, page: &mut Page) {
+        let policy = &self.policy;
+        page.one(
+            "sennit_policy_standing",
+            "gauge",
+            "Whether the kernel has what policy says.",
+            u8::from(policy.standing),
+        );
+        page.one(
+            "sennit_policy_refused",
+            "gauge",
+            "Objects of policy that were refused, by count.",
+            policy.problems.len(),
+        );
+        let name = "sennit_policy_objects";
+        page.family(name, "gauge", "What policy is decided from, by kind.");
+        for (kind, count) in
+            [("policy", policy.policies), ("pod", policy.pods), ("local-address", policy.local_addresses)]
+        {
+            page.sample(name, &[("kind", kind)], count);
+        }
+        let name = "sennit_policy_dropped_packets_total";
+        page.family(name, "counter", "Packets that policy dropped, or would have in audit, by where.");
+        let dropped = &policy.dropped;
+        for (place, count) in [
+            ("egress", dropped.egress),
+            ("ingress", dropped.ingress),
+            ("spoofed", dropped.spoofed),
+            ("unknown", dropped.unknown),
+            ("invalid", dropped.invalid),
+            ("midstream", dropped.midstream),
+        ] {
+            page.sample(name, &[("where", place)], count);
+        }
+        for (name, help, count) in [
+            ("sennit_policy_transactions_total", "Transactions written to nftables.", policy.transactions),
+            ("sennit_policy_flow_lines_total", "Lines written to the flow log.", policy.flows_written),
+            ("sennit_policy_flow_lost_total", "What was lost on the way to the flow log.", policy.flows_lost),
+        ] {
+            page.one(name, "counter", help, count);
+        }
     }
 
     fn peer_metrics(&self, page: &mut Page) {

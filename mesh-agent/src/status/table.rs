@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use mesh_keyring::NodeName;
 
-use super::{PeerStatus, Status};
+use super::{PeerStatus, PolicyCounters, PolicyStatus, Status};
 use crate::agent::ExemptionState;
 
 fn names(all: &BTreeSet<NodeName>) -> String {
@@ -30,6 +30,29 @@ fn bytes(count: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+impl PolicyStatus {
+    fn line(&self) -> String {
+        let state = match (self.mode.as_str(), self.standing) {
+            ("off", _) => return "policy: off\n".to_owned(),
+            (_, false) => "NOT STANDING",
+            ("audit", true) => "AUDIT, nothing is denied",
+            (_, true) => "standing",
+        };
+        let PolicyCounters { egress, ingress, spoofed, unknown, invalid, midstream } = &self.dropped;
+        let mut text = format!(
+            "policy: {state}; {} policies, {} pods, {} local addresses; dropped: {egress} egress, {ingress} ingress, {spoofed} spoofed, {unknown} unknown, {} out of place\n",
+            self.policies,
+            self.pods,
+            self.local_addresses,
+            invalid + midstream,
+        );
+        for problem in self.problems.iter().chain(&self.stale) {
+            text.push_str(&format!("policy: {problem}\n"));
+        }
+        text
+    }
 }
 
 impl Status {
@@ -95,6 +118,7 @@ impl Status {
             guard.carrier_drops,
             guard.cleartext_drops
         ));
+        text.push_str(&self.policy.line());
         for one in &self.exemptions {
             let (exemption, peers) = (&one.exemption, names(&one.peers));
             text.push_str(&match one.state {

@@ -114,7 +114,7 @@ impl<'a> Edit<'a> {
         let Some(before) = self.standing.sets.get(name).map(|set| &set.elements) else { return };
         if *before != now {
             let gone = before.difference(&now).cloned().collect();
-            let added = now.difference(&before).cloned().collect();
+            let added = now.difference(before).cloned().collect();
             self.alter(name, gone, added, false);
         }
     }

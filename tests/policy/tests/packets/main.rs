@@ -20,7 +20,7 @@ pub(crate) fn with_settings(
 ) {
     if !nix::unistd::geteuid().is_root() {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "SKIPPED {name}: real packets need root");
-        println!("SKIPPED {name}: real packets need root");
+        eprintln!("SKIPPED {name}: real packets need root");
         return;
     }
     let run = move || Rig::new(settings, Default::default()).and_then(test);

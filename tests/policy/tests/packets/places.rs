@@ -19,7 +19,7 @@ const R: [&str; 2] = ["10.0.2.1", "fd00:2::1"];
 
 /// The rig's node with its prefixes and its own address.
 fn own() -> mesh_policy::compile::Settings {
-    let nets = ["10.0.1.0/24", "fd00:1::/64"].map(|net| net.parse().unwrap());
+    let nets = ["10.0.1.0/24", "fd00:1::/64"].map(|net| net.parse().expect("a prefix"));
     mesh_policy::compile::Settings { own: nets.into(), address: Some(address("fd00:ffff::1")), ..settings() }
 }
 
