@@ -327,6 +327,7 @@ impl Agent {
                 settings: self.last_good.settings.take(),
                 servers: std::mem::take(&mut self.last_good.servers),
                 waiting: self.last_good.waiting,
+                knows_pods: self.last_good.knows_pods,
             };
         }
         if incomplete {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use mesh_overlay::MeshPlan;
+use mesh_overlay::address::{Carried, carrier_prefix};
 use mesh_policy::compile::{Logging, Settings};
 use mesh_policy::enforce::Backend as _;
 use mesh_policy::model::PolicyId;
@@ -19,7 +20,7 @@ use mesh_policy::world::Node;
 use mesh_policy::{Compiler, Enforcer, Event};
 use tokio::sync::Notify;
 
-use crate::config::{Config, Mode, Policy, RegistryChoice, SiteStances, Stance};
+use crate::config::{Config, Mode, Policy, SiteStances, Stance};
 use crate::registry::feed::Feed;
 use crate::status::{PolicyCounters, PolicyStatus};
 use flows::Flows;
@@ -63,9 +64,12 @@ pub fn settings(policy: &Policy, around: Around) -> Settings {
 }
 
 /// A node's surroundings by its plan.
-fn around(config: &Config, plan: &MeshPlan) -> Around {
+fn around(config: &Config, plan: &MeshPlan, strangers: bool) -> Around {
     let guard = &plan.guard;
     let cleartext = guard.cleartext.iter().flat_map(|cleartext| &cleartext.interfaces);
+    // On the devices of exempt nodes their probes come from addresses of the link.
+    let links =
+        guard.cleartext.iter().map(|_| carrier_prefix(&config.grants.mesh, Carried::Cleartext).into());
     Around {
         node: config.node.to_string(),
         tunnels: guard.interfaces.iter().chain(cleartext).map(ToString::to_string).collect(),
@@ -75,10 +79,11 @@ fn around(config: &Config, plan: &MeshPlan) -> Around {
             .chain(&guard.local)
             .filter(|net| !guard.outside.contains(net))
             .copied()
+            .chain(links)
             .collect(),
         own: guard.local.clone(),
         address: plan.addresses.iter().map(IpNet::addr).find(IpAddr::is_ipv6),
-        strangers: matches!(config.registry, RegistryChoice::File(_)),
+        strangers,
     }
 }
 
@@ -152,9 +157,9 @@ impl Policing {
     }
 
     /// Enforces for the surroundings of this plan. Whether the mesh may be brought up: policy stands, or is off.
-    pub fn follow(&self, plan: &MeshPlan, said: &SiteStances) -> bool {
+    pub fn follow(&self, plan: &MeshPlan, said: &SiteStances, strangers: bool) -> bool {
         let mut shared = self.shared.borrow_mut();
-        let follows = shared.follow(plan, said);
+        let follows = shared.follow(plan, said, strangers);
         drop(shared);
         self.followed.notify_one();
         follows
@@ -200,11 +205,11 @@ impl Policing {
 }
 
 impl Shared {
-    fn follow(&mut self, plan: &MeshPlan, said: &SiteStances) -> bool {
+    fn follow(&mut self, plan: &MeshPlan, said: &SiteStances, strangers: bool) -> bool {
         if self.config.policy.mode == Mode::Off {
             return self.leave();
         }
-        let settings = settings(&self.config.policy, around(&self.config, plan));
+        let settings = settings(&self.config.policy, around(&self.config, plan, strangers));
         let nodes = nodes(&self.config, plan);
         let own = &self.config.policy.sites;
         let said = if own.is_silent() { said } else { own };

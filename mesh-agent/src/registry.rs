@@ -78,6 +78,14 @@ impl Registry {
         }
     }
 
+    /// Whether it has an object for each pod of this node, which are those with a kubelet; `None`: that is not known yet.
+    pub fn knows_pods_of(&self, node: &NodeName) -> Option<bool> {
+        match self {
+            Self::File(_) => Some(false),
+            Self::Kube(kube) => kube.has_kubelet(node),
+        }
+    }
+
     /// Publishes what this node says of itself, if it differs from what stands there; says whether it wrote.
     ///
     /// # Errors

@@ -283,6 +283,7 @@ impl Running {
             }
             Err(e) => errors.push(e.to_string()),
         }
+        self.agent.pods_are_objects(self.registry.knows_pods_of(&self.config.node));
         self.agent.resolved(self.resolver.resolution());
         self.agent.paths(self.probing.paths(), std::time::Instant::now());
         self.agent.today(Timestamp::now());
@@ -294,7 +295,8 @@ impl Running {
 
         let now = SystemTime::now();
         // Before the interface comes up. Where policy cannot stand, nothing does.
-        let judged = self.policing.follow(&self.desired.plan, &self.agent.stances());
+        let judged =
+            self.policing.follow(&self.desired.plan, &self.agent.stances(), self.agent.has_strangers());
         errors.extend(self.policing.failure());
         let pass = match &self.desired.harmful {
             Some(why) => {

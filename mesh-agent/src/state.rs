@@ -35,6 +35,9 @@ pub struct LastGood {
     /// This agent never understood its Mesh, and admits nobody.
     #[serde(default)]
     pub waiting: bool,
+    /// Whether the registry has an object for each pod of this node: whether a kubelet runs here.
+    #[serde(default)]
+    pub knows_pods: Option<bool>,
     /// Where the API was reached.
     #[serde(default)]
     pub servers: BTreeSet<IpAddr>,

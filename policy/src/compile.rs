@@ -226,7 +226,7 @@ impl Compiler {
                 self.locals.remove(&address);
                 continue;
             };
-            let key = (pod.key.namespace.as_str(), &pod.labels, world.site_of(address));
+            let key = (pod.key.namespace.as_str(), &*pod.labels, world.site_of(address));
             let local = memo.entry(key).or_insert_with(|| Local {
                 egress: class_of(address, Direction::Egress),
                 ingress: class_of(address, Direction::Ingress),

@@ -1,13 +1,20 @@
 //! Kubernetes objects that identities come from, as far as policy reads them.
 
+mod pool;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
 use crate::model::Labels;
 use crate::protocol::Protocol;
+use pool::Pool;
+
+static LABELS: Pool<Labels> = Pool::new();
+static PORTS: Pool<BTreeSet<NamedPort>> = Pool::new();
 
 /// The label that every namespace has, with its name as the value.
 pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
@@ -58,7 +65,7 @@ pub struct Pod {
     /// It is going, and still has its addresses.
     pub terminating: bool,
     /// Its labels.
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
     /// The node that it runs on.
     pub node: Option<String>,
     /// The account that it speaks as.
@@ -68,7 +75,7 @@ pub struct Pod {
     /// Its addresses; empty when it has ended, since others may get them then.
     pub addresses: BTreeSet<IpAddr>,
     /// Its named ports.
-    pub ports: BTreeSet<NamedPort>,
+    pub ports: Arc<BTreeSet<NamedPort>>,
 }
 
 /// A namespace.
@@ -198,12 +205,12 @@ impl Pod {
             uid: metadata.uid.unwrap_or_default(),
             created: metadata.creation_timestamp.unwrap_or_default(),
             terminating: metadata.deletion_timestamp.is_some(),
-            labels: metadata.labels.unwrap_or_default(),
+            labels: LABELS.share(metadata.labels.unwrap_or_default()),
             node: spec.node_name.filter(|node| !node.is_empty()),
             service_account: spec.service_account_name.filter(|name| !name.is_empty()),
             host_network: spec.host_network.unwrap_or_default(),
             addresses,
-            ports: ports.filter_map(named_port).collect(),
+            ports: PORTS.share(ports.filter_map(named_port).collect()),
         })
     }
 }

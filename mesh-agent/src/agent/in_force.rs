@@ -29,6 +29,17 @@ impl Agent {
         self.last_good.settings.as_ref().map(|settings| settings.stances.clone()).unwrap_or_default()
     }
 
+    /// Whether the registry has an object for each pod of this node, where it can tell now.
+    pub fn pods_are_objects(&mut self, told: Option<bool>) {
+        self.last_good.knows_pods = told.or(self.last_good.knows_pods);
+    }
+
+    /// Whether addresses of this node that no known pod has may speak, where nobody says: not before it is known that this is a host
+    /// whose pods, if it has any, nobody knows.
+    pub fn has_strangers(&self) -> bool {
+        self.last_good.knows_pods == Some(false)
+    }
+
     pub(super) fn setting<T>(&self, own: Option<T>, of: impl Fn(&Settings) -> Option<T>) -> Option<T> {
         own.or_else(|| self.last_good.settings.as_ref().and_then(of))
     }

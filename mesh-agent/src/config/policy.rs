@@ -37,8 +37,8 @@ pub enum Stance {
 pub struct Policy {
     /// What is done with policies.
     pub mode: Mode,
-    /// What becomes of traffic of addresses in this node's prefixes that no known pod has; absent: with a cluster's API `deny`, with
-    /// a directory `allow`.
+    /// What becomes of traffic of addresses in this node's prefixes that no known pod has; absent: on nodes of a cluster `deny`, on
+    /// other hosts, whose pods nobody knows, `allow`.
     pub unknown: Option<Stance>,
     /// Which bits of conntrack's mark are ours.
     pub ct_mark_mask: u32,

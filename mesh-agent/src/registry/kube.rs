@@ -220,6 +220,12 @@ impl KubeRegistry {
         &self.feed
     }
 
+    /// Whether this node is one of the cluster, rather than a host with a MeshNode; `None`: that is not known yet.
+    pub fn has_kubelet(&self, node: &NodeName) -> Option<bool> {
+        let directory = self.shared.directory.lock();
+        directory.find(node, self.cluster.as_ref()).map(|(kind, _)| kind == Kind::Node)
+    }
+
     /// What is known.
     ///
     /// # Errors

@@ -7,10 +7,11 @@ use mesh_agent::registry::merge::{Source, operator, publication};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(parsed) = manifest::parse(bytes) else { return };
+    let parsed = std::sync::Arc::new(parsed);
     let source = Source {
         path: "file.yaml".to_owned(),
-        objects: parsed.objects.clone(),
-        problems: parsed.problems,
+        problems: parsed.problems.clone(),
+        parsed: parsed.clone(),
         unknown: false,
     };
     let mut snapshot = operator(std::slice::from_ref(&source));

@@ -25,8 +25,9 @@ pub fn remote(name: &str, app: &str, addresses: &[&str]) -> Pod {
 
 /// The same with named ports.
 pub fn with_port(mut pod: Pod, name: &str, port: u16) -> Pod {
+    let ports = std::sync::Arc::make_mut(&mut pod.ports);
     for protocol in [mesh_policy::Protocol::TCP, mesh_policy::Protocol::UDP] {
-        pod.ports.insert(mesh_policy::object::NamedPort { name: name.to_owned(), protocol, port });
+        ports.insert(mesh_policy::object::NamedPort { name: name.to_owned(), protocol, port });
     }
     pod
 }
