@@ -285,7 +285,11 @@ impl Compiler {
         for family in Family::BOTH {
             for (name, nets) in [(base::scope_set(family), scope), (base::own_set(family), own)] {
                 edit.add_set(&name, family, Kind::Ranges);
-                edit.ranges(&name, cover([].into_iter(), nets.iter().copied(), family));
+                let ranges = cover([].into_iter(), nets.iter().copied(), family);
+                match name == base::scope_set(family) {
+                    true => edit.scope(&name, ranges),
+                    false => edit.elements(&name, ranges),
+                }
             }
             edit.add_set(&base::local_set(family), family, Kind::Addresses);
             edit.add_set(&base::egress_map(family), family, Kind::Chains);

@@ -10,8 +10,8 @@ use crate::compile::Compiler;
 use crate::nft::{NftError, Table};
 use crate::ruleset::{Change, Ruleset};
 
-/// How long a packet may take through the chains of one hook. It takes microseconds.
-const SETTLE: Duration = Duration::from_millis(50);
+/// How long a packet may take through the chains of one hook. It takes microseconds, but a virtual CPU can stand still meanwhile.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// Where a ruleset stands.
 pub trait Backend {
@@ -93,11 +93,10 @@ impl<B: Backend> Enforcer<B> {
         let delta = self.compiler.update();
         let mut pass = Pass::default();
         if !self.whole && !delta.changes.is_empty() {
-            let mut changes = Vec::new();
+            let mut changes = delta.changes;
             if delta.revokes {
-                changes = self.compiler.turn_epoch(None);
+                changes.extend(self.compiler.turn_epoch(None));
             }
-            changes.extend(delta.changes);
             match self.backend.commit(&changes) {
                 Ok(()) => {
                     pass.changes += changes.len();

@@ -22,6 +22,9 @@ pub const KIND: &str = "NetworkPolicy";
 const ORDER: Order = Order(1000.0);
 /// As many rules, peers or ports in one list as anybody has ever needed.
 const LIST_MOST: usize = 10_000;
+/// Ports of all rules of a direction, each rule without any counted as one: more rules than this the kernel would walk through for one
+/// policy.
+const ENTRIES_MOST: usize = 4_096;
 
 type Result<T> = std::result::Result<T, ObjectError>;
 
@@ -148,6 +151,9 @@ fn types(value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {
         )),
     });
     let types: BTreeSet<Direction> = types.collect::<Result<_>>()?;
+    if list.len() > 2 {
+        return Err(ObjectError::new(at, "has more than two entries"));
+    }
     Ok(Some(types).filter(|types| !types.is_empty()))
 }
 
@@ -174,7 +180,13 @@ fn rules(spec: &Map<String, Value>, direction: Direction, namespace: &str) -> Re
             ports: Some(ports).filter(|ports| !ports.is_empty()),
         })
     });
-    rules.collect()
+    let rules: Vec<Rule> = rules.collect::<Result<_>>()?;
+    let entries: usize = rules.iter().map(|rule| rule.ports.as_ref().map_or(1, BTreeSet::len)).sum();
+    if entries > ENTRIES_MOST {
+        let reason = format!("has {entries} rules, or ports of rules; at most {ENTRIES_MOST} in one policy");
+        return Err(ObjectError::new(format!("spec.{field}"), reason));
+    }
+    Ok(rules)
 }
 
 fn peer(at: &str, value: &Value, namespace: &str) -> Result<Peer> {

@@ -110,6 +110,7 @@ impl Table {
     pub fn replace(&mut self, ruleset: &Ruleset) -> Result<(), NftError> {
         self.ensure()?;
         let kept = self.standing(READING)?.live(self.slot);
+        self.led_to = kept.is_some();
         let slot = kept.map_or(Slot::A, Slot::other);
         // What somebody left half built is in the way.
         self.clear_but(kept, "clearing what was left half built")?;
@@ -128,8 +129,9 @@ impl Table {
 
     /// Makes changes, all in one transaction, in the slot that stands. On an error none of them is made.
     ///
-    /// New sets of kind [`Kind::Ranges`] with their elements are sent in transactions of their own before: on Linux 6.18 rules are
-    /// live a moment before the elements of such a set, and would miss all of them. They are taken back when the rest fails.
+    /// New sets with their elements and new chains with their rules, which nothing leads to yet, are sent in transactions of their own
+    /// before: on Linux 6.18 rules are live a moment before the elements of a set of [`Kind::Ranges`], and a packet that is under way
+    /// while a map turns to a chain of the same transaction finds that chain empty. They are taken back when the rest fails.
     pub fn commit(&mut self, changes: &[Change]) -> Result<(), NftError> {
         const ACTION: &str = "changing the policy";
         let ahead = sent_ahead(changes);
@@ -138,7 +140,7 @@ impl Table {
             let mut starts = Vec::new();
             self.begin();
             for (index, change) in changes.iter().enumerate() {
-                if !is_sent_ahead(change, &ahead) {
+                if !ahead.has(change) {
                     starts.push((self.batch.next_sequence(), index));
                     object::change(&mut self.batch, self.slot, change);
                 }
@@ -147,7 +149,11 @@ impl Table {
         });
         if sent.is_err() {
             self.begin();
-            made.iter().for_each(|name| object::delete_set(&mut self.batch, &self.slot.name(name)));
+            let chains = || made.iter().filter(|name| ahead.chains.contains(**name));
+            chains().for_each(|name| object::flush_chain(&mut self.batch, &self.slot.name(name)));
+            chains().for_each(|name| object::delete_chain(&mut self.batch, &self.slot.name(name)));
+            let sets = made.iter().filter(|name| ahead.sets.contains(**name));
+            sets.for_each(|name| object::delete_set(&mut self.batch, &self.slot.name(name)));
             // Whatever is left of them nothing looks into, and the next whole ruleset clears it.
             let _ = self.finish(ACTION);
         }
@@ -344,19 +350,19 @@ impl Table {
         self.finish(action)
     }
 
-    /// Sends new sets of ranges and their elements. `made` gets the names of those that are there from now on.
+    /// Sends new sets with their elements and new chains with their rules. `made` gets the names of those that are there from now on.
     fn send_ahead<'a>(
         &mut self,
         changes: &'a [Change],
-        ahead: &BTreeSet<&str>,
+        ahead: &Ahead<'_>,
         made: &mut Vec<&'a str>,
     ) -> Result<(), NftError> {
-        const ACTION: &str = "preparing sets of ranges";
+        const ACTION: &str = "preparing sets and chains";
         let mut starts = Vec::new();
         let mut sending = Vec::new();
         self.begin();
-        for (index, change) in changes.iter().enumerate().filter(|(_, change)| is_sent_ahead(change, ahead)) {
-            if let Change::AddSet { name, .. } = change {
+        for (index, change) in changes.iter().enumerate().filter(|(_, change)| ahead.has(change)) {
+            if let Change::AddSet { name, .. } | Change::AddChain { name, .. } = change {
                 sending.push(name.as_str());
             }
             starts.push((self.batch.next_sequence(), index));
@@ -415,27 +421,44 @@ impl Table {
 /// The flags of a table that is owned and stays.
 const OWNED: u32 = object::TABLE_OWNER | object::TABLE_PERSIST;
 
-/// The names of new sets of ranges. Not of one that is deleted too: there the order matters.
-fn sent_ahead(changes: &[Change]) -> BTreeSet<&str> {
-    let mut names: BTreeSet<&str> = changes
-        .iter()
-        .filter_map(|change| match change {
-            Change::AddSet { name, kind: Kind::Ranges, .. } => Some(name.as_str()),
-            _ => None,
-        })
-        .collect();
-    for change in changes {
-        if let Change::DeleteSet(name) = change {
-            names.remove(name.as_str());
-        }
-    }
-    names
+/// What is new and nothing leads to yet.
+struct Ahead<'a> {
+    sets: BTreeSet<&'a str>,
+    chains: BTreeSet<&'a str>,
 }
 
-fn is_sent_ahead(change: &Change, ahead: &BTreeSet<&str>) -> bool {
-    match change {
-        Change::AddSet { name, .. } => ahead.contains(name.as_str()),
-        Change::AddElements { set, .. } | Change::RemoveElements { set, .. } => ahead.contains(set.as_str()),
-        _ => false,
+/// New sets, and new chains that are no base chains. Not of a name that is deleted too: there the order matters.
+fn sent_ahead(changes: &[Change]) -> Ahead<'_> {
+    let (mut sets, mut chains) = (BTreeSet::new(), BTreeSet::new());
+    for change in changes {
+        match change {
+            Change::AddSet { name, .. } => drop(sets.insert(name.as_str())),
+            Change::AddChain { name, hook: None } => drop(chains.insert(name.as_str())),
+            _ => {}
+        }
+    }
+    for change in changes {
+        match change {
+            Change::DeleteSet(name) => drop(sets.remove(name.as_str())),
+            Change::DeleteChain(name) => drop(chains.remove(name.as_str())),
+            _ => {}
+        }
+    }
+    Ahead { sets, chains }
+}
+
+impl Ahead<'_> {
+    fn has(&self, change: &Change) -> bool {
+        match change {
+            Change::AddCounter(_) => true,
+            Change::AddSet { name, .. } => self.sets.contains(name.as_str()),
+            // A map's elements are what leads to chains.
+            Change::AddElements { set, kind, .. } | Change::RemoveElements { set, kind, .. } => {
+                *kind != Kind::Chains && self.sets.contains(set.as_str())
+            }
+            Change::AddChain { name, .. } | Change::FlushChain(name) => self.chains.contains(name.as_str()),
+            Change::AddRules { chain, .. } => self.chains.contains(chain.as_str()),
+            _ => false,
+        }
     }
 }

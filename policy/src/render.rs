@@ -256,6 +256,9 @@ fn match_text(parts: &mut Parts<'_, '_>, condition: &Match, slot: Slot) -> fmt::
         Match::Ports(first, last) if first == last => parts.put(format_args!("ct reply proto-src {first}")),
         Match::Ports(first, last) => parts.put(format_args!("ct reply proto-src {first}-{last}")),
         Match::State(state) => parts.put(format_args!("ct state {}", state_text(*state))),
+        Match::Direction(Way::Original) => parts.put(format_args!("ct direction original")),
+        Match::Direction(Way::Reply) => parts.put(format_args!("ct direction reply")),
+        Match::NoWayBack => parts.put(format_args!("fib saddr . iif oif missing")),
         Match::MidStream => parts.put(format_args!("tcp flags & (fin|syn|rst|ack) != syn")),
         Match::Icmp6(first, last) if first == last => parts.put(format_args!("icmpv6 type {first}")),
         Match::Icmp6(first, last) => parts.put(format_args!("icmpv6 type {first}-{last}")),
@@ -267,8 +270,10 @@ fn state_text(state: State) -> &'static str {
     match state {
         State::New => "new",
         State::Invalid => "invalid",
+        State::Established => "established",
         State::Known => "established,related",
         State::Related => "related",
+        State::Untracked => "untracked",
     }
 }
 

@@ -100,10 +100,14 @@ pub enum State {
     New,
     /// `invalid`.
     Invalid,
+    /// `established`.
+    Established,
     /// `established` or `related`.
     Known,
     /// `related`.
     Related,
+    /// `untracked`: conntrack was told to, or does so by itself with neighbour discovery.
+    Untracked,
 }
 
 /// One condition; a rule's conditions all have to hold.
@@ -139,6 +143,10 @@ pub enum Match {
     Ports(u16, u16),
     /// Conntrack's state.
     State(State),
+    /// Which way of its connection the packet goes.
+    Direction(Way),
+    /// No route leads back to its source by the interface that it came in by (`fib saddr . iif oif missing`).
+    NoWayBack,
     /// A TCP packet that does not open a connection.
     MidStream,
     /// ICMPv6 of these types, first to last.

@@ -35,6 +35,58 @@ pub enum SelectorError {
     /// No key.
     #[error("matchExpressions: an expression without a key")]
     NoKey,
+    /// No label can have that key.
+    #[error(
+        "key {0:?}: a label's key is a name of 1 to 63 letters, digits, -, _ and ., perhaps with a DNS name and / before it"
+    )]
+    Key(String),
+    /// No label can have that value.
+    #[error(
+        "key {key:?}: value {value:?}: a label's value is at most 63 letters, digits, -, _ and ., with a letter or digit at both ends"
+    )]
+    Value {
+        /// The label's key.
+        key: String,
+        /// What stands there.
+        value: String,
+    },
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
+/// What a label's value or the name of its key may be, where it is not empty.
+fn is_name(text: &str) -> bool {
+    let ends = [text.as_bytes().first(), text.as_bytes().last()];
+    text.len() <= 63
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && ends.into_iter().flatten().all(u8::is_ascii_alphanumeric)
+}
+
+/// A DNS name (RFC 1123, in small letters), as it may stand before a key's name.
+fn is_domain(text: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(label)
+}
+
+fn checked(key: &str, values: &BTreeSet<String>) -> Result<(), SelectorError> {
+    let (domain, name) = match key.split_once('/') {
+        Some((domain, name)) => (Some(domain), name),
+        None => (None, key),
+    };
+    if name.is_empty() || !is_name(name) || !domain.is_none_or(is_domain) {
+        return Err(SelectorError::Key(shown(key)));
+    }
+    match values.iter().find(|value| !is_name(value)) {
+        Some(value) => Err(SelectorError::Value { key: shown(key), value: shown(value) }),
+        None => Ok(()),
+    }
 }
 
 /// One condition on one label.
@@ -93,9 +145,12 @@ impl TryFrom<Written> for LabelSelector {
     type Error = SelectorError;
 
     fn try_from(written: Written) -> Result<Self, SelectorError> {
-        let labels = written.match_labels.unwrap_or_default().into_iter();
-        let mut requirements: BTreeSet<Requirement> =
-            labels.map(|(key, value)| Requirement::In(key, BTreeSet::from([value]))).collect();
+        let mut requirements = BTreeSet::new();
+        for (key, value) in written.match_labels.unwrap_or_default() {
+            let values = BTreeSet::from([value]);
+            checked(&key, &values)?;
+            requirements.insert(Requirement::In(key, values));
+        }
         for expression in written.match_expressions.unwrap_or_default() {
             requirements.insert(expression.try_into()?);
         }
@@ -111,6 +166,7 @@ impl TryFrom<Expression> for Requirement {
             return Err(SelectorError::NoKey);
         }
         let values: BTreeSet<String> = values.unwrap_or_default().into_iter().collect();
+        checked(&key, &values)?;
         match (operator.as_str(), values.is_empty()) {
             ("In", false) => Ok(Self::In(key, values)),
             ("NotIn", false) => Ok(Self::NotIn(key, values)),
@@ -221,5 +277,19 @@ mod tests {
         }
         assert!(refusal(json!({"matchExpressions": [{"operator": "Exists"}]})).contains("without a key"));
         assert!(refusal(json!({"matchLabel": {}})).contains("matchLabel"));
+    }
+
+    #[test]
+    fn what_no_label_can_be_is_refused() {
+        for value in ["web server", "-a", "a.", "\u{e4}", &"a".repeat(64)] {
+            let message = refusal(json!({"matchLabels": {"app": value}}));
+            assert!(message.contains("key \"app\": value"), "{message}");
+        }
+        for key in ["", "a b", "/a", "a/", "Example.com/a", "a/b/c", "-a", &"a".repeat(64)] {
+            refusal(json!({"matchLabels": {key: "x"}}));
+        }
+        for key in ["a", "app.kubernetes.io/name", "A_b.c-d", "x.y/Z"] {
+            assert!(matches(json!({"matchLabels": {key: ""}}), json!({key: ""})));
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::Settings;
 use super::class::refusal;
 use crate::flowlog::Direction;
-use crate::ruleset::{Chain, End, Family, Hook, Kind, Match, Rule, State, Statement, Verdict};
+use crate::ruleset::{Chain, End, Family, Hook, Kind, Match, Rule, State, Statement, Verdict, Way};
 
 /// Counters of the table.
 pub(super) const COUNTERS: [&str; 6] =
@@ -84,12 +84,19 @@ fn judged_before() -> Vec<Rule> {
         // A connection that is picked up in its middle may be one that was cut.
         Rule::new(vec![Match::State(State::New), Match::MidStream], goto("x_midstream")),
         Rule::new(vec![Match::State(State::Invalid)], goto("x_invalid")),
+        // Of what is not tracked nobody can say who began it. Neighbour discovery, which never is, is not forwarded.
+        Rule::new(vec![Match::State(State::Untracked)], goto("x_invalid")),
         Rule::new(vec![Match::State(State::Known)], goto(ESTABLISHED)),
     ]
 }
 
 fn forward(settings: &Settings, stranger: &str) -> Vec<Rule> {
     let mut rules = from_tunnels(settings, "tunnel_forward");
+    // A pod that takes another's address is on another interface than that.
+    for family in Family::BOTH {
+        let local = within(family, End::Source, local_set(family), Kind::Addresses);
+        rules.push(Rule::new(vec![local, Match::NoWayBack], goto("x_spoofed")));
+    }
     for family in Family::BOTH {
         let out = [End::Source, End::Destination].into_iter().flat_map(|end| {
             [
@@ -141,7 +148,11 @@ fn not_believed() -> Vec<Rule> {
 fn tunnel_forward(settings: &Settings) -> Vec<Rule> {
     let mut rules = not_believed();
     for family in Family::BOTH {
-        let mut unknown = vec![outside(family, End::Destination, local_set(family), Kind::Addresses)];
+        // What comes back may be for whoever this node speaks for, a load balancer's client.
+        let mut unknown = vec![
+            Match::Direction(Way::Original),
+            outside(family, End::Destination, local_set(family), Kind::Addresses),
+        ];
         if settings.strangers {
             unknown.push(outside(family, End::Destination, own_set(family), Kind::Ranges));
         }
@@ -155,7 +166,8 @@ fn tunnel_input(node: &str) -> Vec<Rule> {
     let mut rules = vec![Rule::new(vec![Match::Icmp6(133, 137)], Verdict::Accept)];
     rules.extend(not_believed());
     rules.push(Rule::new(vec![], Verdict::Jump("judged_before".to_owned())));
-    rules.push(Rule::new(vec![], Verdict::Jump(node.to_owned())));
+    // What answers the node was begun by it.
+    rules.push(Rule::new(vec![Match::Direction(Way::Original)], Verdict::Jump(node.to_owned())));
     rules.push(Rule::new(vec![], goto(STAMP)));
     rules
 }
@@ -168,7 +180,9 @@ pub(super) fn epoch(mask: u32, epoch: Option<u32>) -> [(String, Vec<Rule>); 2] {
     let mut established = vec![related(1), related(58)];
     let mut stamp = Vec::new();
     if let Some(value) = epoch {
-        established.insert(0, Rule::new(vec![Match::Mark { mask, value }], Verdict::Accept));
+        // What a helper expects (FTP, SIP) is related, has its parent's mark, and was never judged.
+        let judged = vec![Match::State(State::Established), Match::Mark { mask, value }];
+        established.insert(0, Rule::new(judged, Verdict::Accept));
         let statements = vec![Statement::SetMark { mask, value }];
         stamp.push(Rule { matches: vec![], statements, verdict: Verdict::Continue });
     }

@@ -11,7 +11,8 @@ use super::ranges::cover;
 use super::{Logging, Settings};
 use crate::flowlog::{self, Label, RuleName};
 use crate::model::{
-    Action, Block, Direction, End as TierEnd, Peer, PodSelector, Policy, PortMatch, Rule as PolicyRule, Tier,
+    Action, Block, Direction, End as TierEnd, Peer, PodSelector, Policy, Port, PortMatch, Rule as PolicyRule,
+    Tier,
 };
 use crate::protocol::Protocol;
 use crate::ruleset::{Element, End, Family, Kind, Match, Rule, Statement, Verdict, Way};
@@ -60,10 +61,10 @@ pub(super) struct Class {
     pub(super) names: BTreeMap<String, RuleName>,
 }
 
-/// A short name for something long: 80 bits of a digest, so that nobody can make another thing of the same name.
+/// A short name for something long: 128 bits of a digest, so that nobody can make another thing of the same name.
 pub(super) fn digest(of: &impl std::fmt::Debug) -> String {
     let hash = Sha256::digest(format!("{of:?}"));
-    hash.iter().take(10).map(|byte| format!("{byte:02x}")).collect()
+    hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Compiles what applies to an endpoint in a direction.
@@ -158,6 +159,24 @@ fn log(
     (rate > 0).then(|| Rule { matches: vec![], statements, verdict: Verdict::Continue })
 }
 
+/// The same ports, with ranges that overlap or touch made one.
+fn joined(ports: &BTreeSet<Port>) -> Vec<Port> {
+    let mut all: Vec<Port> = Vec::new();
+    // A set's order has ranges of a protocol one after the other, by where they begin.
+    for port in ports {
+        if let (PortMatch::Range(first, last), Some(Port { protocol, ports: PortMatch::Range(_, end) })) =
+            (&port.ports, all.last_mut())
+            && *protocol == port.protocol
+            && u32::from(*first) <= u32::from(*end) + 1
+        {
+            *end = (*end).max(*last);
+        } else {
+            all.push(port.clone());
+        }
+    }
+    all
+}
+
 struct Writer<'a> {
     world: &'a World,
     settings: &'a Settings,
@@ -194,7 +213,8 @@ impl Writer<'_> {
             Action::Pass => (None, next.clone()),
             Action::Log => (told(logging.denied.max(1)), Verdict::Continue),
             Action::Deny => {
-                let chain = format!("d_{}", id.trim_start_matches("r_"));
+                let told = (self.settings.audit, &self.settings.log);
+                let chain = format!("d_{}", digest(&(&id, told)));
                 denials.insert(chain.clone(), denial(self.settings, self.direction, &id));
                 (None, Verdict::Goto(chain))
             }
@@ -223,7 +243,7 @@ impl Writer<'_> {
                 all.push(peer);
                 continue;
             };
-            for port in ports {
+            for port in &joined(ports) {
                 let protocol = port.protocol;
                 match &port.ports {
                     PortMatch::Any => all.push([peer.as_slice(), &[Match::Protocol(protocol.0)]].concat()),

@@ -120,7 +120,7 @@ impl<'a> Edit<'a> {
     }
 
     /// All prefixes that are in scope. Flows that come into scope by that were never judged, so that none has to be judged again.
-    pub(super) fn ranges(&mut self, name: &str, now: BTreeSet<Element>) {
+    pub(super) fn scope(&mut self, name: &str, now: BTreeSet<Element>) {
         let before = self.revokes;
         self.elements(name, now);
         self.revokes = before;

@@ -101,6 +101,17 @@ fn what_the_api_server_would_refuse_is_refused_by_field_and_reason() {
         (port(json!({"port": "http", "endPort": 90})), "spec.ingress[0].ports[0].endPort", "a number"),
         (port(json!({"endPort": 90})), "spec.ingress[0].ports[0].endPort", "begin at"),
         (port(json!({"port": 80, "endPort": 79})), "spec.ingress[0].ports[0].endPort", "less than"),
+        (json!({"policyTypes": ["Ingress", "Ingress", "Egress"]}), "spec.policyTypes", "more than two"),
+        (
+            json!({"podSelector": {"matchLabels": {"app": "web server"}}}),
+            "spec.podSelector",
+            "value \"web server\"",
+        ),
+        (
+            json!({"ingress": [{"ports": (1..=5000).map(|port| json!({"port": port})).collect::<Vec<_>>()}]}),
+            "spec.ingress",
+            "at most 4096",
+        ),
         (port(json!({"protocol": "ICMP"})), "spec.ingress[0].ports[0].protocol", "TCP, UDP or SCTP"),
     ] {
         let text = fault(spec.clone());

@@ -62,6 +62,11 @@ const IFNAMSIZ: usize = 16;
 const LOG_SNAPLEN: u32 = 96;
 /// Packets that the kernel gathers before it wakes a listener.
 const LOG_QUEUE_THRESHOLD: u16 = 16;
+/// `NFT_FIB_RESULT_OIF`, and of `NFTA_FIB_F_*` SADDR, IIF and PRESENT.
+const FIB_RESULT_OIF: u32 = 1;
+const FIB_SADDR: u32 = 1;
+const FIB_IIF: u32 = 1 << 3;
+const FIB_PRESENT: u32 = 1 << 5;
 /// `NFT_OBJECT_COUNTER`.
 pub(super) const OBJECT_COUNTER: u32 = 1;
 
@@ -254,6 +259,19 @@ impl Writer<'_> {
                 self.bitwise(&state_bits(*state).to_ne_bytes(), &[0; 4]);
                 self.compare(CMP_NEQ, &[0; 4]);
             }
+            Match::Direction(way) => {
+                self.ct(CT_DIRECTION, None);
+                self.compare(CMP_EQ, &[if *way == Way::Original { ORIGINAL } else { REPLY }]);
+            }
+            Match::NoWayBack => {
+                self.expression("fib", |batch| {
+                    batch.be32(1, REG_1);
+                    batch.be32(2, FIB_RESULT_OIF);
+                    batch.be32(3, FIB_SADDR | FIB_IIF | FIB_PRESENT);
+                });
+                // nft has it so, whatever the kernel writes there.
+                self.compare(CMP_EQ, &[0; 4]);
+            }
             Match::MidStream => {
                 self.needs_transport(IPPROTO_TCP);
                 // Of the byte of flags: FIN, SYN, RST and ACK; SYN alone opens a connection.
@@ -356,8 +374,10 @@ fn after_protocol(family: Family) -> u32 {
 fn state_bits(state: State) -> u32 {
     match state {
         State::Invalid => 1,
+        State::Established => 2,
         State::Known => 2 | 4,
         State::Related => 4,
         State::New => 8,
+        State::Untracked => 64,
     }
 }

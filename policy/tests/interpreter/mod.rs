@@ -18,6 +18,7 @@ pub(crate) struct Packet {
     pub(crate) way: Way,
     pub(crate) state: State,
     pub(crate) mid_stream: bool,
+    pub(crate) no_way_back: bool,
     pub(crate) mark: u32,
 }
 
@@ -33,6 +34,7 @@ impl Packet {
             way: Way::Original,
             state: State::New,
             mid_stream: false,
+            no_way_back: false,
             mark: 0,
         }
     }
@@ -104,6 +106,12 @@ fn address(packet: &Packet, end: End) -> IpAddr {
 fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
     match condition {
         Match::Interface(name) => packet.interface == *name,
+        // Of what is not tracked nobody knows who began it.
+        Match::In { end: End::Client | End::Server, .. } | Match::Named { .. }
+            if packet.state == State::Untracked =>
+        {
+            false
+        }
         Match::In { family, end, set, kind, negated } => {
             let address = address(packet, *end);
             let set = ruleset.sets.get(set).unwrap_or_else(|| panic!("no set {set}"));
@@ -124,9 +132,12 @@ fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
         Match::Protocol(protocol) => packet.protocol == *protocol,
         Match::Ports(first, last) => (*first..=*last).contains(&packet.port),
         Match::State(state) => match state {
-            State::Known => matches!(packet.state, State::Known | State::Related),
+            State::Known => matches!(packet.state, State::Established | State::Known | State::Related),
+            State::Established => matches!(packet.state, State::Established | State::Known),
             state => packet.state == *state,
         },
+        Match::Direction(way) => packet.state != State::Untracked && packet.way == *way,
+        Match::NoWayBack => packet.no_way_back,
         Match::MidStream => packet.protocol == 6 && packet.mid_stream,
         Match::Icmp6(..) => false,
         Match::Mark { mask, value } => packet.mark & mask == *value,

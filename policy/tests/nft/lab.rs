@@ -225,7 +225,11 @@ pub(crate) fn everything() -> Ruleset {
     for (first, last) in [(133, 137), (135, 135), (0, 255)] {
         x.push(rule(vec![Match::Icmp6(first, last)], Verdict::Accept));
     }
-    for state in [State::New, State::Invalid, State::Known, State::Related] {
+    x.push(rule(vec![Match::Direction(Way::Original)], Verdict::Return));
+    x.push(rule(vec![Match::Direction(Way::Reply)], Verdict::Return));
+    for state in
+        [State::New, State::Invalid, State::Established, State::Known, State::Related, State::Untracked]
+    {
         x.push(rule(vec![Match::State(state)], Verdict::Accept));
     }
     x.push(rule(vec![Match::MidStream], Verdict::Goto("y".to_owned())));
@@ -254,6 +258,7 @@ pub(crate) fn everything() -> Ruleset {
             base.push(rule(vec![], Verdict::Lookup { family, end, map }));
         }
     }
+    base.push(rule(vec![Match::NoWayBack], Verdict::Drop));
     base.push(rule(vec![Match::State(State::Known)], Verdict::Jump("y".to_owned())));
     ruleset.chains.insert("x".to_owned(), Chain { hook: None, rules: x });
     ruleset.chains.insert("y".to_owned(), Chain { hook: None, rules: y });

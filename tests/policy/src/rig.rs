@@ -220,8 +220,8 @@ impl Rig {
                     let number = FIRST + phases.len() as u32;
                     let before = phase.load(Ordering::SeqCst);
                     pods.send(&Packet { number, ..*packet }.octets()).context("sending a packet")?;
-                    let of =
-                        if before == phase.load(Ordering::SeqCst) { before.min(END - 1) } else { BETWEEN };
+                    let same = before == phase.load(Ordering::SeqCst) && before < END;
+                    let of = if same { before } else { BETWEEN };
                     counts[of][index].0 += 1;
                     phases.push(of as u8);
                 }

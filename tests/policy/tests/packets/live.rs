@@ -259,11 +259,13 @@ fn nobody_slips_through_while_policy_changes_under_traffic() {
             let index = dice(20);
             let app = ["a", "d", "e"][dice(3) as usize];
             let selected = ["b", "d"][dice(2) as usize];
-            rig.enforcer.compiler.take(match dice(6) {
+            rig.enforcer.compiler.take(match dice(7) {
                 0 => Event::Pod(remote(&format!("r{index}"), app, &[&format!("10.0.2.{index}"), &format!("fd00:2::{index:x}")])),
                 1 => gone(&format!("r{index}")),
                 2 => Event::Pod(pod(&format!("l{index}"), app, &[&format!("10.0.1.{}", 100 + index)])),
                 3 => gone(&format!("l{index}")),
+                // The class of the one that is never reached is another each time.
+                5 => policy("shut", only(&format!("n{}", dice(1000)), "c")),
                 // Policies that also select the server of the flow that is always allowed, and add to it.
                 4 => policy(&format!("p{}", index % 5), json!({
                     "podSelector": {"matchLabels": {"app": selected}},

@@ -1,0 +1,223 @@
+//! What policy costs at scale: compiling, writing to the kernel, small changes, and the first packet of a flow.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Parser;
+use ipnet::IpNet;
+use mesh_policy::compile::Settings;
+use mesh_policy::nft::{Ownership, Table};
+use mesh_policy::object::{Namespace, Pod};
+use mesh_policy::ruleset::{Change, Element, Family, Kind};
+use mesh_policy::{Event, networkpolicy};
+use policy_tests::rig::{NODE, settings};
+use policy_tests::{Link, Packet, Rig};
+use serde_json::{Value, json};
+
+/// Measures policy at scale, in a network namespace of its own. Needs root.
+#[derive(Debug, Parser)]
+struct Cli {
+    /// Pods of the cluster.
+    #[arg(long, default_value_t = 20_000)]
+    pods: u32,
+    /// Pods of this node.
+    #[arg(long, default_value_t = 110)]
+    local: u32,
+    /// NetworkPolicies that select pods of this node.
+    #[arg(long, default_value_t = 1_000)]
+    policies: u32,
+    /// Small changes of each kind.
+    #[arg(long, default_value_t = 1_000)]
+    changes: u32,
+}
+
+const APPS: u32 = 200;
+
+fn pod(index: u32, local: u32, version: u32) -> Pod {
+    let node = if index < local { NODE.to_owned() } else { format!("node-{}", index % 1000) };
+    let app = format!("app-{}", (index + version) % APPS);
+    let metadata = json!({"name": format!("pod-{index}"), "namespace": "default", "uid": format!("{index:036}"), "creationTimestamp": "2026-11-25T12:00:00Z",
+        "labels": {"app": app, "tier": "web", "version": "v1"}});
+    let spec = json!({"nodeName": node, "serviceAccountName": "default", "containers": [{"ports": [{"name": "http", "containerPort": 8080}]}]});
+    let status = json!({"phase": "Running", "podIPs": [{"ip": format!("10.{}.{}.{}", 1 + index / 62_500, index / 250 % 250, 1 + index % 250)}, {"ip": format!("fd00::{:x}:{:x}", 1 + index / 65_536, index % 65_536)}]});
+    let read = |value: Value| serde_json::from_value(value).expect("metadata");
+    Pod::new(
+        read(metadata),
+        serde_json::from_value(spec).expect("a spec"),
+        serde_json::from_value(status).expect("a status"),
+    )
+    .expect("a pod")
+}
+
+/// A policy for one application: others of its kind may reach some ports of it, and so may a block.
+fn policy(index: u32, variant: u32) -> Event {
+    let peers: Vec<Value> = (0..2).map(|n| json!({"podSelector": {"matchLabels": {"app": format!("app-{}", (index * 7 + n + variant) % APPS)}}})).collect();
+    let block = json!({"ipBlock": {"cidr": format!("192.168.{}.0/24", index % 250), "except": [format!("192.168.{}.64/26", index % 250)]}});
+    Event::Policy(networkpolicy::read(&json!({
+        "metadata": {"name": format!("policy-{index}"), "namespace": "default"},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": format!("app-{}", index % 110)}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": peers, "ports": [{"port": 1000 + index}, {"port": "http"}]}, {"from": [block]}],
+            "egress": [{"to": [{"podSelector": {}}], "ports": [{"port": 8080}]}],
+        },
+    })))
+}
+
+fn resident() -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
+}
+
+fn quantile(sorted: &[Duration], of: f64) -> Duration {
+    sorted[((sorted.len() - 1) as f64 * of) as usize]
+}
+
+#[expect(clippy::print_stdout, reason = "its output is what it is run for")]
+fn told(what: &str, mut times: Vec<Duration>) {
+    times.sort();
+    let (p50, p99) = (quantile(&times, 0.5), quantile(&times, 0.99));
+    println!("{what:<58} p50 {:>9.1} us   p99 {:>9.1} us", p50.as_secs_f64() * 1e6, p99.as_secs_f64() * 1e6);
+}
+
+#[expect(clippy::print_stdout, reason = "its output is what it is run for")]
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let own: Vec<IpNet> = vec!["10.1.0.0/25".parse()?];
+    let settings = Settings { own: own.into_iter().collect(), strangers: true, ..settings() };
+    let mut rig = Rig::new(settings, Default::default()).context("it needs root")?;
+    one_element(&mut rig, cli.changes)?;
+    first_packets()?;
+    let before = resident()?;
+    let compiler = &mut rig.enforcer.compiler;
+    let began = Instant::now();
+    compiler.take(Event::Namespaces(vec![Namespace::new("default", Default::default())]));
+    compiler.take(Event::Pods((0..cli.pods).map(|index| pod(index, cli.local, 0)).collect()));
+    (0..cli.policies).for_each(|index| compiler.take(policy(index, 0)));
+    let read = began.elapsed();
+    let began = Instant::now();
+    let delta = compiler.update();
+    let compiled = began.elapsed();
+    drop(delta);
+    rig.enforcer.distrust();
+    let began = Instant::now();
+    rig.settle()?;
+    let written = began.elapsed();
+    let ruleset = rig.enforcer.compiler.ruleset();
+    let rules: usize = ruleset.chains.values().map(|chain| chain.rules.len()).sum();
+    let elements: usize = ruleset.sets.values().map(|set| set.elements.len()).sum();
+    println!(
+        "cold start: {} pods, {} local, {} policies: {:.0} ms to take, {:.0} ms to compile, {:.0} ms to write; {} chains, {rules} rules, {} sets, {elements} elements; {} MiB",
+        cli.pods,
+        cli.local,
+        cli.policies,
+        read.as_secs_f64() * 1e3,
+        compiled.as_secs_f64() * 1e3,
+        written.as_secs_f64() * 1e3,
+        ruleset.chains.len(),
+        ruleset.sets.len(),
+        (resident()? - before) / 1024,
+    );
+    let mut random = 7_u32;
+    let mut dice = |below: u32| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 8) % below
+    };
+    let time = |rig: &mut Rig, event: Event| -> anyhow::Result<Duration> {
+        let began = Instant::now();
+        rig.enforcer.compiler.take(event);
+        rig.enforce()?;
+        let took = began.elapsed();
+        rig.settle()?;
+        Ok(took)
+    };
+    let mut times = Vec::new();
+    for version in 1..=cli.changes {
+        let index = cli.local + dice(cli.pods - cli.local);
+        times.push(time(&mut rig, Event::Pod(pod(index, cli.local, version)))?);
+    }
+    told("another node's pod is labelled anew, until the kernel has it", times);
+    let mut times = Vec::new();
+    for version in 1..=cli.changes.min(300) {
+        times.push(time(&mut rig, Event::Pod(pod(dice(cli.local), cli.local, version)))?);
+    }
+    told("a pod of this node is labelled anew", times);
+    let mut times = Vec::new();
+    for variant in 1..=cli.changes.min(100) {
+        times.push(time(&mut rig, policy(dice(cli.policies), variant))?);
+    }
+    told("a policy changes", times);
+    println!("memory then: {} MiB", resident()? / 1024);
+    Ok(())
+}
+
+/// One element more and less in a set of 20,000, without anything to compile.
+fn one_element(rig: &mut Rig, changes: u32) -> anyhow::Result<()> {
+    let mut table = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+        anyhow::Ok(Table::open(Ownership::Owner)?)
+    })
+    .join()
+    .map_err(|_| anyhow::anyhow!("no namespace"))??;
+    let (name, family, kind) = ("s".to_owned(), Family::V4, Kind::Addresses);
+    let address = |n: u32| Element::Address(std::net::Ipv4Addr::from(0x0a00_0000 + n).into());
+    let add = |elements| Change::AddElements { set: name.clone(), family, kind, elements };
+    table.replace(&Default::default())?;
+    table.commit(&[
+        Change::AddSet { name: name.clone(), family, kind },
+        add((0..20_000).map(address).collect()),
+    ])?;
+    let mut times = Vec::new();
+    for n in 0..changes {
+        let began = Instant::now();
+        table.commit(&[add(vec![address(100_000 + n)])])?;
+        times.push(began.elapsed());
+    }
+    told("one element into a set of 20,000, transaction alone", times);
+    let mut times = Vec::new();
+    std::fs::write("/proc/self/comm", "policy-bench").ok();
+    rig.run("nft", "add table inet beside")?;
+    rig.run("nft", "add set inet beside s { type ipv4_addr ; }")?;
+    for n in 0..changes.min(200) {
+        let began = Instant::now();
+        rig.run("nft", &format!("add element inet beside s {{ 10.{}.{}.1 }}", n / 250, n % 250))?;
+        times.push(began.elapsed());
+    }
+    told("the same by the nft program, into an empty set", times);
+    rig.run("nft", "delete table inet beside")?;
+    Ok(())
+}
+
+/// First packets of flows past rules that do not match, the last one does.
+#[expect(clippy::print_stdout, reason = "its output is what it is run for")]
+fn first_packets() -> anyhow::Result<()> {
+    for rules in [0_u32, 100, 1_000, 10_000] {
+        let rate = std::thread::spawn(move || -> anyhow::Result<f64> {
+            let mut rig = Rig::new(settings(), Default::default())?;
+            let own = |name: &str, address: &str| policy_tests::objects::pod(name, name, &[address]);
+            let mut all: Vec<Value> = (0..rules).map(|n| json!({"from": [{"podSelector": {"matchLabels": {"app": format!("a{}", n % 100)}}}], "ports": [{"port": 1 + n % 60_000}]})).collect();
+            all.push(json!({"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}));
+            let policy = policy_tests::objects::policy("p", json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": all}));
+            rig.tell([Event::Pod(own("client", "10.0.1.1")), Event::Pod(own("server", "10.0.1.2")), policy])?;
+            if std::env::var("DEBUG").is_ok() { let t = rig.run("nft", "-a list table inet sennit-policy")?; eprintln!("{} lines; counters {:?}", t.lines().count(), rig.enforcer.backend.counters()); }
+            let packet = Packet::first("10.0.1.1".parse()?, "10.0.1.2".parse()?, 17, 80, 1);
+            let packets: Vec<Packet> = (0..2_000).map(|n| Packet { number: n, source_port: 1024 + n as u16, ..packet }).collect();
+            let began = Instant::now();
+            let mut passed = 0;
+            for _ in 0..5 {
+                passed += rig.pass(Link::Pods, &packets)?.into_iter().filter(|passed| *passed).count();
+            }
+            if passed != 10_000 { eprintln!("{:?}", rig.enforcer.backend.counters()); eprintln!("{}", rig.run("conntrack", "-S")?); }
+            anyhow::ensure!(passed == 10_000, "{passed} of 10,000 passed");
+            Ok(began.elapsed().as_secs_f64() / 10_000.0)
+        })
+        .join()
+        .map_err(|_| anyhow::anyhow!("no rig"))??;
+        println!(
+            "first packet of a flow past {rules:>6} rules of its class, sent, judged, received: {:>8.2} us",
+            rate * 1e6
+        );
+    }
+    Ok(())
+}
