@@ -57,6 +57,8 @@ pub struct Desired {
     pub prune: bool,
     /// Why nothing may be done at all: it would cut this host off.
     pub harmful: Option<String>,
+    /// Whether policy stands, or is off: without it nothing is brought up.
+    pub judged: bool,
     /// DNS names that peers gave as endpoints.
     pub names: BTreeSet<String>,
     /// What the next start has to know.
@@ -328,6 +330,7 @@ impl Agent {
                 servers: std::mem::take(&mut self.last_good.servers),
                 waiting: self.last_good.waiting,
                 knows_pods: self.last_good.knows_pods,
+                unpoliced: self.last_good.unpoliced,
             };
         }
         if incomplete {
@@ -383,6 +386,7 @@ impl Agent {
             synced: self.is_synced(),
             prune: self.is_synced() && !incomplete,
             harmful: harmful(&local, grants),
+            judged: true,
             plan,
             names,
             last_good: self.last_good.clone(),

@@ -166,7 +166,10 @@ fn take(document: Value, parsed: &mut Parsed) {
             let pod = serde_json::from_value::<PodManifest>(document).map_err(|e| e.to_string());
             match pod.and_then(|pod| Pod::new(pod.metadata, pod.spec, pod.status).map_err(|e| e.to_string()))
             {
-                Ok(pod) => parsed.objects.push(Object::Pod(pod)),
+                Ok(pod) => {
+                    parsed.problems.extend(pod.fault.iter().map(|fault| format!("Pod {}: {fault}", pod.key)));
+                    parsed.objects.push(Object::Pod(pod));
+                }
                 Err(e) => parsed.problems.push(format!("Pod {name:?}: {e}")),
             }
         }

@@ -15,7 +15,7 @@ use mesh_policy::compile::{Logging, Settings};
 use mesh_policy::enforce::Backend as _;
 use mesh_policy::model::PolicyId;
 use mesh_policy::networkpolicy::Read;
-use mesh_policy::nft::{Ownership, Table, Watch};
+use mesh_policy::nft::{Foreign, Ownership, Table, Watch};
 use mesh_policy::world::Node;
 use mesh_policy::{Compiler, Enforcer, Event};
 use tokio::sync::Notify;
@@ -28,6 +28,8 @@ pub use flows::aside;
 
 /// How often a table that others may change is looked after.
 const LOOK: Duration = Duration::from_millis(500);
+/// The most refused policies that are named.
+const PROBLEMS_MOST: usize = 64;
 /// After a failure the table is tried again this soon.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -103,6 +105,19 @@ fn nodes(config: &Config, plan: &MeshPlan) -> BTreeMap<String, Node> {
     nodes
 }
 
+/// What the agent knows beside its plan.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// What the Mesh says that sites may do to each other.
+    pub stances: SiteStances,
+    /// The registry was read in full since the start.
+    pub synced: bool,
+    /// Whether local addresses that no known pod has may speak, where nobody says.
+    pub strangers: bool,
+    /// There was no policy when all was known last.
+    pub unpoliced: bool,
+}
+
 struct Shared {
     config: Config,
     feed: Feed,
@@ -110,15 +125,18 @@ struct Shared {
     // As long as there is no table.
     compiler: Option<Compiler>,
     watch: Option<Watch>,
+    // Surroundings and nodes as of the last plan, and what was known beside it.
+    followed: Option<(Around, BTreeMap<String, Node>, Known)>,
     // The registry has said all once.
     complete: bool,
-    // This process has written the table.
+    // This process has written the table, or taken it away.
     written: bool,
     // The sites' policies that count now.
     stances: Vec<PolicyId>,
     failure: Option<String>,
     retry_at: Option<Instant>,
     flows: Flows,
+    counters: BTreeMap<String, (u64, u64)>,
     passes: u64,
     writes: u64,
 }
@@ -141,12 +159,14 @@ impl Policing {
                 enforcer: None,
                 compiler: None,
                 watch: None,
+                followed: None,
                 complete: false,
                 written: false,
                 stances: Vec::new(),
                 failure: None,
                 retry_at: None,
                 flows,
+                counters: BTreeMap::new(),
                 passes: 0,
                 writes: 0,
             })),
@@ -157,12 +177,23 @@ impl Policing {
     }
 
     /// Enforces for the surroundings of this plan. Whether the mesh may be brought up: policy stands, or is off.
-    pub fn follow(&self, plan: &MeshPlan, said: &SiteStances, strangers: bool) -> bool {
-        let mut shared = self.shared.borrow_mut();
-        let follows = shared.follow(plan, said, strangers);
-        drop(shared);
+    pub fn follow(&self, plan: &MeshPlan, known: Known) -> bool {
+        let stands = self.shared.borrow_mut().follow(plan, known);
         self.followed.notify_one();
-        follows
+        stands
+    }
+
+    /// Whether all policies are known and stand, or policy is off.
+    pub fn is_ready(&self) -> bool {
+        let shared = self.shared.borrow();
+        shared.is_off() || shared.complete && shared.written && shared.failure.is_none()
+    }
+
+    /// Whether there is no policy and no word of sites, where that is known.
+    pub fn unpoliced(&self) -> Option<bool> {
+        let shared = self.shared.borrow();
+        let enforcer = shared.enforcer.as_ref().filter(|_| shared.complete)?;
+        Some(enforcer.compiler.state().policies.iter().next().is_none())
     }
 
     /// What is wrong, if anything.
@@ -174,6 +205,15 @@ impl Policing {
     /// What the status says of policy.
     pub fn status(&self) -> PolicyStatus {
         self.shared.borrow_mut().status()
+    }
+
+    /// Writes what is still to be told. What is enforced stays.
+    pub fn stop(&self) {
+        let mut shared = self.shared.borrow_mut();
+        let Shared { enforcer, flows, .. } = &mut *shared;
+        if let Some(enforcer) = enforcer {
+            flows.turn(&enforcer.compiler, true);
+        }
     }
 
     async fn run(self) {
@@ -205,33 +245,48 @@ impl Policing {
 }
 
 impl Shared {
-    fn follow(&mut self, plan: &MeshPlan, said: &SiteStances, strangers: bool) -> bool {
-        if self.config.policy.mode == Mode::Off {
-            return self.leave();
+    fn is_off(&self) -> bool {
+        self.config.policy.mode == Mode::Off
+    }
+
+    fn follow(&mut self, plan: &MeshPlan, known: Known) -> bool {
+        if self.is_off() {
+            self.leave();
+            return true;
         }
-        let settings = settings(&self.config.policy, around(&self.config, plan, strangers));
-        let nodes = nodes(&self.config, plan);
+        let around = around(&self.config, plan, known.strangers);
+        self.followed = Some((around, nodes(&self.config, plan), known));
+        self.configure();
+        self.turn(Instant::now());
+        self.enforcer.as_ref().is_some_and(|enforcer| enforcer.backend.stands())
+    }
+
+    /// Tells the compiler what was followed last.
+    fn configure(&mut self) {
+        let Some((around, nodes, known)) = self.followed.clone() else { return };
+        // As long as half is known, nobody is let through who may turn out to be isolated; where there was nothing to isolate by when
+        // all was known last, nobody is kept.
+        let strangers = around.strangers && (self.complete || known.unpoliced);
+        let mut settings = settings(&self.config.policy, Around { strangers, ..around });
+        settings.strangers &= self.complete || known.unpoliced;
         let own = &self.config.policy.sites;
-        let said = if own.is_silent() { said } else { own };
+        let said = if own.is_silent() { &known.stances } else { own };
         let site = [self.config.site.to_string()].into();
         let stances = said.policies(&self.config.grants.mesh, &site);
         if self.enforcer.is_none() && self.compiler.is_none() {
             self.compiler = Some(Compiler::new(settings.clone()));
         }
-        let gone: Vec<PolicyId> = std::mem::take(&mut self.stances);
-        self.stances = stances.iter().map(|policy| policy.id.clone()).collect();
         if let Some(compiler) = self.compiler() {
             compiler.configure(settings, nodes);
         }
-        let kept = self.stances.clone();
-        for id in gone.into_iter().filter(|id| !kept.contains(id)) {
+        let kept: Vec<PolicyId> = stances.iter().map(|policy| policy.id.clone()).collect();
+        let before = std::mem::replace(&mut self.stances, kept.clone());
+        for id in before.into_iter().filter(|id| !kept.contains(id)) {
             self.tell(Event::PolicyGone(id));
         }
         for policy in stances {
             self.tell(Event::Policy(Read { policy, fault: None }));
         }
-        self.turn(Instant::now());
-        self.failure.is_none() || self.enforcer.as_ref().is_some_and(|enforcer| enforcer.backend.stands())
     }
 
     fn compiler(&mut self) -> Option<&mut Compiler> {
@@ -248,36 +303,38 @@ impl Shared {
     }
 
     /// Takes a table away that an agent with another configuration has left.
-    fn leave(&mut self) -> bool {
-        if !std::mem::replace(&mut self.written, true) {
+    fn leave(&mut self) {
+        if !self.written {
             self.failure = remove().err();
             self.written = self.failure.is_none();
         }
-        true
     }
 
     fn wake_at(&self) -> Option<Instant> {
         let looked_after = self.watch.is_some().then(|| Instant::now() + LOOK);
         let opens = self.enforcer.as_ref().and_then(|enforcer| enforcer.wake_at());
-        [looked_after, opens, self.retry_at, self.flows.wake_at()].into_iter().flatten().min()
+        // After a failure nothing is due before the next try.
+        let due = self.retry_at.or(opens);
+        [looked_after, due, self.flows.wake_at()].into_iter().flatten().min()
     }
 
     fn turn(&mut self, now: Instant) {
-        if self.config.policy.mode == Mode::Off {
-            return;
-        }
         // Before anything was planned nobody knows what is to be enforced.
-        if self.compiler().is_none() {
+        if self.is_off() || self.compiler().is_none() {
             return;
         }
-        let complete = self.feed.complete();
-        for event in self.feed.take() {
-            self.tell(event);
+        // Who had an address when its packet was told, not who has it after what comes now.
+        let Self { enforcer, flows, .. } = self;
+        if let Some(enforcer) = enforcer {
+            flows.turn(&enforcer.compiler, false);
         }
-        self.complete |= complete;
-        if let Some(enforcer) = &self.enforcer {
-            let compiler = &enforcer.compiler;
-            self.flows.turn(compiler);
+        // Half of it would open what the other half closes.
+        if self.complete || self.feed.complete() {
+            let events = self.feed.take();
+            if !std::mem::replace(&mut self.complete, true) {
+                self.configure();
+            }
+            events.into_iter().for_each(|event| self.tell(event));
         }
         if self.retry_at.is_some_and(|at| now < at) {
             return;
@@ -299,7 +356,6 @@ impl Shared {
                     let chance = getrandom::u32().unwrap_or_default();
                     self.enforcer = Some(Enforcer::new(compiler, table, chance));
                     self.watch = watch;
-                    self.flows.listen();
                 }
                 Err(why) => {
                     self.compiler = Some(compiler);
@@ -307,16 +363,14 @@ impl Shared {
                 }
             }
         }
+        let synced = self.followed.as_ref().is_some_and(|(.., known)| known.synced);
         let Some(enforcer) = &mut self.enforcer else { return Ok(()) };
-        // What an agent before this one has left is better than what is known of half a registry.
-        if !self.complete && !self.written && enforcer.backend.stands() {
-            return Ok(());
+        if let Some(watch) = &mut self.watch {
+            heed(watch, enforcer)?;
         }
-        if let Some(watch) = &mut self.watch
-            && watch.foreign(enforcer.backend.port_id()).unwrap_or(true)
-        {
-            tracing::warn!("somebody else has changed the nftables table of policy: it is written anew");
-            enforcer.distrust();
+        // What an agent before this one has left is better than what is known of half a registry.
+        if !self.written && enforcer.backend.stands() && !(self.complete && synced) {
+            return Ok(());
         }
         let began = Instant::now();
         let pass = enforcer.pass(now).map_err(|e| e.to_string())?;
@@ -338,7 +392,6 @@ impl Shared {
         let mut status = PolicyStatus {
             mode: mode.to_owned(),
             complete: self.complete,
-            standing: self.written && self.failure.is_none(),
             problems: self.feed.problems(),
             stale: self.feed.staleness(),
             transactions: self.passes,
@@ -346,9 +399,13 @@ impl Shared {
             ..PolicyStatus::default()
         };
         if let Some(enforcer) = &mut self.enforcer {
+            status.standing = enforcer.backend.stands() && self.failure.is_none();
             status.owned = enforcer.backend.ownership() == Ownership::Owner;
-            let counters = enforcer.backend.counters().unwrap_or_default();
-            let packets = |name: &str| counters.get(name).map_or(0, |(packets, _)| *packets);
+            // What cannot be read now is what it was.
+            if let Ok(counters) = enforcer.backend.counters() {
+                self.counters = counters;
+            }
+            let packets = |name: &str| self.counters.get(name).map_or(0, |(packets, _)| *packets);
             status.dropped = PolicyCounters {
                 egress: packets("denied_egress"),
                 ingress: packets("denied_ingress"),
@@ -361,15 +418,35 @@ impl Shared {
             status.policies = state.policies.iter().count();
             status.pods = state.world.pods().count();
             status.local_addresses = enforcer.compiler.locals().count();
-            status.problems.extend(state.faults.iter().map(|(id, fault)| {
+            status.problems.extend(state.faults.iter().take(PROBLEMS_MOST).map(|(id, fault)| {
                 format!("{id}: {fault}; until it is mended, it isolates what it selects and allows nothing")
             }));
-            status.problems.sort();
-            status.problems.dedup();
+            if let Some(more) = state.faults.len().checked_sub(PROBLEMS_MOST + 1) {
+                status.problems.push(format!("and {} policies more", more + 1));
+            }
         }
         (status.flows_written, status.flows_lost) = self.flows.counts();
         status
     }
+}
+
+/// Whether somebody else has changed a table that is not ours alone.
+fn heed(watch: &mut Watch, enforcer: &mut Enforcer<Table>) -> Result<(), String> {
+    let own = enforcer.backend.port_id();
+    let foreign = match watch.foreign(own).unwrap_or(Foreign::Perhaps) {
+        Foreign::No => false,
+        Foreign::Yes => true,
+        // Large changes of our own are too much for it as well.
+        Foreign::Perhaps => {
+            !enforcer.backend.verify(enforcer.compiler.ruleset()).map_err(|e| e.to_string())?
+        }
+    };
+    if foreign {
+        tracing::warn!("somebody else has changed the nftables table of policy: it is written anew");
+        enforcer.distrust();
+        enforcer.backend.look_again().map_err(|e| e.to_string())?;
+    }
+    Ok(())
 }
 
 fn open() -> Result<(Table, Option<Watch>), String> {

@@ -91,7 +91,7 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         self.leave_carriers(desired, &mut pass).await;
         let guarded = self.guard(desired, &mut pass).await;
         self.close_what_is_revoked(desired, &mut pass, now).await;
-        if !guarded {
+        if !guarded || !desired.judged {
             self.revoke(desired, &mut pass).await;
             return pass;
         }

@@ -78,6 +78,13 @@ impl Registry {
         }
     }
 
+    /// What was read last was taken for the operator's will.
+    pub fn accepted(&mut self) {
+        if let Self::File(file) = self {
+            file.accepted();
+        }
+    }
+
     /// Whether it has an object for each pod of this node, which are those with a kubelet; `None`: that is not known yet.
     pub fn knows_pods_of(&self, node: &NodeName) -> Option<bool> {
         match self {

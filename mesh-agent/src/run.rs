@@ -26,9 +26,9 @@ use tokio::time::Instant;
 
 use crate::agent::{Agent, Desired};
 use crate::atomic;
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::notify::notify;
-use crate::policing::Policing;
+use crate::policing::{Known, Policing};
 use crate::probing::Probing;
 use crate::reconcile::{Pass, Reconciler};
 use crate::registry::{Notice, Registry};
@@ -174,7 +174,8 @@ struct Running {
 /// Only before the loop: a bad key, a second agent, no netlink, no credentials for the registry. Everything later is retried and told in status.
 pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let _lock = lock(&config)?;
-    let (registry, servers) = Registry::open(&config.registry, &config.grants.mesh, true).await?;
+    let (registry, servers) =
+        Registry::open(&config.registry, &config.grants.mesh, config.policy.mode != Mode::Off).await?;
     // A peer that held them would take the API away from us.
     config.grants.protected.extend(servers);
     let key_file = key_file(&config);
@@ -265,6 +266,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
             break;
         }
     }
+    running.policing.stop();
     notify("STOPPING=1");
     tracing::info!("stopping; tunnels, routes and guard stay as they are");
     Ok(())
@@ -277,8 +279,9 @@ impl Running {
         match self.registry.read() {
             Ok(snapshot) => {
                 errors.extend(snapshot.stale.clone());
-                if let Err(why) = self.agent.snapshot(snapshot, std::time::Instant::now()) {
-                    errors.push(why);
+                match self.agent.snapshot(snapshot, std::time::Instant::now()) {
+                    Ok(()) => self.registry.accepted(),
+                    Err(why) => errors.push(why),
                 }
             }
             Err(e) => errors.push(e.to_string()),
@@ -295,16 +298,19 @@ impl Running {
 
         let now = SystemTime::now();
         // Before the interface comes up. Where policy cannot stand, nothing does.
-        let judged =
-            self.policing.follow(&self.desired.plan, &self.agent.stances(), self.agent.has_strangers());
+        let known = Known {
+            stances: self.agent.stances(),
+            synced: self.agent.is_synced(),
+            strangers: self.agent.has_strangers(),
+            unpoliced: self.agent.was_unpoliced(),
+        };
+        self.desired.judged = self.policing.follow(&self.desired.plan, known);
+        self.agent.unpoliced(self.policing.unpoliced());
         errors.extend(self.policing.failure());
         let pass = match &self.desired.harmful {
             Some(why) => {
                 errors.push(why.clone());
                 // It may be over as soon as an address is gone.
-                self.reconciler.look(&self.config.wireguard.interface, &self.config.routing).await
-            }
-            None if !judged => {
                 self.reconciler.look(&self.config.wireguard.interface, &self.config.routing).await
             }
             None => self.reconciler.pass(&self.desired, now).await,
@@ -363,7 +369,7 @@ impl Running {
         if !failed && self.pass.device.is_some() && !std::mem::replace(&mut self.notified, true) {
             notify("READY=1");
         }
-        let ready = !unfinished && self.agent.is_synced();
+        let ready = !unfinished && self.agent.is_synced() && self.policing.is_ready();
         if ready && !self.ready {
             tracing::info!(peers = self.desired.plan.peers.len(), "ready");
         }

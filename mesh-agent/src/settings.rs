@@ -74,6 +74,7 @@ pub struct Settings {
     /// Exemptions from encryption, in force or not.
     pub exemptions: Vec<Exemption>,
     /// What sites may do to each other.
+    #[serde(deserialize_with = "remembered")]
     pub stances: SiteStances,
 }
 
@@ -141,6 +142,12 @@ impl Encryption {
 enum Mode {
     #[default]
     Required,
+}
+
+/// Another version may have remembered what this one does not understand: then what it has not understood denies.
+fn remembered<'de, D: serde::Deserializer<'de>>(from: D) -> Result<SiteStances, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).unwrap_or_else(|_| SiteStances::closed()))
 }
 
 impl Settings {

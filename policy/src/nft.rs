@@ -24,7 +24,7 @@ mod wire;
 pub use error::NftError;
 use socket::{Refusal, Socket};
 use standing::Standing;
-pub use watch::Watch;
+pub use watch::{Foreign, Watch};
 use wire::Batch;
 
 /// A transaction that is only one of several is sent when it is as long as this.
@@ -94,6 +94,16 @@ impl Table {
     /// Whether packets are judged by a ruleset in it, this process' or one before.
     pub fn is_led_to(&self) -> bool {
         self.led_to
+    }
+
+    /// Finds out anew whether packets are judged by a ruleset in it, after somebody else has changed the table.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn look_again(&mut self) -> Result<(), NftError> {
+        let live = self.standing(READING)?.live(self.slot);
+        self.led_to = live.is_some();
+        Ok(())
     }
 
     /// The slot of the ruleset that stands.

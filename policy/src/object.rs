@@ -74,6 +74,8 @@ pub struct Pod {
     pub host_network: bool,
     /// Its addresses; empty when it has ended, since others may get them then.
     pub addresses: BTreeSet<IpAddr>,
+    /// What is wrong with one of its addresses, of which nothing counts then.
+    pub fault: Option<ObjectError>,
     /// Its named ports.
     pub ports: Arc<BTreeSet<NamedPort>>,
 }
@@ -176,7 +178,7 @@ impl Pod {
     /// A pod from the parts of its manifest.
     ///
     /// # Errors
-    /// [`ObjectError`] for an address that is none: nobody can tell which traffic is this pod's then.
+    /// [`ObjectError`] for a pod without a name.
     pub fn new(metadata: Metadata, spec: PodSpec, status: PodStatus) -> Result<Self, ObjectError> {
         let key = Key::new(metadata.namespace.as_deref(), &metadata.name);
         if key.name.is_empty() {
@@ -184,13 +186,16 @@ impl Pod {
         }
         let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let listed = status.pod_ips.unwrap_or_default().into_iter().map(|entry| entry.ip);
-        let mut addresses = BTreeSet::new();
+        let (mut addresses, mut fault) = (BTreeSet::new(), None);
         for text in listed.chain(status.pod_ip).filter(|text| !text.is_empty()) {
-            let address: IpAddr = text.parse().map_err(|_| {
-                let shown: String = text.chars().take(64).collect();
-                ObjectError::new("status.podIPs", format!("{shown:?} is no IP address"))
-            })?;
-            addresses.insert(address.to_canonical());
+            match text.parse::<IpAddr>() {
+                Ok(address) => drop(addresses.insert(address.to_canonical())),
+                Err(_) => {
+                    let shown: String = text.chars().take(64).collect();
+                    let reason = format!("{shown:?} is no IP address; the pod's others count");
+                    fault = Some(ObjectError::new("status.podIPs", reason));
+                }
+            }
         }
         if ended {
             addresses.clear();
@@ -210,6 +215,7 @@ impl Pod {
             service_account: spec.service_account_name.filter(|name| !name.is_empty()),
             host_network: spec.host_network.unwrap_or_default(),
             addresses,
+            fault,
             ports: PORTS.share(ports.filter_map(named_port).collect()),
         })
     }

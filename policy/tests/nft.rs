@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::{fresh, listing, needed, nft, nft_file, normal, on_text, refused, see_text};
-use mesh_policy::nft::{NftError, Ownership, Table, Watch};
+use mesh_policy::nft::{Foreign, NftError, Ownership, Table, Watch};
 use mesh_policy::render::{self, Slot};
 use mesh_policy::ruleset::{Change, Element, End, Family, Kind, Match, Rule, Ruleset, Verdict};
 use random::Random;
@@ -214,20 +214,20 @@ fn a_watch_tells_of_others_and_not_of_ourselves() {
         let own = table.port_id();
         table.replace(&lab::everything()).unwrap();
         table.commit(&[set("one"), add_elements("one", addresses(1, 3))]).unwrap();
-        assert!(!watch.foreign(own).unwrap());
+        assert_eq!(watch.foreign(own).unwrap(), Foreign::No);
         nft(&["add", "table", "inet", "another"]);
-        assert!(!watch.foreign(own).unwrap());
+        assert_eq!(watch.foreign(own).unwrap(), Foreign::No);
         nft(&["add", "element", "inet", "sennit-policy", "a_one", "{ 9.9.9.9 }"]);
         assert!(lab::readable(&watch));
-        assert!(watch.foreign(own).unwrap());
-        assert!(!watch.foreign(own).unwrap());
+        assert_eq!(watch.foreign(own).unwrap(), Foreign::Yes);
+        assert_eq!(watch.foreign(own).unwrap(), Foreign::No);
         assert!(!lab::readable(&watch));
         nft(&["flush", "ruleset"]);
-        assert!(watch.foreign(own).unwrap());
+        assert_eq!(watch.foreign(own).unwrap(), Foreign::Yes);
         assert!(!table.verify(&lab::everything()).unwrap());
         table.replace(&lab::everything()).unwrap();
         assert!(table.verify(&lab::everything()).unwrap());
-        assert!(!watch.foreign(own).unwrap());
+        assert_eq!(watch.foreign(own).unwrap(), Foreign::No);
     });
 }
 

@@ -40,6 +40,16 @@ impl Agent {
         self.last_good.knows_pods == Some(false)
     }
 
+    /// Whether there was no policy when all was known last.
+    pub fn was_unpoliced(&self) -> bool {
+        self.last_good.unpoliced
+    }
+
+    /// Whether there is none, where that is known.
+    pub fn unpoliced(&mut self, told: Option<bool>) {
+        self.last_good.unpoliced = told.unwrap_or(self.last_good.unpoliced);
+    }
+
     pub(super) fn setting<T>(&self, own: Option<T>, of: impl Fn(&Settings) -> Option<T>) -> Option<T> {
         own.or_else(|| self.last_good.settings.as_ref().and_then(of))
     }

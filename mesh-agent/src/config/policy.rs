@@ -110,6 +110,11 @@ pub struct SitePair {
 const PAIRS_MOST: usize = 1024;
 
 impl SiteStances {
+    /// Nothing between sites.
+    pub fn closed() -> Self {
+        Self { otherwise: Some(Stance::Deny), pairs: Vec::new() }
+    }
+
     /// Whether it says anything.
     pub fn is_silent(&self) -> bool {
         *self == Self::default()

@@ -82,6 +82,10 @@ pub struct FileRegistry {
     /// Events were taken from the kernel that [`FileRegistry::changed`] has not answered for yet.
     stirred: bool,
     feed: Feed,
+    /// Files differ from what the feed was told last.
+    pending: bool,
+    /// Not everything could be read, and the feed is not told half of it.
+    withheld: bool,
     /// Objects of policy that do not count, since others of the same name came first.
     twice: Vec<String>,
 }
@@ -117,6 +121,8 @@ impl FileRegistry {
             mesh: None,
             stirred: false,
             feed: Feed::new(),
+            pending: true,
+            withheld: true,
             twice: Vec::new(),
         }
     }
@@ -164,11 +170,9 @@ impl FileRegistry {
             merge::publication(record, &source, &mut snapshot.problems);
             self.known.insert(path, known);
         }
-        if news || !self.feed.complete() {
-            let words = self.policy_words();
-            words.events.into_iter().for_each(|event| self.feed.push(event));
-            self.twice = words.problems;
-        }
+        self.pending |= news;
+        // What is not known may be policies.
+        self.withheld = surplus > 0 || snapshot.incomplete && !self.feed.complete();
         let twice = self.twice.iter().map(|text| super::Problem { node: None, text: text.clone() });
         snapshot.problems.extend(twice);
         self.name_strangers(&mut snapshot);
@@ -231,6 +235,19 @@ impl FileRegistry {
                 known.good.objects.as_slice(),
             )
         }))
+    }
+
+    /// What was read last counts: the feed is told. Of a directory that was unmounted it is not.
+    pub fn accepted(&mut self) {
+        if self.pending && !self.withheld {
+            self.pending = false;
+            let words = self.policy_words();
+            words.events.into_iter().for_each(|event| self.feed.push(event));
+            self.twice = words.problems;
+        }
+        let why =
+            "a file cannot be read, or there are too many: what is said of pods and policies is not heeded";
+        self.feed.trouble("manifests", self.withheld.then(|| why.to_owned()));
     }
 
     /// What the directory says of pods, namespaces and policies.

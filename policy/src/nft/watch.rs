@@ -21,6 +21,17 @@ pub struct Watch {
     buffer: Vec<u8>,
 }
 
+/// Whether somebody else has changed the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Foreign {
+    /// Nobody has.
+    No,
+    /// Messages were lost, so that somebody may have; large changes of our own can be what was too much. [`super::Table::verify`] tells.
+    Perhaps,
+    /// Somebody has.
+    Yes,
+}
+
 impl Watch {
     /// Begins to listen, in the network namespace of this thread.
     pub fn new() -> io::Result<Self> {
@@ -28,17 +39,19 @@ impl Watch {
         Ok(Self { fd, buffer: vec![0; DATAGRAM] })
     }
 
-    /// Whether since the last call anybody but `own_port_id` changed our table, or messages were lost, so that somebody
-    /// may have. Large changes of our own can be what was too much: then the caller looks once more than it had to.
-    pub fn foreign(&mut self, own_port_id: u32) -> io::Result<bool> {
-        let mut foreign = false;
+    /// Whether since the last call anybody but `own_port_id` changed our table.
+    pub fn foreign(&mut self, own_port_id: u32) -> io::Result<Foreign> {
+        let mut foreign = Foreign::No;
         loop {
             match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
                 Ok(length) => {
                     let received = self.buffer.get(..length).unwrap_or_default();
-                    foreign = foreign || Messages(received).any(|message| is_foreign(&message, own_port_id));
+                    if Messages(received).any(|message| is_foreign(&message, own_port_id)) {
+                        foreign = Foreign::Yes;
+                    }
                 }
-                Err(Errno::ENOBUFS) => foreign = true,
+                Err(Errno::ENOBUFS) if foreign == Foreign::No => foreign = Foreign::Perhaps,
+                Err(Errno::ENOBUFS) => {}
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(foreign),
                 Err(errno) => return Err(errno.into()),

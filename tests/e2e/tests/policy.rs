@@ -175,3 +175,33 @@ fn a_refused_policy_is_named_and_isolates_and_others_cannot_touch_the_table() {
         )
         .passes();
 }
+
+#[test]
+fn a_directory_that_is_emptied_takes_no_policy_away() {
+    mesh("policy-emptied")
+        .steps("- handshakes: all\n- expect: {matrix: pods}\n")
+        .steps(ONLY_WEB)
+        .steps(
+            r#"- expect: {pairs: [{from: aws-1-pod-2, to: gcp-1-pod-1, verdict: deny}]}
+- name: what was mounted there is not any more
+  exec: {on: aws-1, command: "mkdir /run/netlab/shared/away && mv /run/netlab/shared/registry/*.yaml /run/netlab/shared/away/"}
+- status: {where: [{path: /errors, contains: counts as incomplete}]}
+- expect: {pairs: [{from: aws-1-pod-2, to: gcp-1-pod-1, verdict: deny}, {from: aws-1-pod-1, to: gcp-1-pod-1}]}
+- name: not even for an agent that starts meanwhile
+  restart: {nodes: all}
+- status: {where: [{path: /errors, contains: counts as incomplete}]}
+- expect: {pairs: [{from: aws-1-pod-2, to: gcp-1-pod-1, verdict: deny}, {from: aws-1-pod-1, to: gcp-1-pod-1}]}
+- name: nor where policy has to begin anew, as after a reboot
+  kill: {nodes: gcp-1}
+- exec: {on: gcp-1, command: nft delete table inet sennit-policy}
+- restart: {nodes: gcp-1}
+- status: {nodes: gcp-1, where: [{path: /policy/complete, equals: false}, {path: /ready, equals: false}]}
+- expect: {pairs: [{from: aws-1-pod-2, to: gcp-1-pod-1, verdict: deny}]}
+- name: it is back
+  exec: {on: aws-1, command: "mv /run/netlab/shared/away/*.yaml /run/netlab/shared/registry/"}
+- status: {where: [{path: /ready, equals: true}, {path: /policy/complete, equals: true}]}
+- expect: {pairs: [{from: aws-1-pod-2, to: gcp-1-pod-1, verdict: deny}, {from: aws-1-pod-1, to: gcp-1-pod-1}]}
+"#,
+        )
+        .passes();
+}

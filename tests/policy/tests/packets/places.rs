@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mesh_policy::Event;
 use mesh_policy::model::{Action, Order, Peer, Policy, PolicyId, Rule, Sites, Subject, Tier};
 use mesh_policy::networkpolicy::Read;
-use mesh_policy::nft::Watch;
+use mesh_policy::nft::{Foreign, Watch};
 use mesh_policy::world::Node;
 use policy_tests::objects::{only, pod, policy, remote};
 use policy_tests::rig::settings;
@@ -357,12 +357,12 @@ fn a_foreign_flush_changes_nothing_and_a_shared_table_is_mended() {
                 ["flush ruleset", "delete table inet sennit-policy", "flush table inet sennit-policy"]
             {
                 rig.run("nft", command)?;
-                assert!(watch.foreign(port)?, "{command}");
+                assert_eq!(watch.foreign(port)?, Foreign::Yes, "{command}");
                 rig.enforcer.distrust();
                 rig.settle()?;
                 let packet = first(&mut rig, R[0], A[0], UDP);
                 assert!(!rig.passes(Link::Tunnel, &packet)?, "after {command}");
-                assert!(!watch.foreign(rig.enforcer.backend.port_id())?, "our own");
+                assert_eq!(watch.foreign(rig.enforcer.backend.port_id())?, Foreign::No, "our own");
             }
             anyhow::Ok(())
         })

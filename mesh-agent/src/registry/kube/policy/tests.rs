@@ -186,9 +186,10 @@ fn an_object_that_is_wrong_spoils_no_page() {
     shapeless["spec"] = json!({"containers": 5});
     let page = json!([pod("a", "node-1", "10.0.0.1"), pod("bad", "node-1", "nonsense"), shapeless, bare]);
     let page: Vec<Item<Pod>> = serde_json::from_value(page).unwrap();
+    let half = page[1].read.as_ref().unwrap();
+    assert!(half.addresses.is_empty() && half.fault.as_ref().unwrap().to_string().contains("nonsense"));
     let faults: Vec<Option<String>> = page.into_iter().map(|item| item.read.err()).collect();
     assert_eq!((&faults[0], &faults[3]), (&None, &None));
-    assert_eq!(faults[1].as_deref(), Some("status.podIPs: \"nonsense\" is no IP address"));
     assert!(faults[2].as_ref().unwrap().starts_with("spec: "), "{faults:?}");
 }
 
@@ -275,7 +276,12 @@ async fn what_is_listed_and_what_changes_comes_out_of_the_feed() {
 #[tokio::test]
 async fn a_refused_object_is_named_and_not_there_until_it_is_mended() {
     let (server, mut registry) = Server::start_in(Some("east")).await;
-    server.served.lock().objects.insert(PODS, vec![pod("a", "node-1", "10.0.0.1"), pod("b", "node-1", "x")]);
+    let wrong = |name: &str| {
+        let mut wrong = pod(name, "node-1", "10.0.0.9");
+        wrong["spec"]["containers"] = json!(5);
+        wrong
+    };
+    server.served.lock().objects.insert(PODS, vec![pod("a", "node-1", "10.0.0.1"), wrong("b")]);
     registry.watch_policy();
     let feed = registry.feed().clone();
     let mut state = State::default();
@@ -283,15 +289,17 @@ async fn a_refused_object_is_named_and_not_there_until_it_is_mended() {
         state.world.pods().map(|pod| format!("{} on {}", pod.key.name, pod.node.clone().unwrap())).collect()
     };
     until(&feed, &mut state, |state| names(state) == ["a on node-1.east"]).await;
-    assert_eq!(feed.problems(), ["Pod n/b: status.podIPs: \"x\" is no IP address"]);
+    let problem =
+        |name: &str| feed.problems().iter().all(|text| text.starts_with(&format!("Pod n/{name}: spec: ")));
+    assert!(feed.problems().len() == 1 && problem("b"), "{:?}", feed.problems());
     while !server.served.lock().watches.contains_key(PODS) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    server.say(PODS, "MODIFIED", &pod("a", "node-1", "y"));
+    server.say(PODS, "MODIFIED", &wrong("a"));
     server.say(PODS, "MODIFIED", &pod("b", "node-1", "10.0.0.2"));
     until(&feed, &mut state, |state| names(state) == ["b on node-1.east"]).await;
-    assert_eq!(feed.problems(), ["Pod n/a: status.podIPs: \"y\" is no IP address"]);
-    server.say(PODS, "DELETED", &pod("a", "node-1", "y"));
+    assert!(feed.problems().len() == 1 && problem("a"), "{:?}", feed.problems());
+    server.say(PODS, "DELETED", &wrong("a"));
     until(&feed, &mut state, |_| feed.problems().is_empty()).await;
 }
 
