@@ -53,6 +53,7 @@ bench: build     ## mesh-wg beside wireguard-go and boringtun (a quarter of an h
 	@SENNIT_BIN_DIR=$(CURDIR)/$(BIN) $(BIN)/meshbench run --date "$$(date -u +%Y-%m-%dT%H%M)" $(BENCH_ARGS)
 	@tests/bench/plan.sh
 	@tests/bench/paths.sh
+	@tests/bench/policy.sh
 
 conformance: setup ## the cases of public policy suites in ORACLES, against `policy evaluate` and with real packets (needs root, two minutes)
 	@tests/policy/conformance.sh $(ORACLES)
