@@ -114,7 +114,7 @@ pub struct Known {
     pub synced: bool,
     /// Whether local addresses that no known pod has may speak, where nobody says.
     pub strangers: bool,
-    /// There was no policy when all was known last.
+    /// Nothing was denied before this agent started.
     pub unpoliced: bool,
 }
 
@@ -264,11 +264,12 @@ impl Shared {
     /// Tells the compiler what was followed last.
     fn configure(&mut self) {
         let Some((around, nodes, known)) = self.followed.clone() else { return };
-        // As long as half is known, nobody is let through who may turn out to be isolated; where there was nothing to isolate by when
-        // all was known last, nobody is kept.
-        let strangers = around.strangers && (self.complete || known.unpoliced);
-        let mut settings = settings(&self.config.policy, Around { strangers, ..around });
-        settings.strangers &= self.complete || known.unpoliced;
+        let mut settings = settings(&self.config.policy, around);
+        // As long as half is known, nobody is let through who may turn out to be isolated; where nothing was denied before, nobody is
+        // kept.
+        if !self.complete {
+            settings.strangers = known.unpoliced;
+        }
         let own = &self.config.policy.sites;
         let said = if own.is_silent() { &known.stances } else { own };
         let site = [self.config.site.to_string()].into();

@@ -38,9 +38,9 @@ pub struct LastGood {
     /// Whether the registry has an object for each pod of this node: whether a kubelet runs here.
     #[serde(default)]
     pub knows_pods: Option<bool>,
-    /// There were no policies, and no word of sites.
+    /// Whether there were no policies, and no word of sites; unknown to an agent that has never enforced any.
     #[serde(default)]
-    pub unpoliced: bool,
+    pub unpoliced: Option<bool>,
     /// Where the API was reached.
     #[serde(default)]
     pub servers: BTreeSet<IpAddr>,

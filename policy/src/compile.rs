@@ -92,6 +92,8 @@ pub struct Compiler {
     // Of the node itself, and of local addresses that no known pod has.
     node: String,
     stranger: String,
+    // Whether some class denies something.
+    strict: bool,
     epoch: Option<u32>,
     // What stands when all changes that were handed out are made.
     standing: Ruleset,
@@ -111,6 +113,7 @@ impl Compiler {
             locals: BTreeMap::new(),
             node: String::new(),
             stranger: String::new(),
+            strict: false,
             epoch: None,
             standing: Ruleset::default(),
             touched: Touched::default(),
@@ -178,7 +181,9 @@ impl Compiler {
         self.members(&touched.addresses, &mut edit);
         self.classify(whole, &touched.addresses);
         self.raise(&mut edit);
-        if whole {
+        let strict = self.classes.values().any(|class| class.denies());
+        let turned = std::mem::replace(&mut self.strict, strict) != strict;
+        if whole || turned {
             self.base(&mut edit);
         }
         self.enter_locals(&mut edit);
@@ -295,7 +300,7 @@ impl Compiler {
             edit.add_set(&base::egress_map(family), family, Kind::Chains);
             edit.add_set(&base::ingress_map(family), family, Kind::Chains);
         }
-        let mut chains = base::chains(&self.settings, &self.node, &self.stranger);
+        let mut chains = base::chains(&self.settings, &self.node, &self.stranger, self.strict);
         chains
             .extend(base::epoch(*mask, self.epoch).map(|(name, rules)| (name, Chain { hook: None, rules })));
         for (name, chain) in &chains {

@@ -72,6 +72,8 @@ pub struct Pod {
     pub service_account: Option<String>,
     /// It uses its node's addresses, and policy does not know it.
     pub host_network: bool,
+    /// It has ended (`Succeeded`, `Failed`).
+    pub ended: bool,
     /// Its addresses; empty when it has ended, since others may get them then.
     pub addresses: BTreeSet<IpAddr>,
     /// What is wrong with one of its addresses, of which nothing counts then.
@@ -213,6 +215,7 @@ impl Pod {
             labels: LABELS.share(metadata.labels.unwrap_or_default()),
             node: spec.node_name.filter(|node| !node.is_empty()),
             service_account: spec.service_account_name.filter(|name| !name.is_empty()),
+            ended,
             host_network: spec.host_network.unwrap_or_default(),
             addresses,
             fault,

@@ -40,14 +40,18 @@ impl Agent {
         self.last_good.knows_pods == Some(false)
     }
 
-    /// Whether there was no policy when all was known last.
+    /// Whether nothing was denied before this agent started: by an agent of a version that knew no policy, or on a host without
+    /// Kubernetes where there was none. An upgrade touches no traffic.
     pub fn was_unpoliced(&self) -> bool {
-        self.last_good.unpoliced
+        match self.last_good.unpoliced {
+            None => self.last_good.registered,
+            Some(unpoliced) => unpoliced && self.has_strangers(),
+        }
     }
 
-    /// Whether there is none, where that is known.
+    /// Whether there is no policy, where that is known.
     pub fn unpoliced(&mut self, told: Option<bool>) {
-        self.last_good.unpoliced = told.unwrap_or(self.last_good.unpoliced);
+        self.last_good.unpoliced = told.or(self.last_good.unpoliced);
     }
 
     pub(super) fn setting<T>(&self, own: Option<T>, of: impl Fn(&Settings) -> Option<T>) -> Option<T> {

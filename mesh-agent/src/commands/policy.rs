@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -11,6 +11,7 @@ use mesh_keyring::MeshName;
 use mesh_overlay::{Advertisement, Endpoint, NodeRecord, address};
 use mesh_policy::explain::explain;
 use mesh_policy::networkpolicy::Read;
+use mesh_policy::object::Pod;
 use mesh_policy::probe::{Place, Probe, ProtocolName};
 use mesh_policy::render::{self, Slot};
 use mesh_policy::world::Node;
@@ -62,10 +63,27 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
     let stances = own.unwrap_or(said).policies(&mesh, &sites);
     let mut events = words.events;
     events.extend(stances.into_iter().map(|policy| Event::Policy(Read { policy, fault: None })));
+    stand_in(&mut events);
     let mut state = State::default();
     state.world.set_nodes(nodes);
     events.iter().for_each(|event| drop(state.take(event.clone())));
     Ok(Loaded { state, events, problems })
+}
+
+/// Pods of manifests that no cluster has seen have no addresses. They are judged by who they are all the same: by addresses that
+/// nobody has (RFC 1112 class E, RFC 6666).
+fn stand_in(events: &mut [Event]) {
+    let pods = events.iter_mut().filter_map(|event| match event {
+        Event::Pods(pods) => Some(pods),
+        _ => None,
+    });
+    let without =
+        |pod: &&mut Pod| pod.addresses.is_empty() && !pod.ended && !pod.host_network && pod.fault.is_none();
+    for (index, pod) in (1_u32..).zip(pods.flatten().filter(without)) {
+        let v4 = Ipv4Addr::from(0xf000_0000 + index);
+        let v6 = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, (index >> 16) as u16, index as u16);
+        pod.addresses.extend([IpAddr::V4(v4), IpAddr::V6(v6)]);
+    }
 }
 
 fn policy_node(record: &NodeRecord, mesh: &MeshName) -> Node {

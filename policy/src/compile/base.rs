@@ -46,8 +46,8 @@ fn goto(chain: &str) -> Verdict {
 }
 
 /// The chains that do not depend on who is local. `node` is the class of the node itself, `stranger` that of local addresses that no
-/// known pod has, where those may speak at all.
-pub(super) fn chains(settings: &Settings, node: &str, stranger: &str) -> Vec<(String, Chain)> {
+/// known pod has, where those may speak at all. `strict`: some class denies something.
+pub(super) fn chains(settings: &Settings, node: &str, stranger: &str, strict: bool) -> Vec<(String, Chain)> {
     let plain = |name: &str, rules| (name.to_owned(), Chain { hook: None, rules });
     let mut all = vec![
         ("forward".to_owned(), Chain { hook: Some(Hook::Forward), rules: forward(settings, stranger) }),
@@ -57,7 +57,7 @@ pub(super) fn chains(settings: &Settings, node: &str, stranger: &str) -> Vec<(St
         ),
         plain("tunnel_forward", tunnel_forward(settings)),
         plain("tunnel_input", tunnel_input(node)),
-        plain("judged_before", judged_before()),
+        plain("judged_before", judged_before(strict)),
     ];
     for name in ["spoofed", "unknown"] {
         all.push(plain(&format!("x_{name}"), refusal(settings, Direction::Tunnel, name, name)));
@@ -78,16 +78,18 @@ fn from_tunnels(settings: &Settings, chain: &str) -> Vec<Rule> {
         .collect()
 }
 
-/// Chain `judged_before`: what conntrack cannot place, and what needs no judging again.
-fn judged_before() -> Vec<Rule> {
-    vec![
+/// Chain `judged_before`: what conntrack cannot place, and what needs no judging again. Where nothing is denied nobody can get round
+/// it, and connections that are older than the table go on.
+fn judged_before(strict: bool) -> Vec<Rule> {
+    let misplaced = [
         // A connection that is picked up in its middle may be one that was cut.
         Rule::new(vec![Match::State(State::New), Match::MidStream], goto("x_midstream")),
         Rule::new(vec![Match::State(State::Invalid)], goto("x_invalid")),
         // Of what is not tracked nobody can say who began it. Neighbour discovery, which never is, is not forwarded.
         Rule::new(vec![Match::State(State::Untracked)], goto("x_invalid")),
-        Rule::new(vec![Match::State(State::Known)], goto(ESTABLISHED)),
-    ]
+    ];
+    let known = Rule::new(vec![Match::State(State::Known)], goto(ESTABLISHED));
+    misplaced.into_iter().filter(|_| strict).chain([known]).collect()
 }
 
 fn forward(settings: &Settings, stranger: &str) -> Vec<Rule> {

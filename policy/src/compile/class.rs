@@ -61,6 +61,16 @@ pub(super) struct Class {
     pub(super) names: BTreeMap<String, RuleName>,
 }
 
+impl Class {
+    /// Whether it may deny something.
+    pub(super) fn denies(&self) -> bool {
+        self.chains
+            .values()
+            .flatten()
+            .any(|rule| !matches!(rule.verdict, Verdict::Return | Verdict::Continue))
+    }
+}
+
 /// A short name for something long: 128 bits of a digest, so that nobody can make another thing of the same name.
 pub(super) fn digest(of: &impl std::fmt::Debug) -> String {
     let hash = Sha256::digest(format!("{of:?}"));

@@ -182,6 +182,25 @@ fn a_connection_is_not_picked_up_in_its_middle() {
 }
 
 #[test]
+fn where_nothing_is_denied_connections_that_are_older_go_on() {
+    in_rig("where_nothing_is_denied_connections_that_are_older_go_on", |mut rig| {
+        rig.tell(pods())?;
+        let flow = Established::new(&mut rig, A[0], B[0], TCP)?;
+        // As for an agent that is the first on its node to look at connections.
+        rig.run("conntrack", "-F")?;
+        assert_eq!(flow.passed(&mut rig)?, [true; 3]);
+        // By the first policy all are known, and judged.
+        rig.tell([policy("p", only("a", "b"))])?;
+        assert_eq!(flow.passed(&mut rig)?, [true; 3]);
+        rig.run("conntrack", "-F")?;
+        assert_eq!(flow.passed(&mut rig)?, [false; 3]);
+        rig.tell([no_policy("p")])?;
+        assert_eq!(flow.passed(&mut rig)?, [true; 3]);
+        Ok(())
+    });
+}
+
+#[test]
 fn a_label_that_changes_under_traffic_lets_nothing_through_that_it_forbids() {
     in_rig("a_label_that_changes_under_traffic_lets_nothing_through_that_it_forbids", |mut rig| {
         rig.tell(pods().into_iter().chain([policy("p", only("a", "b"))]))?;
