@@ -96,9 +96,9 @@ pub enum Object {
 struct PodManifest {
     metadata: object::Metadata,
     #[serde(default)]
-    spec: PodSpec,
+    spec: Option<PodSpec>,
     #[serde(default)]
-    status: PodStatus,
+    status: Option<PodStatus>,
 }
 
 #[derive(Deserialize)]
@@ -149,12 +149,21 @@ fn take(document: Value, parsed: &mut Parsed) {
     let kind = document.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
     let name = document.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     let name: String = name.chars().take(64).collect();
-    let version = document.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
-    match (version, kind.as_str()) {
+    let version = document.get("apiVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
+    match (version.as_str(), kind.as_str()) {
         (_, "List" | "NodeList" | "PodList" | "NamespaceList" | "NetworkPolicyList") => {
             let Value::Object(mut list) = document else { return };
+            // Of a list of one kind the items need not say so themselves.
+            let of = kind.strip_suffix("List").filter(|of| !of.is_empty()).map(str::to_owned);
+            let whole = |mut item: Value| {
+                if let (Some(of), Value::Object(item)) = (&of, &mut item) {
+                    item.entry("kind").or_insert_with(|| Value::from(of.as_str()));
+                    item.entry("apiVersion").or_insert_with(|| Value::from(version.as_str()));
+                }
+                item
+            };
             match list.remove("items") {
-                Some(Value::Array(items)) => items.into_iter().for_each(|item| take(item, parsed)),
+                Some(Value::Array(items)) => items.into_iter().for_each(|item| take(whole(item), parsed)),
                 _ => parsed.problems.push(format!("{kind}: items is no list")),
             }
         }
@@ -164,8 +173,10 @@ fn take(document: Value, parsed: &mut Parsed) {
         },
         ("v1", "Pod") => {
             let pod = serde_json::from_value::<PodManifest>(document).map_err(|e| e.to_string());
-            match pod.and_then(|pod| Pod::new(pod.metadata, pod.spec, pod.status).map_err(|e| e.to_string()))
-            {
+            match pod.and_then(|pod| {
+                Pod::new(pod.metadata, pod.spec.unwrap_or_default(), pod.status.unwrap_or_default())
+                    .map_err(|e| e.to_string())
+            }) {
                 Ok(pod) => {
                     parsed.problems.extend(pod.fault.iter().map(|fault| format!("Pod {}: {fault}", pod.key)));
                     parsed.objects.push(Object::Pod(pod));
@@ -195,6 +206,12 @@ fn take(document: Value, parsed: &mut Parsed) {
             }
             parsed.objects.push(Object::Policy(read));
         }
+        (_, networkpolicy::KIND) => {
+            let version: String = version.chars().take(64).collect();
+            parsed.problems.push(format!(
+                "{kind} {name:?}: apiVersion {version:?}; only networking.k8s.io/v1 is enforced"
+            ));
+        }
         ("", _) | (_, "") => {
             parsed.problems.push(format!("object {name:?} has no apiVersion or no kind: it is no manifest"));
         }
@@ -222,6 +239,30 @@ mod tests {
         assert_eq!(names(yaml), ["a"]);
         let list = r#"{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"Node","metadata":{"name":"b"},"spec":{"podCIDR":"10.0.0.0/24"}}]}"#;
         assert_eq!(names(list), ["b"]);
+    }
+
+    #[test]
+    fn items_of_a_list_of_one_kind_need_not_say_so() {
+        let list = r#"{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicyList","items":[{"metadata":{"name":"p","namespace":"x"},"spec":{"podSelector":{}}}]}"#;
+        let parsed = parse(list.as_bytes()).unwrap();
+        assert!(
+            matches!(&parsed.objects[..], [Object::Policy(read)] if read.fault.is_none()),
+            "{:?}",
+            parsed.problems
+        );
+        let pods = "apiVersion: v1\nkind: PodList\nitems:\n- metadata: {name: a, labels: null}\n  spec: null\n  status:\n";
+        assert!(matches!(&parse(pods.as_bytes()).unwrap().objects[..], [Object::Pod(_)]));
+    }
+
+    #[test]
+    fn a_policy_of_another_version_is_named() {
+        let parsed =
+            parse(b"apiVersion: extensions/v1beta1\nkind: NetworkPolicy\nmetadata: {name: old}\n").unwrap();
+        assert!(
+            parsed.objects.is_empty() && parsed.problems[0].contains("only networking.k8s.io/v1"),
+            "{:?}",
+            parsed.problems
+        );
     }
 
     #[test]

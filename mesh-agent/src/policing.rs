@@ -59,6 +59,7 @@ pub fn settings(policy: &Policy, around: Around) -> Settings {
         own: around.own,
         address: around.address,
         strangers: policy.unknown.map_or(around.strangers, |stance| stance == Stance::Allow),
+        check_sources: policy.check_sources,
         audit: policy.mode == Mode::Audit,
         log: Logging { group: policy.log.group, denied: policy.log.denied, allowed: policy.log.allowed },
         mask: policy.ct_mark_mask,
@@ -146,6 +147,7 @@ struct Shared {
 pub struct Policing {
     shared: Rc<RefCell<Shared>>,
     followed: Rc<Notify>,
+    news: Rc<Notify>,
 }
 
 impl Policing {
@@ -171,6 +173,7 @@ impl Policing {
                 writes: 0,
             })),
             followed: Rc::default(),
+            news: Rc::default(),
         };
         tokio::task::spawn_local(policing.clone().run());
         policing
@@ -196,10 +199,17 @@ impl Policing {
         Some(enforcer.compiler.state().policies.iter().next().is_none())
     }
 
-    /// What is wrong, if anything.
-    pub fn failure(&self) -> Option<String> {
+    /// What is wrong.
+    pub fn failures(&self) -> impl Iterator<Item = String> {
         let shared = self.shared.borrow();
-        shared.failure.clone().or_else(|| shared.flows.failure())
+        let half = shared.feed.staleness().filter(|_| !shared.complete && !shared.is_off());
+        let half = half.map(|why| format!("policy: pods and policies are not all known: {why}"));
+        [shared.failure.clone(), half, shared.flows.failure()].into_iter().flatten()
+    }
+
+    /// Waits until readiness may have changed. Safe to drop and call again.
+    pub async fn changed(&self) {
+        self.news.notified().await;
     }
 
     /// What the status says of policy.
@@ -239,7 +249,11 @@ impl Policing {
                 () = sleep => {}
                 () = logged => {}
             }
+            let before = (self.is_ready(), self.unpoliced());
             self.shared.borrow_mut().turn(Instant::now());
+            if before != (self.is_ready(), self.unpoliced()) {
+                self.news.notify_one();
+            }
         }
     }
 }
@@ -316,7 +330,8 @@ impl Shared {
         let opens = self.enforcer.as_ref().and_then(|enforcer| enforcer.wake_at());
         // After a failure nothing is due before the next try.
         let due = self.retry_at.or(opens);
-        [looked_after, due, self.flows.wake_at()].into_iter().flatten().min()
+        let told = self.enforcer.as_ref().and_then(|_| self.flows.wake_at());
+        [looked_after, due, told].into_iter().flatten().min()
     }
 
     fn turn(&mut self, now: Instant) {
@@ -438,9 +453,7 @@ fn heed(watch: &mut Watch, enforcer: &mut Enforcer<Table>) -> Result<(), String>
         Foreign::No => false,
         Foreign::Yes => true,
         // Large changes of our own are too much for it as well.
-        Foreign::Perhaps => {
-            !enforcer.backend.verify(enforcer.compiler.ruleset()).map_err(|e| e.to_string())?
-        }
+        Foreign::Perhaps => !enforcer.backend.verify(enforcer.compiler.ruleset()).unwrap_or(false),
     };
     if foreign {
         tracing::warn!("somebody else has changed the nftables table of policy: it is written anew");

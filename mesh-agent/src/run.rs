@@ -235,12 +235,13 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         }
         let ended = Instant::now();
         let mut wake = running.wake_at();
-        let probing = running.probing.clone();
+        let (probing, policing) = (running.probing.clone(), running.policing.clone());
         let again = loop {
             tokio::select! {
                 _ = terminate.recv() => break false,
                 _ = interrupt.recv() => break false,
                 () = running.registry.changed() => break true,
+                () = policing.changed() => wake = wake.min(ended + GULP).max(Instant::now()),
                 () = probing.changed() => wake = wake.min(ended + GULP).max(Instant::now()),
                 () = running.resolver.changed(Instant::now) => wake = wake.min(ended + BREATH),
                 seen = drift.changed() => {
@@ -305,8 +306,11 @@ impl Running {
             unpoliced: self.agent.was_unpoliced(),
         };
         self.desired.judged = self.policing.follow(&self.desired.plan, known);
-        self.agent.unpoliced(self.policing.unpoliced());
-        errors.extend(self.policing.failure());
+        if let Some(unpoliced) = self.policing.unpoliced() {
+            self.agent.unpoliced(unpoliced);
+            self.desired.last_good.unpoliced = Some(unpoliced);
+        }
+        errors.extend(self.policing.failures());
         let pass = match &self.desired.harmful {
             Some(why) => {
                 errors.push(why.clone());

@@ -55,6 +55,9 @@ pub struct Settings {
     pub address: Option<IpAddr>,
     /// Whether addresses in this node's prefixes that no known pod has may speak, and be spoken to.
     pub strangers: bool,
+    /// Whether packets of local pods have to come in by the interface that a route leads back by (Linux 5.19). Not where a CNI routes
+    /// the two ways differently.
+    pub check_sources: bool,
     /// Whether nothing is denied, but told.
     pub audit: bool,
     /// What is logged.

@@ -90,6 +90,7 @@ impl<B: Backend> Enforcer<B> {
     /// # Errors
     /// What the kernel says. What stood before stands; the next pass writes all of it.
     pub fn pass(&mut self, now: Instant) -> Result<Pass, NftError> {
+        let began = Instant::now();
         let delta = self.compiler.update();
         let mut pass = Pass::default();
         if !self.whole && !delta.changes.is_empty() {
@@ -117,7 +118,8 @@ impl<B: Backend> Enforcer<B> {
             pass.changes += 1;
         }
         if pass.revoked {
-            self.opens_at = Some(now + SETTLE);
+            // From when the change was made, not from when it was begun.
+            self.opens_at = Some(now + began.elapsed() + SETTLE);
         }
         if self.opens_at.is_some_and(|at| at <= now) {
             self.opens_at = None;
@@ -217,6 +219,7 @@ mod tests {
             own: ["10.0.1.0/24".parse().unwrap()].into(),
             address: None,
             strangers: false,
+            check_sources: false,
             audit: false,
             log: Logging { group: 5, denied: 10, allowed: 0 },
             mask: MASK,
@@ -248,11 +251,11 @@ mod tests {
         enforcer.compiler.take(policy("b"));
         assert!(enforcer.pass(start).unwrap().revoked);
         assert_eq!(marks(&enforcer), CLOSED);
-        enforcer.pass(start + SETTLE).unwrap();
+        enforcer.pass(enforcer.wake_at().unwrap_or(start)).unwrap();
         enforcer.compiler.take(pod("b", "10.0.2.1"));
         let mut remote = enforcer.pass(start).unwrap();
         assert!(remote.revoked, "a local pod");
-        enforcer.pass(start + SETTLE).unwrap();
+        enforcer.pass(enforcer.wake_at().unwrap_or(start)).unwrap();
         enforcer.compiler.take(match pod("b", "10.0.2.2") {
             Event::Pod(pod) => {
                 Event::Pod(Pod { key: crate::object::Key::new(None, "b2"), node: None, ..pod })
@@ -280,7 +283,7 @@ mod tests {
         let (mut enforcer, start) = (enforcer(), Instant::now());
         enforcer.compiler.take(pod("a", "10.0.1.1"));
         enforcer.pass(start).unwrap();
-        enforcer.pass(start + SETTLE).unwrap();
+        enforcer.pass(enforcer.wake_at().unwrap_or(start)).unwrap();
         let writes = enforcer.backend.writes;
         enforcer.compiler.take(pod("a", "10.0.1.1"));
         assert_eq!(enforcer.pass(start + SETTLE).unwrap(), Pass::default());

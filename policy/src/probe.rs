@@ -168,9 +168,7 @@ impl Probe {
     pub fn answer(&self, state: &State) -> Answer {
         match self.flow(state) {
             Ok(flow) => Answer::from(&evaluate(&state.world, &state.policies, &flow)),
-            Err(error) => {
-                Answer { verdict: "deny", error: Some(error.to_string()), egress: None, ingress: None }
-            }
+            Err(error) => Answer::unknown(error.to_string()),
         }
     }
 }
@@ -207,6 +205,13 @@ pub struct AnswerDecision {
     /// The rule that decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+}
+
+impl Answer {
+    /// Nobody can say, and this is why.
+    pub fn unknown(error: String) -> Self {
+        Self { verdict: "deny", error: Some(error), egress: None, ingress: None }
+    }
 }
 
 fn verdict(allowed: bool) -> &'static str {

@@ -30,6 +30,7 @@ fn settings(node: &str) -> Settings {
         .into(),
         address: Some(format!("fd00:ffff::{}", &node[1..]).parse().unwrap()),
         strangers: false,
+        check_sources: false,
         audit: false,
         log: Logging { group: 5, denied: 10, allowed: 0 },
         mask: MASK,

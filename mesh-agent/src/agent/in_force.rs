@@ -49,9 +49,9 @@ impl Agent {
         }
     }
 
-    /// Whether there is no policy, where that is known.
-    pub fn unpoliced(&mut self, told: Option<bool>) {
-        self.last_good.unpoliced = told.or(self.last_good.unpoliced);
+    /// Whether there is no policy.
+    pub fn unpoliced(&mut self, told: bool) {
+        self.last_good.unpoliced = Some(told);
     }
 
     pub(super) fn setting<T>(&self, own: Option<T>, of: impl Fn(&Settings) -> Option<T>) -> Option<T> {

@@ -12,10 +12,11 @@ use mesh_overlay::{Advertisement, Endpoint, NodeRecord, address};
 use mesh_policy::explain::explain;
 use mesh_policy::networkpolicy::Read;
 use mesh_policy::object::Pod;
-use mesh_policy::probe::{Place, Probe, ProtocolName};
+use mesh_policy::probe::{Answer, Place, Probe, ProtocolName};
 use mesh_policy::render::{self, Slot};
 use mesh_policy::world::Node;
 use mesh_policy::{Compiler, Event, Protocol, State};
+use serde_json::Value;
 
 use super::{print, shown};
 use crate::cli::{PolicyCommand, PolicyOutput};
@@ -27,6 +28,8 @@ use crate::registry::file::FileRegistry;
 struct Loaded {
     state: State,
     events: Vec<Event>,
+    // What all mesh addresses lie in.
+    mesh: IpNet,
     problems: Vec<String>,
 }
 
@@ -67,7 +70,7 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
     let mut state = State::default();
     state.world.set_nodes(nodes);
     events.iter().for_each(|event| drop(state.take(event.clone())));
-    Ok(Loaded { state, events, problems })
+    Ok(Loaded { state, events, mesh: address::mesh_prefix(&mesh).into(), problems })
 }
 
 /// Pods of manifests that no cluster has seen have no addresses. They are judged by who they are all the same: by addresses that
@@ -131,7 +134,8 @@ fn compile(dir: &Path, node: &str, config: Option<&Path>) -> anyhow::Result<()> 
     let tunnel =
         config.as_ref().map_or_else(|| Wireguard::default().interface, |config| config.wireguard.interface);
     let policy = config.as_ref().map(|config| config.policy.clone()).unwrap_or_default();
-    let addresses = nodes.values().flat_map(|node| &node.addresses).filter(|address| address.is_ipv6());
+    let addresses = nodes.values().flat_map(|node| &node.addresses);
+    let addresses = addresses.filter(|address| loaded.mesh.contains(&IpNet::from(**address)));
     let settings = policing::settings(
         &policy,
         policing::Around {
@@ -143,7 +147,7 @@ fn compile(dir: &Path, node: &str, config: Option<&Path>) -> anyhow::Result<()> 
                 .chain(addresses.map(|address| IpNet::from(*address)))
                 .collect(),
             own: own.prefixes.clone(),
-            address: own.addresses.iter().find(|address| address.is_ipv6()).copied(),
+            address: own.addresses.iter().find(|own| loaded.mesh.contains(&IpNet::from(**own))).copied(),
             strangers: config
                 .as_ref()
                 .is_none_or(|config| matches!(config.registry, RegistryChoice::File(_))),
@@ -180,9 +184,14 @@ fn evaluate(
         Some("-") => std::io::read_to_string(std::io::stdin()).context("reading probes")?,
         _ => fs::read_to_string(probes).with_context(|| format!("reading probes from {}", shown(probes)))?,
     };
-    let probes: Vec<Probe> = serde_json::from_str(&text)
+    let probes: Vec<Value> = serde_json::from_str(&text)
         .with_context(|| format!("{}: a JSON array of probes is needed", shown(probes)))?;
-    let answers: Vec<_> = probes.iter().map(|probe| probe.answer(&loaded.state)).collect();
+    // One that is none spoils no other.
+    let answers = probes.into_iter().map(|probe| match serde_json::from_value::<Probe>(probe) {
+        Ok(probe) => probe.answer(&loaded.state),
+        Err(e) => Answer::unknown(e.to_string()),
+    });
+    let answers: Vec<Answer> = answers.collect();
     match output {
         PolicyOutput::Json => print(&format!("{}\n", serde_json::to_string_pretty(&answers)?)),
         PolicyOutput::Table => {
@@ -216,9 +225,10 @@ fn place(text: &str) -> anyhow::Result<Place> {
     })
 }
 
-/// `80/TCP`, `ICMP`.
+/// `80/TCP`, `ICMP`, `/47` for a protocol by its number.
 fn port_and_protocol(text: &str) -> anyhow::Result<(Option<u16>, ProtocolName)> {
     let (port, protocol) = match text.split_once('/') {
+        Some(("", protocol)) => (None, protocol),
         Some((port, protocol)) => {
             let port =
                 port.parse().with_context(|| format!("{text:?}: use PORT/PROTOCOL, such as 80/TCP"))?;

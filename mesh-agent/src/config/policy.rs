@@ -40,6 +40,8 @@ pub struct Policy {
     /// What becomes of traffic of addresses in this node's prefixes that no known pod has; absent: on nodes of a cluster `deny`, on
     /// other hosts, whose pods nobody knows, `allow`.
     pub unknown: Option<Stance>,
+    /// Whether packets of local pods have to come in by the interface that a route leads back by.
+    pub check_sources: bool,
     /// Which bits of conntrack's mark are ours.
     pub ct_mark_mask: u32,
     /// What is logged.
@@ -53,6 +55,7 @@ impl Default for Policy {
         Self {
             mode: Mode::default(),
             unknown: None,
+            check_sources: false,
             ct_mark_mask: MASK,
             log: FlowLog::default(),
             sites: SiteStances::default(),

@@ -124,7 +124,9 @@ impl Feed {
     /// Whether pods, namespaces and policies have each been listed once.
     pub fn complete(&self) -> bool {
         let inner = self.shared.inner.lock();
-        [&inner.pods, &inner.namespaces, &inner.policies].iter().all(|waiting| waiting.listed)
+        [&inner.pods, &inner.namespaces, &inner.policies]
+            .iter()
+            .all(|waiting| waiting.listed && !waiting.lost)
     }
 
     /// Whether nobody took events of this kind for so long that they were dropped: the kind has to be listed again.

@@ -76,6 +76,8 @@ impl Author {
 pub struct FileRegistry {
     dir: PathBuf,
     known: BTreeMap<PathBuf, Known>,
+    /// The operator's files that are gone, until their absence is taken for his will.
+    vanished: BTreeMap<PathBuf, Known>,
     watch: Option<Watch>,
     /// The Mesh that counts.
     mesh: Option<MeshName>,
@@ -117,6 +119,7 @@ impl FileRegistry {
         Self {
             dir: dir.to_owned(),
             known: BTreeMap::new(),
+            vanished: BTreeMap::new(),
             watch: None,
             mesh: None,
             stirred: false,
@@ -145,14 +148,20 @@ impl FileRegistry {
         let mut before = std::mem::take(&mut self.known);
         let mut news = false;
         for path in paths {
-            let held = before.remove(&path);
+            // One that was away with all others held what it held when that was taken for the operator's will.
+            let held = before.remove(&path).or_else(|| self.vanished.remove(&path));
             let good = held.as_ref().map(|known| Arc::clone(&known.good));
             if let Some(known) = look(&path, held, Author::Operator) {
                 news |= good.is_none_or(|good| !Arc::ptr_eq(&good, &known.good));
                 self.known.insert(path, known);
             }
         }
-        news |= before.keys().any(|path| path.parent() == Some(&self.dir));
+        let gone: Vec<PathBuf> =
+            before.keys().filter(|path| path.parent() == Some(&self.dir)).cloned().collect();
+        news |= !gone.is_empty();
+        for path in gone {
+            self.vanished.extend(before.remove_entry(&path));
+        }
         let sources: Vec<Source> = self.known.iter().map(|(path, known)| self.source(path, known)).collect();
         let mut snapshot = merge::operator(&sources);
         if surplus > 0 {
@@ -239,6 +248,7 @@ impl FileRegistry {
 
     /// What was read last counts: the feed is told. Of a directory that was unmounted it is not.
     pub fn accepted(&mut self) {
+        self.vanished.clear();
         if self.pending && !self.withheld {
             self.pending = false;
             let words = self.policy_words();

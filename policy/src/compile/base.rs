@@ -95,7 +95,7 @@ fn judged_before(strict: bool) -> Vec<Rule> {
 fn forward(settings: &Settings, stranger: &str) -> Vec<Rule> {
     let mut rules = from_tunnels(settings, "tunnel_forward");
     // A pod that takes another's address is on another interface than that.
-    for family in Family::BOTH {
+    for family in Family::BOTH.into_iter().filter(|_| settings.check_sources) {
         let local = within(family, End::Source, local_set(family), Kind::Addresses);
         rules.push(Rule::new(vec![local, Match::NoWayBack], goto("x_spoofed")));
     }

@@ -21,6 +21,7 @@ fn settings() -> Settings {
         own: ["10.1.0.0/24"].into_iter().filter_map(net).collect(),
         address: None,
         strangers: false,
+        check_sources: false,
         audit: false,
         log: Logging { group: 5, denied: 10, allowed: 1 },
         mask: MASK,

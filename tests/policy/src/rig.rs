@@ -66,6 +66,7 @@ pub fn settings() -> Settings {
         own: BTreeSet::new(),
         address: None,
         strangers: false,
+        check_sources: false,
         audit: false,
         log: Logging { group: 5180, denied: 10, allowed: 0 },
         mask: MASK,

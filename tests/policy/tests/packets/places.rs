@@ -123,7 +123,8 @@ fn a_client_of_a_node_port_gets_its_answer_from_another_nodes_pod() {
 
 #[test]
 fn a_pod_that_takes_anothers_address_is_found_out_by_its_interface() {
-    with_settings("a_pod_that_takes_anothers_address_is_found_out_by_its_interface", own(), |mut rig| {
+    let checking = mesh_policy::compile::Settings { check_sources: true, ..own() };
+    with_settings("a_pod_that_takes_anothers_address_is_found_out_by_its_interface", checking, |mut rig| {
         // The one that has it is reached by another interface.
         rig.run("ip", "link add pod1 type veth peer name inside")?;
         rig.run("ip", "link set pod1 up")?;
