@@ -284,6 +284,9 @@ impl Shared {
         if !self.complete {
             settings.strangers = known.unpoliced;
         }
+        if !self.flows.hears() {
+            (settings.log.denied, settings.log.allowed) = (0, 0);
+        }
         let own = &self.config.policy.sites;
         let said = if own.is_silent() { &known.stances } else { own };
         let site = [self.config.site.to_string()].into();
@@ -338,6 +341,11 @@ impl Shared {
         // Before anything was planned nobody knows what is to be enforced.
         if self.is_off() || self.compiler().is_none() {
             return;
+        }
+        let heard = self.flows.hears();
+        self.flows.listen();
+        if self.flows.hears() != heard {
+            self.configure();
         }
         // Who had an address when its packet was told, not who has it after what comes now.
         let Self { enforcer, flows, .. } = self;

@@ -83,7 +83,13 @@ impl Flows {
         }
     }
 
-    fn listen(&mut self) {
+    /// Whether what the kernel tells is heard. Else it is not asked to: where it cannot, it refuses rules that say so.
+    pub(super) fn hears(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// Begins to listen, where that is wanted and time for another try.
+    pub(super) fn listen(&mut self) {
         let Some(group) = self.group.filter(|_| self.socket.is_none()) else { return };
         if Instant::now() < self.listens_at {
             return;
@@ -128,7 +134,6 @@ impl Flows {
 
     /// Takes what the kernel has told, and writes what is due, or all at the end.
     pub(super) fn turn(&mut self, compiler: &Compiler, end: bool) {
-        self.listen();
         let now = Timestamp::now();
         if let Some(socket) = self.socket.clone() {
             let Self { log, names, .. } = self;
