@@ -196,19 +196,25 @@ fn first_packets() -> anyhow::Result<()> {
         let rate = std::thread::spawn(move || -> anyhow::Result<f64> {
             let mut rig = Rig::new(settings(), Default::default())?;
             let own = |name: &str, address: &str| policy_tests::objects::pod(name, name, &[address]);
-            let mut all: Vec<Value> = (0..rules).map(|n| json!({"from": [{"podSelector": {"matchLabels": {"app": format!("a{}", n % 100)}}}], "ports": [{"port": 1 + n % 60_000}]})).collect();
-            all.push(json!({"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}));
-            let policy = policy_tests::objects::policy("p", json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": all}));
-            rig.tell([Event::Pod(own("client", "10.0.1.1")), Event::Pod(own("server", "10.0.1.2")), policy])?;
-            if std::env::var("DEBUG").is_ok() { let t = rig.run("nft", "-a list table inet sennit-policy")?; eprintln!("{} lines; counters {:?}", t.lines().count(), rig.enforcer.backend.counters()); }
+            let rule = |n: u32| json!({"from": [{"podSelector": {"matchLabels": {"app": format!("a{}", n % 100)}}}], "ports": [{"port": 1 + n}]});
+            let last = json!({"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]});
+            let policy = |name: &str, ingress: Vec<Value>| {
+                policy_tests::objects::policy(name, json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": ingress}))
+            };
+            // By name, so that the one that matches comes last.
+            let many = (0..rules).step_by(1_000).map(|first| {
+                policy(&format!("p{first:05}"), (first..rules.min(first + 1_000)).map(rule).collect())
+            });
+            let pods = [own("client", "10.0.1.1"), own("server", "10.0.1.2")].map(Event::Pod);
+            rig.tell(pods.into_iter().chain(many).chain([policy("z", vec![last])]))?;
             let packet = Packet::first("10.0.1.1".parse()?, "10.0.1.2".parse()?, 17, 80, 1);
-            let packets: Vec<Packet> = (0..2_000).map(|n| Packet { number: n, source_port: 1024 + n as u16, ..packet }).collect();
+            let packets: Vec<Packet> =
+                (0..2_000).map(|n| Packet { number: n, source_port: 1024 + n as u16, ..packet }).collect();
             let began = Instant::now();
             let mut passed = 0;
             for _ in 0..5 {
                 passed += rig.pass(Link::Pods, &packets)?.into_iter().filter(|passed| *passed).count();
             }
-            if passed != 10_000 { eprintln!("{:?}", rig.enforcer.backend.counters()); eprintln!("{}", rig.run("conntrack", "-S")?); }
             anyhow::ensure!(passed == 10_000, "{passed} of 10,000 passed");
             Ok(began.elapsed().as_secs_f64() / 10_000.0)
         })
