@@ -402,6 +402,11 @@ impl Config {
         })
     }
 
+    /// Where denied flows are told.
+    pub fn flow_log(&self) -> PathBuf {
+        self.policy.log.file.clone().unwrap_or_else(|| self.state_dir.join("flows.jsonl"))
+    }
+
     /// The agent's status socket.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("agent.sock")

@@ -11,7 +11,7 @@ mod random;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lab::{fresh, listing, needed, nft, nft_file, normal, on_text, refused, see_text};
 use mesh_policy::nft::{Foreign, NftError, Ownership, Table, Watch};
@@ -429,38 +429,4 @@ fn random_rulesets_are_the_same_bytecode_as_their_text() {
 
 fn without_counters(normal: &str) -> String {
     normal.split("\n\n").filter(|block| !block.starts_with("\tcounter ")).collect::<Vec<_>>().join("\n\n")
-}
-
-/// `cargo test --release --test nft -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn one_element_takes_so_long() {
-    if !needed("one_element_takes_so_long") {
-        return;
-    }
-    let median = |mut times: Vec<Duration>| {
-        times.sort();
-        times[times.len() / 2]
-    };
-    for standing in [0, 1_000, 20_000] {
-        fresh(|| {
-            let mut table = replaced(&Ruleset::default());
-            table.commit(&[set("many"), add_elements("many", addresses(0x0a00_0000, standing))]).unwrap();
-            let by_netlink = (0..1_000).map(|n| {
-                let change = [add_elements("many", addresses(0x0b00_0000 + n, 1))];
-                let began = Instant::now();
-                table.commit(&change).unwrap();
-                began.elapsed()
-            });
-            let by_netlink = median(by_netlink.collect());
-            let by_nft = (0..50).map(|n| {
-                let element = format!("{{ 10.200.1.{n} }}");
-                let began = Instant::now();
-                nft(&["add", "element", "inet", "sennit-policy", "a_many", &element]);
-                began.elapsed()
-            });
-            let by_nft = median(by_nft.collect());
-            eprintln!("one more address beside {standing}: {by_netlink:?} by commit, {by_nft:?} by nft");
-        });
-    }
 }

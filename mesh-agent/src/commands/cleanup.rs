@@ -46,7 +46,7 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
     tried("policy", crate::policing::remove());
     // The guard last: until here it keeps what the mesh carried off the underlay.
     tried("guard", Nft::new().remove().await.map_err(|e| e.to_string()));
-    let flows = config.policy.log.file.clone().unwrap_or_else(|| config.state_dir.join("flows.jsonl"));
+    let flows = config.flow_log();
     tried("flow log", remove(&flows).and_then(|()| remove(&crate::policing::aside(&flows))));
     tried("state", remove(LastGoodFile::new(&config.state_dir).path()));
     if !keep_key {

@@ -70,7 +70,7 @@ impl Flows {
         let wanted = config.policy.mode != Mode::Off && log.denied.max(log.allowed) > 0;
         Self {
             group: wanted.then_some(log.group),
-            path: log.file.clone().unwrap_or_else(|| config.state_dir.join("flows.jsonl")),
+            path: config.flow_log(),
             file: None,
             socket: None,
             listens_at: Instant::now(),
