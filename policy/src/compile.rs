@@ -11,6 +11,7 @@
 mod base;
 mod class;
 mod edit;
+mod members;
 mod ranges;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -24,9 +25,10 @@ use crate::model::{Direction, Labels};
 use crate::object::Pod;
 use crate::ruleset::{Chain, Change, Element, Family, Kind, Ruleset};
 use crate::state::{Event, State, Touched};
-use crate::world::{Node, World};
-use class::{Class, SetUse, Source};
+use crate::world::Node;
+use class::{Class, SetUse};
 use edit::Edit;
+use members::Index;
 use ranges::cover;
 
 /// What is logged.
@@ -95,8 +97,8 @@ pub struct Compiler {
     // Of the node itself, and of local addresses that no known pod has.
     node: String,
     stranger: String,
-    // Whether some class denies something.
-    strict: bool,
+    // The last two, and whether some class denies something, as the base chains were written for.
+    based: Option<((String, String), bool)>,
     epoch: Option<u32>,
     // What stands when all changes that were handed out are made.
     standing: Ruleset,
@@ -116,7 +118,7 @@ impl Compiler {
             locals: BTreeMap::new(),
             node: String::new(),
             stranger: String::new(),
-            strict: false,
+            based: None,
             epoch: None,
             standing: Ruleset::default(),
             touched: Touched::default(),
@@ -128,7 +130,7 @@ impl Compiler {
     pub fn take(&mut self, event: Event) {
         let touched = self.state.take(event);
         self.touched.addresses.extend(touched.addresses);
-        self.touched.policies |= touched.policies;
+        self.touched.subjects.extend(touched.subjects);
     }
 
     /// These are the node's settings, and all nodes.
@@ -175,22 +177,25 @@ impl Compiler {
     /// What has to change for all that it was told.
     pub fn update(&mut self) -> Delta {
         let touched = std::mem::take(&mut self.touched);
-        let whole = std::mem::take(&mut self.stale) || touched.policies;
-        if !whole && touched.addresses.is_empty() {
+        let stale = std::mem::take(&mut self.stale);
+        if !stale && touched == Touched::default() {
             return Delta::default();
         }
         let mut standing = std::mem::take(&mut self.standing);
         let mut edit = Edit::of(&mut standing);
         self.members(&touched.addresses, &mut edit);
-        self.classify(whole, &touched.addresses);
-        self.raise(&mut edit);
-        let strict = self.classes.values().any(|class| class.denies());
-        let turned = std::mem::replace(&mut self.strict, strict) != strict;
-        if whole || turned {
-            self.base(&mut edit);
+        if self.classify(stale, &touched) {
+            self.raise(&mut edit);
+            let anybody = (self.node.clone(), self.stranger.clone());
+            let strict = self.classes.values().any(|class| class.denies());
+            let based = Some((anybody, strict));
+            if stale || self.based != based {
+                self.based = based;
+                self.base(&mut edit, strict);
+            }
+            self.enter_locals(&mut edit);
+            self.fell(&mut edit);
         }
-        self.enter_locals(&mut edit);
-        self.fell(&mut edit);
         let (changes, revokes) = (edit.changes, edit.revokes);
         self.standing = standing;
         Delta { changes, revokes }
@@ -198,30 +203,39 @@ impl Compiler {
 
     /// Brings the members of the standing sets up to date for these addresses.
     fn members(&mut self, touched: &BTreeSet<IpAddr>, edit: &mut Edit<'_>) {
-        for (name, uses) in &self.uses {
-            let addresses = touched.iter().filter(|address| Family::of(**address) == uses.family);
-            for address in addresses {
-                let now = elements_of(&self.state.world, &uses.source, *address);
+        let world = &self.state.world;
+        for address in touched {
+            let (family, holder) = (Family::of(*address), world.holder(*address));
+            for (name, uses) in self.uses.iter().filter(|(_, uses)| uses.family == family) {
+                let now = members::of_address(world, &uses.source, *address, holder.map(|pod| &**pod));
                 edit.members_of(name, *address, now, uses.allows);
             }
         }
     }
 
-    /// The classes of all local addresses, compiled where they are new.
-    fn classify(&mut self, whole: bool, touched: &BTreeSet<IpAddr>) {
-        let (world, settings) = (&self.state.world, &self.settings);
+    /// The classes of the local addresses for which they may be others now. Whether any is.
+    fn classify(&mut self, stale: bool, touched: &Touched) -> bool {
+        let (world, settings, policies) = (&self.state.world, &self.settings, &self.state.policies);
         let is_local = |pod: &Pod| pod.node.as_deref() == Some(settings.node.as_str());
-        let addresses: BTreeSet<IpAddr> = match whole {
+        let before = (self.locals.clone(), self.node.clone(), self.stranger.clone());
+        let mut addresses = touched.addresses.clone();
+        match stale {
             true => {
                 self.locals.clear();
                 self.classes.clear();
-                world.pods().filter(|pod| is_local(pod)).flat_map(|pod| world.addresses(pod)).collect()
+                let local = world.pods().filter(|pod| is_local(pod));
+                addresses.extend(local.flat_map(|pod| world.addresses(pod)));
             }
-            false => touched.clone(),
-        };
+            false => {
+                let is_meant = |address: &&IpAddr| {
+                    touched.subjects.iter().any(|subject| world.is_subject(subject, **address))
+                };
+                addresses.extend(self.locals.keys().filter(is_meant));
+            }
+        }
         let classes = &mut self.classes;
         let mut class_of = |address: IpAddr, direction: Direction| {
-            let tiers = self.state.policies.applying(world, address, direction);
+            let tiers = policies.applying(world, address, direction);
             let class = class::compile(world, settings, direction, &tiers);
             let name = class.name.clone();
             classes.entry(name.clone()).or_insert_with(|| Arc::new(class));
@@ -241,7 +255,7 @@ impl Compiler {
             });
             self.locals.insert(address, local.clone());
         }
-        if whole {
+        if stale || !touched.subjects.is_empty() {
             let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
             self.node = class_of(settings.address.unwrap_or(anywhere), Direction::Ingress);
             // Of strangers only the site is known.
@@ -256,28 +270,27 @@ impl Compiler {
             .chain([&self.node, &self.stranger])
             .collect();
         self.classes.retain(|name, _| needed.contains(name));
+        stale || (&self.locals, &self.node, &self.stranger) != (&before.0, &before.1, &before.2)
     }
 
     /// Makes sets and chains of classes that do not stand yet.
     fn raise(&mut self, edit: &mut Edit<'_>) {
-        let mut needed: BTreeMap<&String, SetUse> = BTreeMap::new();
+        let mut needed: BTreeMap<&String, (&SetUse, bool)> = BTreeMap::new();
         for (name, uses) in self.classes.values().flat_map(|class| &class.sets) {
-            needed.entry(name).or_insert_with(|| uses.clone()).allows &= uses.allows;
+            needed.entry(name).or_insert((uses, true)).1 &= uses.allows;
         }
         let world = &self.state.world;
-        for (name, uses) in needed {
-            if edit.add_set(name, uses.family, uses.source.kind()) {
-                let elements: Vec<Element> = match &uses.source {
-                    Source::Ranges(ranges) => ranges.iter().cloned().collect(),
-                    source => {
-                        let addresses = world.pods().flat_map(|pod| world.addresses(pod));
-                        let addresses = addresses.filter(|address| Family::of(*address) == uses.family);
-                        addresses.flat_map(|address| elements_of(world, source, address)).collect()
-                    }
-                };
-                edit.fill(name, elements);
+        let all = || needed.iter().map(|(name, (uses, allows))| (*name, *uses, *allows));
+        let fresh: Vec<_> =
+            all().filter(|(name, uses, _)| edit.add_set(name, uses.family, uses.source.kind())).collect();
+        if !fresh.is_empty() {
+            let index = Index::of(world, fresh.iter().map(|(_, uses, _)| &uses.source));
+            for (name, uses, _) in fresh {
+                edit.fill(name, index.members(&uses.source, uses.family).into_iter().collect());
             }
-            self.uses.insert(name.clone(), uses);
+        }
+        for (name, uses, allows) in all() {
+            self.uses.entry(name.clone()).or_insert_with(|| uses.clone()).allows = allows;
         }
         let chains = || self.classes.values().flat_map(|class| &class.chains);
         let fresh: Vec<_> = chains().filter(|(name, _)| edit.add_chain(name, None)).collect();
@@ -287,7 +300,7 @@ impl Compiler {
     }
 
     /// What is the same for all endpoints.
-    fn base(&mut self, edit: &mut Edit<'_>) {
+    fn base(&mut self, edit: &mut Edit<'_>, strict: bool) {
         base::COUNTERS.iter().for_each(|name| edit.add_counter(name));
         let Settings { scope, own, mask, .. } = &self.settings;
         for family in Family::BOTH {
@@ -303,7 +316,7 @@ impl Compiler {
             edit.add_set(&base::egress_map(family), family, Kind::Chains);
             edit.add_set(&base::ingress_map(family), family, Kind::Chains);
         }
-        let mut chains = base::chains(&self.settings, &self.node, &self.stranger, self.strict);
+        let mut chains = base::chains(&self.settings, &self.node, &self.stranger, strict);
         chains
             .extend(base::epoch(*mask, self.epoch).map(|(name, rules)| (name, Chain { hook: None, rules })));
         for (name, chain) in &chains {
@@ -340,21 +353,4 @@ impl Compiler {
 /// Names of classes and their sets have a letter and an underscore in front.
 fn is_of_class(name: &str) -> bool {
     name.as_bytes().get(1) == Some(&b'_') && !name.starts_with("x_")
-}
-
-/// What a set has of an address.
-fn elements_of(world: &World, source: &Source, address: IpAddr) -> BTreeSet<Element> {
-    match source {
-        Source::Ranges(_) => BTreeSet::new(),
-        Source::Pods(selectors) => {
-            let Some(pod) = world.holder(address) else { return BTreeSet::new() };
-            let selected = selectors.iter().any(|selector| world.selects(selector, pod));
-            selected.then_some(Element::Address(address)).into_iter().collect()
-        }
-        Source::Named(name, protocol) => {
-            let Some(pod) = world.holder(address) else { return BTreeSet::new() };
-            let named = pod.ports.iter().filter(|port| port.name == *name && port.protocol == *protocol);
-            named.map(|port| Element::Port(address, protocol.0, port.port)).collect()
-        }
-    }
 }

@@ -210,6 +210,14 @@ impl LabelSelector {
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.requirements.iter().all(|requirement| requirement.matches(labels))
     }
+
+    /// Keys that whatever is selected has, each with all values that it can have then.
+    pub fn values_of_keys(&self) -> impl Iterator<Item = (&str, &BTreeSet<String>)> {
+        self.requirements.iter().filter_map(|requirement| match requirement {
+            Requirement::In(key, values) => Some((key.as_str(), values)),
+            _ => None,
+        })
+    }
 }
 
 #[cfg(test)]

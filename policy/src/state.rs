@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::evaluate::PolicySet;
-use crate::model::PolicyId;
+use crate::model::{Policy, PolicyId, Subject};
 use crate::networkpolicy::{self, Read};
 use crate::object::{Key, Namespace, ObjectError, Pod};
 use crate::world::World;
@@ -48,8 +48,8 @@ pub struct State {
 pub struct Touched {
     /// Addresses of whose holders something may be different now.
     pub addresses: BTreeSet<IpAddr>,
-    /// Whether a policy is different now.
-    pub policies: bool,
+    /// To whom policies apply, or did, that are different now.
+    pub subjects: BTreeSet<Subject>,
 }
 
 impl State {
@@ -88,32 +88,32 @@ impl State {
                 let all = self.policies.iter().map(|policy| &policy.id);
                 let gone = all.filter(|id| id.kind == networkpolicy::KIND && !kept.contains(id));
                 for id in gone.cloned().collect::<Vec<_>>() {
-                    touched.policies |= self.remove_policy(&id);
+                    touched.subjects.extend(self.remove_policy(&id));
                 }
                 for read in policies {
-                    touched.policies |= self.put_policy(read);
+                    touched.subjects.extend(self.put_policy(read));
                 }
             }
-            Event::Policy(read) => touched.policies = self.put_policy(read),
-            Event::PolicyGone(id) => touched.policies = self.remove_policy(&id),
+            Event::Policy(read) => touched.subjects.extend(self.put_policy(read)),
+            Event::PolicyGone(id) => touched.subjects.extend(self.remove_policy(&id)),
         }
         touched
     }
 
-    fn put_policy(&mut self, Read { policy, fault }: Read) -> bool {
+    // Both return to whom something different applies now.
+    fn put_policy(&mut self, Read { policy, fault }: Read) -> impl Iterator<Item = Subject> + use<> {
         match fault {
             Some(fault) => drop(self.faults.insert(policy.id.clone(), fault)),
             None => drop(self.faults.remove(&policy.id)),
         }
-        let same = self.policies.get(&policy.id) == Some(&policy);
-        if !same {
-            self.policies.put(policy);
-        }
-        !same
+        let different = self.policies.get(&policy.id) != Some(&policy);
+        let now = different.then(|| policy.subject.clone());
+        let before = if different { self.policies.put(policy) } else { None };
+        before.map(|Policy { subject, .. }| subject).into_iter().chain(now)
     }
 
-    fn remove_policy(&mut self, id: &PolicyId) -> bool {
+    fn remove_policy(&mut self, id: &PolicyId) -> Option<Subject> {
         self.faults.remove(id);
-        self.policies.remove(id).is_some()
+        self.policies.remove(id).map(|policy| policy.subject)
     }
 }
