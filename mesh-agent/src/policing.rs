@@ -33,32 +33,16 @@ const PROBLEMS_MOST: usize = 64;
 /// After a failure the table is tried again this soon.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// What a node's ruleset has to know of its surroundings.
-#[derive(Debug, Clone)]
-pub struct Around {
-    /// The node.
-    pub node: String,
-    /// The interfaces that decrypted packets come from, and those of nodes that are exempt from encryption.
-    pub tunnels: BTreeSet<String>,
-    /// All prefixes of the mesh, this node's included.
-    pub scope: BTreeSet<IpNet>,
-    /// The prefixes of this node.
-    pub own: BTreeSet<IpNet>,
-    /// The node's own address in the mesh.
-    pub address: Option<IpAddr>,
-    /// Whether local addresses that no known pod has may speak, where nobody says.
-    pub strangers: bool,
-}
-
-/// What the compiler is told.
-pub fn settings(policy: &Policy, around: Around) -> Settings {
+/// What the configuration says to the compiler. Node, interfaces and addresses are left to who knows them. `strangers`: whether local
+/// addresses that no known pod has may speak, where the configuration does not say.
+pub fn settings(policy: &Policy, strangers: bool) -> Settings {
     Settings {
-        node: around.node,
-        tunnels: around.tunnels,
-        scope: around.scope,
-        own: around.own,
-        address: around.address,
-        strangers: policy.unknown.map_or(around.strangers, |stance| stance == Stance::Allow),
+        node: String::new(),
+        tunnels: BTreeSet::new(),
+        scope: BTreeSet::new(),
+        own: BTreeSet::new(),
+        address: None,
+        strangers: policy.unknown.map_or(strangers, |stance| stance == Stance::Allow),
         check_sources: policy.check_sources,
         audit: policy.mode == Mode::Audit,
         log: Logging { group: policy.log.group, denied: policy.log.denied, allowed: policy.log.allowed },
@@ -66,27 +50,21 @@ pub fn settings(policy: &Policy, around: Around) -> Settings {
     }
 }
 
-/// A node's surroundings by its plan.
-fn around(config: &Config, plan: &MeshPlan, strangers: bool) -> Around {
+/// The same, with a node's surroundings by its plan.
+fn around(config: &Config, plan: &MeshPlan, strangers: bool) -> Settings {
     let guard = &plan.guard;
     let cleartext = guard.cleartext.iter().flat_map(|cleartext| &cleartext.interfaces);
     // On the devices of exempt nodes their probes come from addresses of the link.
     let links =
         guard.cleartext.iter().map(|_| carrier_prefix(&config.grants.mesh, Carried::Cleartext).into());
-    Around {
+    let inside = guard.mesh.iter().chain(&guard.local).filter(|net| !guard.outside.contains(net));
+    Settings {
         node: config.node.to_string(),
         tunnels: guard.interfaces.iter().chain(cleartext).map(ToString::to_string).collect(),
-        scope: guard
-            .mesh
-            .iter()
-            .chain(&guard.local)
-            .filter(|net| !guard.outside.contains(net))
-            .copied()
-            .chain(links)
-            .collect(),
+        scope: inside.copied().chain(links).collect(),
         own: guard.local.clone(),
         address: plan.addresses.iter().map(IpNet::addr).find(IpAddr::is_ipv6),
-        strangers,
+        ..settings(&config.policy, strangers)
     }
 }
 
@@ -127,7 +105,7 @@ struct Shared {
     compiler: Option<Compiler>,
     watch: Option<Watch>,
     // Surroundings and nodes as of the last plan, and what was known beside it.
-    followed: Option<(Around, BTreeMap<String, Node>, Known)>,
+    followed: Option<(Settings, BTreeMap<String, Node>, Known)>,
     // The registry has said all once.
     complete: bool,
     // This process has written the table, or taken it away.
@@ -277,8 +255,7 @@ impl Shared {
 
     /// Tells the compiler what was followed last.
     fn configure(&mut self) {
-        let Some((around, nodes, known)) = self.followed.clone() else { return };
-        let mut settings = settings(&self.config.policy, around);
+        let Some((mut settings, nodes, known)) = self.followed.clone() else { return };
         // As long as half is known, nobody is let through who may turn out to be isolated; where nothing was denied before, nobody is
         // kept.
         if !self.complete {

@@ -12,6 +12,7 @@ pub mod compile;
 pub mod enforce;
 pub mod evaluate;
 pub mod explain;
+mod field;
 pub mod flowlog;
 pub mod model;
 pub mod networkpolicy;

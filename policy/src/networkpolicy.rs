@@ -5,28 +5,23 @@
 
 use std::collections::BTreeSet;
 
-use ipnet::IpNet;
 use serde_json::{Map, Value};
 
+use crate::field::{Faults, Result, known, list, net, number, object, port_name, selector, shown};
 use crate::model::{
     Action, Block, Direction, Namespaces, Order, Peer, PodSelector, Policy, PolicyId, Port, PortMatch, Rule,
     Subject, Tier,
 };
 use crate::object::{Key, ObjectError};
 use crate::protocol::Protocol;
-use crate::selector::LabelSelector;
 
 /// The kind, as in manifests.
 pub const KIND: &str = "NetworkPolicy";
 /// Where Calico puts them in its tier, too.
 const ORDER: Order = Order(1000.0);
-/// As many rules, peers or ports in one list as anybody has ever needed.
-const LIST_MOST: usize = 10_000;
 /// Ports of all rules of a direction, each rule without any counted as one: more rules than this the kernel would walk through for one
 /// policy.
 const ENTRIES_MOST: usize = 4_096;
-
-type Result<T> = std::result::Result<T, ObjectError>;
 
 /// A policy, and what is wrong with its object if it had to be refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,62 +76,6 @@ pub fn read(object: &Value) -> Read {
         id: PolicyId { kind: KIND, namespace: Some(key.namespace), name: key.name },
     };
     Read { policy, fault: faults.first }
-}
-
-#[derive(Default)]
-struct Faults {
-    first: Option<ObjectError>,
-}
-
-impl Faults {
-    fn note(&mut self, error: ObjectError) {
-        self.first.get_or_insert(error);
-    }
-
-    fn keep<T>(&mut self, result: Result<T>) -> Option<T> {
-        result.map_err(|error| self.note(error)).ok()
-    }
-}
-
-fn shown(value: &Value) -> String {
-    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    text.chars().take(64).collect()
-}
-
-fn known(at: &str, object: &Map<String, Value>, fields: &[&str]) -> Result<()> {
-    match object.keys().find(|key| !fields.contains(&key.as_str())) {
-        Some(strange) => {
-            let field: String = strange.chars().take(64).collect();
-            let reason = format!("no such field is known; those are {}", fields.join(", "));
-            Err(ObjectError::new(format!("{at}.{field}"), reason))
-        }
-        None => Ok(()),
-    }
-}
-
-fn object<'a>(at: &str, value: &'a Value, fields: &[&str]) -> Result<&'a Map<String, Value>> {
-    let object = value.as_object().ok_or_else(|| ObjectError::new(at, "is no object"))?;
-    known(at, object, fields)?;
-    Ok(object)
-}
-
-/// A list; absent and null are an empty one.
-fn list<'a>(at: &str, value: Option<&'a Value>) -> Result<&'a [Value]> {
-    match value {
-        None | Some(Value::Null) => Ok(&[]),
-        Some(Value::Array(list)) if list.len() <= LIST_MOST => Ok(list),
-        Some(Value::Array(_)) => Err(ObjectError::new(at, format!("has more than {LIST_MOST} entries"))),
-        Some(_) => Err(ObjectError::new(at, "is no list")),
-    }
-}
-
-fn selector(at: &str, value: Option<&Value>) -> Result<Option<LabelSelector>> {
-    match value {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => {
-            serde_json::from_value(value.clone()).map(Some).map_err(|e| ObjectError::new(at, e.to_string()))
-        }
-    }
 }
 
 fn types(value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {
@@ -209,15 +148,6 @@ fn peer(at: &str, value: &Value, namespace: &str) -> Result<Peer> {
     }
 }
 
-fn net(at: &str, value: &Value) -> Result<IpNet> {
-    let net: Option<IpNet> = value.as_str().and_then(|text| text.parse().ok());
-    // An IPv4 address in IPv6 form would be matched by no packet.
-    let net = net.filter(|net| !matches!(net, IpNet::V6(net) if net.addr().to_ipv4_mapped().is_some()));
-    net.map(|net| net.trunc()).ok_or_else(|| {
-        ObjectError::new(at, format!("{:?} is no prefix such as 10.0.0.0/8 or fd00::/8", shown(value)))
-    })
-}
-
 fn block(at: &str, value: &Value) -> Result<Block> {
     let block = object(at, value, &["cidr", "except"])?;
     let cidr = net(&format!("{at}.cidr"), block.get("cidr").unwrap_or(&Value::Null))?;
@@ -272,32 +202,6 @@ fn port(at: &str, value: &Value) -> Result<Port> {
         }
     };
     Ok(Port { protocol, ports })
-}
-
-fn number(at: &str, value: &Value) -> Result<u16> {
-    let number = value.as_u64().and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0);
-    number.ok_or_else(|| ObjectError::new(at, format!("{:?}; use a number from 1 to 65535", shown(value))))
-}
-
-/// `IANA_SVC_NAME` (RFC 6335): at most 15 small letters, digits and hyphens, one letter among them.
-fn port_name(at: &str, name: &str) -> Result<String> {
-    let fits = (1..=15).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-        && name.bytes().any(|byte| byte.is_ascii_lowercase())
-        && !name.starts_with('-')
-        && !name.ends_with('-')
-        && !name.contains("--");
-    if fits {
-        Ok(name.to_owned())
-    } else {
-        let shown: String = name.chars().take(64).collect();
-        Err(ObjectError::new(
-            at,
-            format!(
-                "{shown:?} is no name of a port: 1 to 15 of a-z, 0-9 and single hyphens inside, one letter at least"
-            ),
-        ))
-    }
 }
 
 #[cfg(test)]

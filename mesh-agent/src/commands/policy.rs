@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use mesh_keyring::MeshName;
 use mesh_overlay::{Advertisement, Endpoint, NodeRecord, address};
+use mesh_policy::compile::Settings;
 use mesh_policy::explain::explain;
 use mesh_policy::networkpolicy::Read;
 use mesh_policy::object::Pod;
@@ -22,7 +23,7 @@ use super::{print, shown};
 use crate::cli::{PolicyCommand, PolicyOutput};
 use crate::config::{Config, RegistryChoice, SiteStances, Wireguard};
 use crate::policing;
-use crate::registry::file::FileRegistry;
+use crate::registry::file::{FileRegistry, words};
 
 /// A state directory, read.
 struct Loaded {
@@ -36,12 +37,14 @@ struct Loaded {
 fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
     let mut registry = FileRegistry::new(dir);
     let snapshot = registry.read()?;
-    let words = registry.policy_words();
+    let files = registry.files();
+    let words = words::all(&files);
+    let (meshes, addresses) = (words::meshes(&files), words::node_addresses(&files));
     let mut problems: Vec<String> = snapshot.problems.iter().map(|problem| problem.text.clone()).collect();
-    problems.extend(words.problems);
+    problems.extend(words.problems.into_values().flatten());
     // Of several Meshes only a configuration tells which is meant.
     let named = config.map(|config| config.grants.mesh.to_string());
-    let only = words.meshes.keys().next().filter(|_| words.meshes.len() == 1);
+    let only = meshes.keys().next().filter(|_| meshes.len() == 1);
     let name = named.or_else(|| only.cloned()).unwrap_or_else(|| "mesh".to_owned());
     let mesh: MeshName = name.parse()?;
     let nodes: BTreeMap<String, Node> = snapshot
@@ -49,11 +52,11 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
         .iter()
         .map(|record| {
             let mut node = policy_node(record, &mesh);
-            node.addresses.extend(words.node_addresses.get(record.name.as_str()).into_iter().flatten());
+            node.addresses.extend(addresses.get(record.name.as_str()).into_iter().flatten());
             (record.name.to_string(), node)
         })
         .collect();
-    let said = match words.meshes.get(&name) {
+    let said = match meshes.get(&name) {
         Some(Ok(settings)) => settings.stances.clone(),
         Some(Err(why)) => {
             problems.push(format!("Mesh {name}: {why}"));
@@ -136,23 +139,19 @@ fn compile(dir: &Path, node: &str, config: Option<&Path>) -> anyhow::Result<()> 
     let policy = config.as_ref().map(|config| config.policy.clone()).unwrap_or_default();
     let addresses = nodes.values().flat_map(|node| &node.addresses);
     let addresses = addresses.filter(|address| loaded.mesh.contains(&IpNet::from(**address)));
-    let settings = policing::settings(
-        &policy,
-        policing::Around {
-            node: node.to_owned(),
-            tunnels: [tunnel.to_string()].into(),
-            scope: nodes
-                .values()
-                .flat_map(|node| node.prefixes.iter().copied())
-                .chain(addresses.map(|address| IpNet::from(*address)))
-                .collect(),
-            own: own.prefixes.clone(),
-            address: own.addresses.iter().find(|own| loaded.mesh.contains(&IpNet::from(**own))).copied(),
-            strangers: config
-                .as_ref()
-                .is_none_or(|config| matches!(config.registry, RegistryChoice::File(_))),
-        },
-    );
+    let strangers = config.as_ref().is_none_or(|config| matches!(config.registry, RegistryChoice::File(_)));
+    let settings = Settings {
+        node: node.to_owned(),
+        tunnels: [tunnel.to_string()].into(),
+        scope: nodes
+            .values()
+            .flat_map(|node| node.prefixes.iter().copied())
+            .chain(addresses.map(|address| IpNet::from(*address)))
+            .collect(),
+        own: own.prefixes.clone(),
+        address: own.addresses.iter().find(|own| loaded.mesh.contains(&IpNet::from(**own))).copied(),
+        ..policing::settings(&policy, strangers)
+    };
     let mut compiler = Compiler::new(settings.clone());
     compiler.configure(settings, nodes);
     loaded.events.into_iter().for_each(|event| compiler.take(event));

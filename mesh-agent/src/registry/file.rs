@@ -5,7 +5,7 @@
 //! DIR/published/NODE.yaml       what node NODE says of itself; written by its agent
 //! ```
 
-mod words;
+pub mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -22,11 +22,12 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::json;
 use tokio::io::unix::AsyncFd;
 
-use super::feed::Feed;
+use super::feed::{Feed, Kind};
 use super::merge::{self, Source};
 use super::{MeshWord, RegistryError, Snapshot};
 use crate::atomic;
 use crate::manifest::{self, Object, Parsed};
+use words::{Files, Name};
 
 /// The folder of the nodes' own publications.
 pub const PUBLISHED: &str = "published";
@@ -88,8 +89,10 @@ pub struct FileRegistry {
     pending: bool,
     /// Not everything could be read, and the feed is not told half of it.
     withheld: bool,
-    /// Objects of policy that do not count, since others of the same name came first.
-    twice: Vec<String>,
+    /// What the feed was told last.
+    told: Files,
+    /// Objects of policy in there that do not count, since others of the same name came first.
+    twice: BTreeMap<Name, Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -126,7 +129,8 @@ impl FileRegistry {
             feed: Feed::new(),
             pending: true,
             withheld: true,
-            twice: Vec::new(),
+            told: Files::new(),
+            twice: BTreeMap::new(),
         }
     }
 
@@ -182,7 +186,8 @@ impl FileRegistry {
         self.pending |= news;
         // What is not known may be policies.
         self.withheld = surplus > 0 || snapshot.incomplete && !self.feed.complete();
-        let twice = self.twice.iter().map(|text| super::Problem { node: None, text: text.clone() });
+        let twice =
+            self.twice.values().flatten().map(|text| super::Problem { node: None, text: text.clone() });
         snapshot.problems.extend(twice);
         self.name_strangers(&mut snapshot);
         snapshot.mesh = self.mesh_word();
@@ -234,26 +239,32 @@ impl FileRegistry {
         }
     }
 
-    /// What the files say of pods, namespaces and policies, as of the last [`FileRegistry::read`]. Where two name the same object,
-    /// the first counts.
-    pub fn policy_words(&self) -> words::PolicyWords {
+    /// The operator's files as of the last [`FileRegistry::read`].
+    pub fn files(&self) -> Files {
         let files = self.known.iter().filter(|(path, _)| path.parent() == Some(&self.dir));
-        words::read(files.map(|(path, known)| {
-            (
-                path.strip_prefix(&self.dir).unwrap_or(path).display().to_string(),
-                known.good.objects.as_slice(),
-            )
-        }))
+        let named = files.map(|(path, known)| {
+            let name = path.strip_prefix(&self.dir).unwrap_or(path).display().to_string();
+            (name, Arc::clone(&known.good))
+        });
+        named.collect()
     }
 
     /// What was read last counts: the feed is told. Of a directory that was unmounted it is not.
     pub fn accepted(&mut self) {
         self.vanished.clear();
+        self.pending |= [Kind::Pod, Kind::Namespace, Kind::Policy].iter().any(|kind| self.feed.lost(*kind));
         if self.pending && !self.withheld {
             self.pending = false;
-            let words = self.policy_words();
-            words.events.into_iter().for_each(|event| self.feed.push(event));
-            self.twice = words.problems;
+            let now = self.files();
+            let complete = self.feed.complete();
+            let news = complete.then(|| words::difference(&self.told, &now, &mut self.twice)).flatten();
+            let events = news.unwrap_or_else(|| {
+                let all = words::all(&now);
+                self.twice = all.problems;
+                all.events
+            });
+            events.into_iter().for_each(|event| self.feed.push(event));
+            self.told = now;
         }
         let why =
             "a file cannot be read, or there are too many: what is said of pods and policies is not heeded";

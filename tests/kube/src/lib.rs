@@ -4,6 +4,7 @@
 //! nodes of one mesh that register with it. `run.sh` is the way in: `make kube-test`.
 
 pub mod cluster;
+pub mod crowd;
 pub mod images;
 pub mod mesh;
 pub mod node;

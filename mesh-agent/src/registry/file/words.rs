@@ -1,59 +1,163 @@
 //! What manifests say of pods, namespaces and policies.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use mesh_policy::Event;
+use mesh_policy::model::PolicyId;
+use mesh_policy::object::Key;
 
-use crate::manifest::Object;
+use crate::manifest::{Object, Parsed};
 use crate::settings::Settings;
 
-/// It, as events that say all there is.
+/// The most objects that are told one by one; where more are different, all there is is said again.
+const SINGLE_MOST: usize = 1_000;
+
+/// Files by their names.
+pub type Files = BTreeMap<String, Arc<Parsed>>;
+
+/// It, as events.
 #[derive(Debug, Default)]
 pub struct PolicyWords {
-    /// All pods, all namespaces, all policies.
+    /// All pods, all namespaces, all policies; or what is different.
     pub events: Vec<Event>,
-    /// Addresses of nodes by their `status`, by the node's name.
-    pub node_addresses: BTreeMap<String, BTreeSet<IpAddr>>,
-    /// What Meshes say, by name.
-    pub meshes: BTreeMap<String, Result<Settings, String>>,
     /// Objects that do not count, since others of the same name came first.
-    pub problems: Vec<String>,
+    pub problems: BTreeMap<Name, Vec<String>>,
 }
 
-pub(super) fn read<'a>(files: impl Iterator<Item = (String, &'a [Object])>) -> PolicyWords {
-    let mut words = PolicyWords::default();
-    let (mut pods, mut namespaces, mut policies) = (Vec::new(), Vec::new(), Vec::new());
-    let mut first: BTreeMap<String, String> = BTreeMap::new();
-    for (path, objects) in files {
-        for object in objects {
-            let name = match object {
-                Object::Node(node) => {
-                    let addresses =
-                        node.status.addresses.iter().filter_map(|entry| entry.address.parse::<IpAddr>().ok());
-                    words.node_addresses.entry(node.metadata.name.clone()).or_default().extend(addresses);
-                    continue;
-                }
-                Object::Pod(pod) => format!("Pod {}", pod.key),
-                Object::Namespace(namespace) => format!("Namespace {}", namespace.name),
-                Object::Policy(read) => read.policy.id.to_string(),
-                Object::Mesh(name, _) => format!("Mesh {name}"),
-            };
-            if let Some(path_before) = first.get(&name) {
-                words.problems.push(format!("{path}: {name} is already in {path_before}, which counts"));
-                continue;
-            }
-            first.insert(name, path.clone());
-            match object {
-                Object::Node(_) => {}
-                Object::Mesh(name, said) => drop(words.meshes.insert(name.clone(), (**said).clone())),
-                Object::Pod(pod) => pods.push(pod.clone()),
-                Object::Namespace(namespace) => namespaces.push(namespace.clone()),
-                Object::Policy(read) => policies.push(read.clone()),
-            }
+/// An object's kind and name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Name {
+    /// Its namespace first: what a selector of it means is known when pods come.
+    Namespace(String),
+    /// A pod.
+    Pod(Key),
+    /// A policy.
+    Policy(PolicyId),
+    /// A Mesh.
+    Mesh(String),
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Namespace(name) => write!(f, "Namespace {name}"),
+            Self::Pod(key) => write!(f, "Pod {key}"),
+            Self::Policy(id) => write!(f, "{id}"),
+            Self::Mesh(name) => write!(f, "Mesh {name}"),
         }
     }
-    // Namespaces first: what a selector of them means is known when pods come.
-    words.events = vec![Event::Namespaces(namespaces), Event::Pods(pods), Event::Policies(policies)];
-    words
 }
+
+// Nodes may be described by several files.
+fn name(object: &Object) -> Option<Name> {
+    Some(match object {
+        Object::Node(_) => return None,
+        Object::Pod(pod) => Name::Pod(pod.key.clone()),
+        Object::Namespace(namespace) => Name::Namespace(namespace.name.clone()),
+        Object::Policy(read) => Name::Policy(read.policy.id.clone()),
+        Object::Mesh(name, _) => Name::Mesh(name.clone()),
+    })
+}
+
+/// All objects with names that count, each with the files of those that do not.
+struct Counting<'a>(BTreeMap<Name, (&'a Object, Vec<String>)>);
+
+impl<'a> Counting<'a> {
+    fn of(files: &'a Files, is_asked: impl Fn(&Name) -> bool) -> Self {
+        let mut first: BTreeMap<Name, (&Object, &str, Vec<String>)> = BTreeMap::new();
+        for (path, parsed) in files {
+            for object in &parsed.objects {
+                let Some(name) = name(object).filter(&is_asked) else { continue };
+                match first.get_mut(&name) {
+                    None => drop(first.insert(name, (object, path, Vec::new()))),
+                    Some((_, before, others)) => {
+                        others.push(format!("{path}: {name} is already in {before}, which counts"));
+                    }
+                }
+            }
+        }
+        Self(first.into_iter().map(|(name, (object, _, others))| (name, (object, others))).collect())
+    }
+
+    fn problems(&self) -> BTreeMap<Name, Vec<String>> {
+        let problems = self.0.iter().filter(|(_, (_, others))| !others.is_empty());
+        problems.map(|(name, (_, others))| (name.clone(), others.clone())).collect()
+    }
+}
+
+/// Addresses of nodes by their `status`, by the node's name.
+pub fn node_addresses(files: &Files) -> BTreeMap<String, BTreeSet<IpAddr>> {
+    let mut addresses: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+    for object in files.values().flat_map(|parsed| &parsed.objects) {
+        if let Object::Node(node) = object {
+            let own = node.status.addresses.iter().filter_map(|entry| entry.address.parse::<IpAddr>().ok());
+            addresses.entry(node.metadata.name.clone()).or_default().extend(own);
+        }
+    }
+    addresses
+}
+
+/// What Meshes say, by name.
+pub fn meshes(files: &Files) -> BTreeMap<String, Result<Settings, String>> {
+    let counting = Counting::of(files, |name| matches!(name, Name::Mesh(_)));
+    let meshes = counting.0.into_values().filter_map(|(object, _)| match object {
+        Object::Mesh(name, said) => Some((name.clone(), (**said).clone())),
+        _ => None,
+    });
+    meshes.collect()
+}
+
+/// All that these files say.
+pub fn all(files: &Files) -> PolicyWords {
+    let counting = Counting::of(files, |_| true);
+    let (mut pods, mut namespaces, mut policies) = (Vec::new(), Vec::new(), Vec::new());
+    for (object, _) in counting.0.values() {
+        match object {
+            Object::Node(_) | Object::Mesh(..) => {}
+            Object::Pod(pod) => pods.push(pod.clone()),
+            Object::Namespace(namespace) => namespaces.push(namespace.clone()),
+            Object::Policy(read) => policies.push(read.clone()),
+        }
+    }
+    let events = vec![Event::Namespaces(namespaces), Event::Pods(pods), Event::Policies(policies)];
+    PolicyWords { events, problems: counting.problems() }
+}
+
+/// What these files say else than those before; `problems` become those of now. `None`: too much for single words.
+pub fn difference(
+    before: &Files,
+    now: &Files,
+    problems: &mut BTreeMap<Name, Vec<String>>,
+) -> Option<Vec<Event>> {
+    let is_same = |path: &String, one: &Arc<Parsed>, other: &Files| {
+        other.get(path).is_some_and(|other| Arc::ptr_eq(one, other))
+    };
+    let gone = before.iter().filter(|(path, parsed)| !is_same(path, parsed, now));
+    let come = now.iter().filter(|(path, parsed)| !is_same(path, parsed, before));
+    let objects = gone.chain(come).flat_map(|(_, parsed)| &parsed.objects);
+    let asked: BTreeSet<Name> = objects.filter_map(name).take(SINGLE_MOST + 1).collect();
+    if asked.len() > SINGLE_MOST {
+        return None;
+    }
+    let counting = Counting::of(now, |name| asked.contains(name));
+    problems.retain(|name, _| !asked.contains(name));
+    problems.extend(counting.problems());
+    let events = asked.into_iter().filter_map(|name| {
+        Some(match (counting.0.get(&name), name) {
+            (Some((Object::Namespace(namespace), _)), _) => Event::Namespace(namespace.clone()),
+            (Some((Object::Pod(pod), _)), _) => Event::Pod(pod.clone()),
+            (Some((Object::Policy(read), _)), _) => Event::Policy(read.clone()),
+            (Some((Object::Node(_) | Object::Mesh(..), _)), _) | (None, Name::Mesh(_)) => return None,
+            (None, Name::Namespace(name)) => Event::NamespaceGone(name),
+            (None, Name::Pod(key)) => Event::PodGone(key),
+            (None, Name::Policy(id)) => Event::PolicyGone(id),
+        })
+    });
+    Some(events.collect())
+}
+
+#[cfg(test)]
+mod tests;

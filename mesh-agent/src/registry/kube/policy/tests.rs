@@ -6,7 +6,7 @@ use mesh_policy::State;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
 use super::super::KubeRegistry;
@@ -20,10 +20,12 @@ const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
 #[derive(Clone, Default)]
 struct Server {
     served: Arc<Mutex<Served>>,
+    watched: Arc<Notify>,
 }
 
 #[derive(Default)]
 struct Served {
+    url: String,
     // By path; others are not found.
     objects: BTreeMap<&'static str, Vec<Value>>,
     forbidden: bool,
@@ -43,15 +45,35 @@ impl Server {
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let config = kube::Config::new(url.parse().unwrap());
+        server.served.lock().url = url;
         let serving = server.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(serving.clone().answer(stream));
             }
         });
+        let registry = server.registry(cluster);
+        (server, registry)
+    }
+
+    fn registry(&self, cluster: Option<&str>) -> KubeRegistry {
+        let config = kube::Config::new(self.served.lock().url.parse().unwrap());
         let cluster = cluster.map(|cluster| cluster.parse().unwrap());
-        (server, KubeRegistry::new(config, cluster, &"m".parse().unwrap()).unwrap())
+        KubeRegistry::new(config, cluster, &"m".parse().unwrap()).unwrap()
+    }
+
+    /// Waits until each of these kinds is watched.
+    async fn watched(&self, paths: &[&str]) {
+        let all = async {
+            loop {
+                let notified = self.watched.notified();
+                if paths.iter().all(|path| self.served.lock().watches.contains_key(*path)) {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        timeout(Duration::from_secs(20), all).await.unwrap();
     }
 
     async fn answer(self, mut stream: TcpStream) {
@@ -65,6 +87,7 @@ impl Server {
         if query.contains("watch=true") {
             let (sender, mut events) = mpsc::unbounded_channel::<String>();
             self.served.lock().watches.insert(path.to_owned(), sender);
+            self.watched.notify_waiters();
             let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n";
             stream.write_all(head.as_bytes()).await.unwrap();
             while let Some(event) = events.recv().await {
@@ -240,17 +263,7 @@ async fn what_is_listed_and_what_changes_comes_out_of_the_feed() {
         |path: &str| server.served.lock().asked.iter().filter(|asked| asked.starts_with(path)).count();
     assert_eq!((lists(PODS), lists(NAMESPACES)), (3, 1), "in pages");
 
-    while server
-        .served
-        .lock()
-        .watches
-        .keys()
-        .filter(|path| [PODS, POLICIES, NAMESPACES].contains(&path.as_str()))
-        .count()
-        < 3
-    {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    server.watched(&[PODS, NAMESPACES, POLICIES]).await;
     let key = Key::new(Some("n"), "p-1");
     let node = |state: &State, key: &Key| {
         let pod = state.world.pods().find(|pod| pod.key == *key)?;
@@ -292,9 +305,7 @@ async fn a_refused_object_is_named_and_not_there_until_it_is_mended() {
     let problem =
         |name: &str| feed.problems().iter().all(|text| text.starts_with(&format!("Pod n/{name}: spec: ")));
     assert!(feed.problems().len() == 1 && problem("b"), "{:?}", feed.problems());
-    while !server.served.lock().watches.contains_key(PODS) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    server.watched(&[PODS]).await;
     server.say(PODS, "MODIFIED", &wrong("a"));
     server.say(PODS, "MODIFIED", &pod("b", "node-1", "10.0.0.2"));
     until(&feed, &mut state, |state| names(state) == ["b on node-1.east"]).await;
@@ -326,9 +337,7 @@ async fn a_feed_that_lost_events_is_filled_by_another_list() {
     registry.watch_policy();
     let feed = registry.feed().clone();
     until(&feed, &mut State::default(), |state| state.world.pods().count() == 1).await;
-    while !server.served.lock().watches.contains_key(PODS) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    server.watched(&[PODS]).await;
     (0..=100_000).for_each(|n| feed.push(Event::PodGone(Key::new(None, &format!("gone-{n}")))));
     assert!(feed.lost(Kind::Pod));
     server.say(PODS, "ADDED", &pod("b", "node-1", "10.0.0.2"));
@@ -338,8 +347,10 @@ async fn a_feed_that_lost_events_is_filled_by_another_list() {
 
 #[tokio::test]
 async fn nobody_asks_for_pods_who_was_not_told_to() {
-    let (server, registry) = Server::start().await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(server.served.lock().asked, Vec::<String>::new());
-    assert!(!registry.feed().complete());
+    let (server, untold) = Server::start().await;
+    let mut told = server.registry(None);
+    told.watch_policy();
+    server.watched(&[PODS, NAMESPACES, POLICIES]).await;
+    assert_eq!(server.served.lock().asked.len(), 3, "one of them asks");
+    assert!(told.feed().complete() && !untold.feed().complete());
 }
