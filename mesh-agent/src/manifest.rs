@@ -1,7 +1,9 @@
 //! Kubernetes manifests, as far as the mesh reads them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
+use mesh_policy::clusternetworkpolicy;
 use mesh_policy::networkpolicy::{self, Read};
 use mesh_policy::object::{self, Namespace, Pod, PodSpec, PodStatus};
 use serde::Deserialize;
@@ -46,6 +48,13 @@ pub struct NodeStatus {
     pub addresses: Vec<NodeAddress>,
 }
 
+impl NodeStatus {
+    /// Those that are addresses.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.addresses.iter().filter_map(|entry| entry.address.parse().ok()).collect()
+    }
+}
+
 /// One of a node's addresses, or a name of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -86,7 +95,7 @@ pub enum Object {
     Pod(Pod),
     /// A Namespace.
     Namespace(Namespace),
-    /// A NetworkPolicy, refused or not.
+    /// A NetworkPolicy or ClusterNetworkPolicy, refused or not.
     Policy(Read),
     /// A Mesh: its name, and what it says or why that cannot be understood.
     Mesh(String, Box<Result<Settings, String>>),
@@ -151,7 +160,15 @@ fn take(document: Value, parsed: &mut Parsed) {
     let name: String = name.chars().take(64).collect();
     let version = document.get("apiVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
     match (version.as_str(), kind.as_str()) {
-        (_, "List" | "NodeList" | "PodList" | "NamespaceList" | "NetworkPolicyList") => {
+        (
+            _,
+            "List"
+            | "NodeList"
+            | "PodList"
+            | "NamespaceList"
+            | "NetworkPolicyList"
+            | "ClusterNetworkPolicyList",
+        ) => {
             let Value::Object(mut list) = document else { return };
             // Of a list of one kind the items need not say so themselves.
             let of = kind.strip_suffix("List").filter(|of| !of.is_empty()).map(str::to_owned);
@@ -206,11 +223,28 @@ fn take(document: Value, parsed: &mut Parsed) {
             }
             parsed.objects.push(Object::Policy(read));
         }
-        (_, networkpolicy::KIND) => {
+        (clusternetworkpolicy::API_VERSION, clusternetworkpolicy::KIND) => {
+            let read = clusternetworkpolicy::read(&document);
+            if let Some(fault) = &read.fault {
+                let id = &read.policy.id;
+                let counts = read.policy.egress.is_some() || read.policy.ingress.is_some();
+                let closed = match counts {
+                    true => "until it is mended, such a rule accepts nothing, or denies all",
+                    false => "until it is mended, it counts for nothing",
+                };
+                parsed.problems.push(format!("{id}: {fault}; {closed}"));
+            }
+            parsed.objects.push(Object::Policy(read));
+        }
+        (_, networkpolicy::KIND | clusternetworkpolicy::KIND) => {
             let version: String = version.chars().take(64).collect();
-            parsed.problems.push(format!(
-                "{kind} {name:?}: apiVersion {version:?}; only networking.k8s.io/v1 is enforced"
-            ));
+            let known = match kind.as_str() {
+                networkpolicy::KIND => "networking.k8s.io/v1",
+                _ => clusternetworkpolicy::API_VERSION,
+            };
+            parsed
+                .problems
+                .push(format!("{kind} {name:?}: apiVersion {version:?}; only {known} is enforced"));
         }
         ("", _) | (_, "") => {
             parsed.problems.push(format!("object {name:?} has no apiVersion or no kind: it is no manifest"));

@@ -6,9 +6,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use mesh_keyring::NodeName;
 use mesh_overlay::MeshPlan;
 use mesh_overlay::address::{Carried, carrier_prefix};
 use mesh_policy::compile::{Logging, Settings};
@@ -21,6 +23,7 @@ use mesh_policy::{Compiler, Enforcer, Event};
 use tokio::sync::Notify;
 
 use crate::config::{Config, Mode, Policy, SiteStances, Stance};
+use crate::registry::Host;
 use crate::registry::feed::Feed;
 use crate::status::{PolicyCounters, PolicyStatus};
 use flows::Flows;
@@ -69,19 +72,19 @@ fn around(config: &Config, plan: &MeshPlan, strangers: bool) -> Settings {
 }
 
 /// The nodes of the mesh, as policy knows them.
-fn nodes(config: &Config, plan: &MeshPlan) -> BTreeMap<String, Node> {
-    let node = |site: String, nets: &BTreeSet<IpNet>| {
-        let (hosts, prefixes): (BTreeSet<IpNet>, _) =
+fn nodes(config: &Config, plan: &MeshPlan, said: &BTreeMap<String, Host>) -> BTreeMap<String, Node> {
+    let node = |name: &NodeName, site: String, nets: &BTreeSet<IpNet>| {
+        let (own, prefixes): (BTreeSet<IpNet>, _) =
             nets.iter().partition(|net| net.prefix_len() == net.max_prefix_len());
-        Node { site: Some(site), addresses: hosts.iter().map(IpNet::addr).collect(), prefixes }
+        let Host { labels, addresses: status_addresses } =
+            said.get(name.as_str()).cloned().unwrap_or_default();
+        let addresses = own.iter().map(IpNet::addr).collect();
+        (name.to_string(), Node { site: Some(site), labels, addresses, status_addresses, prefixes })
     };
     let peers = plan.peers.iter();
-    let mut nodes: BTreeMap<String, Node> = peers
-        .map(|(name, peer)| (name.to_string(), node(peer.site.to_string(), &peer.allowed_ips)))
-        .collect();
+    let others = peers.map(|(name, peer)| node(name, peer.site.to_string(), &peer.allowed_ips));
     let own = plan.guard.local.iter().chain(&plan.addresses).copied().collect();
-    nodes.insert(config.node.to_string(), node(config.site.to_string(), &own));
-    nodes
+    others.chain([node(&config.node, config.site.to_string(), &own)]).collect()
 }
 
 /// What the agent knows beside its plan.
@@ -89,6 +92,8 @@ fn nodes(config: &Config, plan: &MeshPlan) -> BTreeMap<String, Node> {
 pub struct Known {
     /// What the Mesh says that sites may do to each other.
     pub stances: SiteStances,
+    /// What Node objects say.
+    pub hosts: Arc<BTreeMap<String, Host>>,
     /// The registry was read in full since the start.
     pub synced: bool,
     /// Whether local addresses that no known pod has may speak, where nobody says.
@@ -247,7 +252,8 @@ impl Shared {
             return true;
         }
         let around = around(&self.config, plan, known.strangers);
-        self.followed = Some((around, nodes(&self.config, plan), known));
+        let nodes = nodes(&self.config, plan, &known.hosts);
+        self.followed = Some((around, nodes, known));
         self.configure();
         self.turn(Instant::now());
         self.enforcer.as_ref().is_some_and(|enforcer| enforcer.backend.stands())

@@ -6,11 +6,13 @@ pub mod file;
 pub mod kube;
 pub mod merge;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use mesh_keyring::{MeshName, NodeName};
 use mesh_overlay::{Advertisement, NodeRecord};
+use mesh_policy::model::Labels;
 
 use self::feed::Feed;
 use self::file::FileRegistry;
@@ -161,6 +163,8 @@ pub struct Notice {
 pub struct Snapshot {
     /// The nodes that the operator knows, by name, each with its own publication merged in.
     pub nodes: Vec<NodeRecord>,
+    /// What their Node objects say of them beside that, by name.
+    pub hosts: Arc<BTreeMap<String, Host>>,
     /// What could not be read, each with the object and the remedy. Nothing of it counts.
     pub problems: Vec<Problem>,
     /// A file of the operator could not be read, and what it held before is not known: nodes may be missing.
@@ -177,6 +181,15 @@ pub struct Snapshot {
     pub servers: BTreeSet<IpAddr>,
     /// Whether that is all, so that what was known before counts no longer.
     pub servers_known: bool,
+}
+
+/// What a Node object says that policy asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Its labels.
+    pub labels: Labels,
+    /// Its addresses, by its `status`.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// What the registry's Mesh says.

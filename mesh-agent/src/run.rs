@@ -301,6 +301,7 @@ impl Running {
         // Before the interface comes up. Where policy cannot stand, nothing does.
         let known = Known {
             stances: self.agent.stances(),
+            hosts: self.agent.hosts(),
             synced: self.agent.is_synced(),
             strangers: self.agent.has_strangers(),
             unpoliced: self.agent.was_unpoliced(),

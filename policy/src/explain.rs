@@ -143,6 +143,7 @@ fn peer_text(peer: &Peer) -> String {
             let except: Vec<String> = block.except.iter().map(ToString::to_string).collect();
             format!("{} except {}", block.net, except.join(", "))
         }
+        Peer::Nodes(selector) => format!("nodes with {selector}"),
         Peer::Sites(Sites::Named(name)) => format!("site {name}"),
         Peer::Sites(Sites::Not(name)) => format!("every site but {name}"),
         Peer::Sites(Sites::Any) => "every site".to_owned(),

@@ -68,6 +68,25 @@ pub(crate) fn selector(at: &str, value: Option<&Value>) -> Result<Option<LabelSe
     }
 }
 
+/// A selector that has to be there.
+pub(crate) fn required_selector(at: &str, value: Option<&Value>) -> Result<LabelSelector> {
+    selector(at, value)?.ok_or_else(|| ObjectError::new(at, "is missing; {} selects everything"))
+}
+
+/// The only field of an object that has exactly one of these.
+pub(crate) fn one_of<'a>(
+    at: &str,
+    value: Option<&'a Value>,
+    fields: &[&str],
+) -> Result<(&'a str, &'a Value)> {
+    let object = object(at, value.unwrap_or(&Value::Null), fields)?;
+    let mut set = object.iter().filter(|(_, value)| !value.is_null());
+    match (set.next(), set.next()) {
+        (Some((field, value)), None) => Ok((field, value)),
+        _ => Err(ObjectError::new(at, format!("needs exactly one of {}", fields.join(", ")))),
+    }
+}
+
 pub(crate) fn net(at: &str, value: &Value) -> Result<IpNet> {
     let net: Option<IpNet> = value.as_str().and_then(|text| text.parse().ok());
     // An IPv4 address in IPv6 form would be matched by no packet.

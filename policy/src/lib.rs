@@ -1,13 +1,14 @@
 //! Zero-trust policy: what may talk to what, decided from labels and addresses, and enforced by nftables.
 //!
 //! ```text
-//! manifests -> networkpolicy::read -> Policy \
+//! manifests -> networkpolicy, clusternetworkpolicy -> Policy \
 //! Pod, Namespace, nodes -------------> World  > State -> evaluate (one flow, the oracle)
 //!                                              \-> compile -> Ruleset, changes -> nft (netlink) | render (text)
 //! NFLOG -> flowlog -> JSON lines
 //! ```
 //! Everything but [`nft`] and the socket of [`flowlog`] is pure. It never sees the overlay.
 
+pub mod clusternetworkpolicy;
 pub mod compile;
 pub mod enforce;
 pub mod evaluate;
@@ -33,3 +34,6 @@ pub use protocol::Protocol;
 pub use selector::{LabelSelector, Requirement, SelectorError};
 pub use state::{Event, State, Touched};
 pub use world::World;
+
+/// Kinds of policies that are read from manifests.
+pub const KINDS: [&str; 2] = [networkpolicy::KIND, clusternetworkpolicy::KIND];

@@ -98,6 +98,16 @@ pub struct Tier {
 }
 
 impl Tier {
+    /// What administrators say before anybody else: the tier of ClusterNetworkPolicies, where Calico has it too.
+    pub fn admin() -> Self {
+        Self { order: Order(1000.0), name: "kube-admin".to_owned(), end: End::Pass }
+    }
+
+    /// What administrators say where nobody else does, in the same place.
+    pub fn baseline() -> Self {
+        Self { order: Order(10_000_000.0), name: "kube-baseline".to_owned(), end: End::Pass }
+    }
+
     /// The tier of Kubernetes' NetworkPolicies, where Calico has it too.
     pub fn kubernetes() -> Self {
         Self { order: Order(1_000_000.0), name: "default".to_owned(), end: End::Deny }
@@ -202,6 +212,8 @@ pub enum Peer {
     Pods(PodSelector),
     /// Addresses, whoever has them.
     Block(Block),
+    /// The own addresses of nodes with labels that match.
+    Nodes(LabelSelector),
     /// Whatever has an address of a site.
     Sites(Sites),
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::evaluate::PolicySet;
 use crate::model::{Policy, PolicyId, Subject};
-use crate::networkpolicy::{self, Read};
+use crate::networkpolicy::Read;
 use crate::object::{Key, Namespace, ObjectError, Pod};
 use crate::world::World;
 
@@ -24,8 +24,8 @@ pub enum Event {
     Namespace(Namespace),
     /// A namespace is gone.
     NamespaceGone(String),
-    /// These are all NetworkPolicies.
-    Policies(Vec<Read>),
+    /// These are all policies of a kind.
+    Policies(&'static str, Vec<Read>),
     /// A policy is there, or is different now.
     Policy(Read),
     /// A policy is gone.
@@ -83,10 +83,10 @@ impl State {
             }
             Event::Namespace(namespace) => touched.addresses = self.world.put_namespace(namespace),
             Event::NamespaceGone(name) => touched.addresses = self.world.remove_namespace(&name),
-            Event::Policies(policies) => {
+            Event::Policies(kind, policies) => {
                 let kept: BTreeSet<&PolicyId> = policies.iter().map(|read| &read.policy.id).collect();
                 let all = self.policies.iter().map(|policy| &policy.id);
-                let gone = all.filter(|id| id.kind == networkpolicy::KIND && !kept.contains(id));
+                let gone = all.filter(|id| id.kind == kind && !kept.contains(id));
                 for id in gone.cloned().collect::<Vec<_>>() {
                     touched.subjects.extend(self.remove_policy(&id));
                 }

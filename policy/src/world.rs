@@ -14,8 +14,12 @@ use crate::object::{Key, Namespace, Pod};
 pub struct Node {
     /// Its site.
     pub site: Option<String>,
-    /// Its own addresses.
+    /// Its labels.
+    pub labels: Labels,
+    /// Its own addresses in the mesh.
     pub addresses: BTreeSet<IpAddr>,
+    /// Those that its cluster knows it by: `status.addresses`.
+    pub status_addresses: BTreeSet<IpAddr>,
     /// The prefixes that its pods live in.
     pub prefixes: BTreeSet<IpNet>,
 }
@@ -32,6 +36,7 @@ pub struct World {
     prefixes: BTreeMap<IpNet, String>,
     lengths: BTreeSet<(bool, u8)>,
     node_addresses: HashMap<IpAddr, String>,
+    status_addresses: HashMap<IpAddr, String>,
 }
 
 impl World {
@@ -122,6 +127,9 @@ impl World {
         self.lengths = self.prefixes.keys().map(|net| (net.addr().is_ipv4(), net.prefix_len())).collect();
         self.node_addresses = all()
             .flat_map(|(name, node)| node.addresses.iter().map(|address| (*address, name.clone())))
+            .collect();
+        self.status_addresses = all()
+            .flat_map(|(name, node)| node.status_addresses.iter().map(|address| (*address, name.clone())))
             .collect();
         self.nodes = nodes;
         true
@@ -216,6 +224,11 @@ impl World {
         match peer {
             Peer::Pods(selector) => self.holder(address).is_some_and(|pod| self.selects(selector, pod)),
             Peer::Block(block) => block.contains(address),
+            Peer::Nodes(selector) => {
+                let names = [&self.node_addresses, &self.status_addresses].map(|all| all.get(&address));
+                let mut nodes = names.into_iter().flatten().filter_map(|name| self.nodes.get(name));
+                nodes.any(|node| selector.matches(&node.labels))
+            }
             Peer::Sites(sites) => self.in_sites(sites, address),
         }
     }

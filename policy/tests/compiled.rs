@@ -14,7 +14,7 @@ use mesh_policy::networkpolicy::{self, Read};
 use mesh_policy::object::{Key, Namespace, Pod};
 use mesh_policy::ruleset::{Hook, State as Ct, Way};
 use mesh_policy::world::Node;
-use mesh_policy::{Compiler, Event, Flow, Protocol, State, evaluate};
+use mesh_policy::{Compiler, Event, Flow, Protocol, State, clusternetworkpolicy, evaluate};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -41,11 +41,13 @@ fn nodes() -> BTreeMap<String, Node> {
     let node = |number: u8, site: &str| {
         let node = Node {
             site: Some(site.to_owned()),
+            labels: [("rack".to_owned(), format!("r{}", number % 2))].into(),
             addresses: [
                 format!("fd00:ffff::{number}").parse().unwrap(),
                 format!("192.168.0.{number}").parse().unwrap(),
             ]
             .into(),
+            status_addresses: [format!("172.16.0.{number}").parse().unwrap()].into(),
             prefixes: settings(&format!("n{number}")).own,
         };
         (format!("n{number}"), node)
@@ -143,6 +145,56 @@ fn network_policy() -> impl Strategy<Value = Read> {
     )
 }
 
+fn rack() -> impl Strategy<Value = Value> {
+    prop::sample::select(vec![
+        json!({}),
+        json!({"matchLabels": {"rack": "r1"}}),
+        json!({"matchExpressions": [{"key": "rack", "operator": "NotIn", "values": ["r1"]}]}),
+    ])
+}
+
+fn cluster_policy() -> impl Strategy<Value = Read> {
+    let pods = || {
+        prop_oneof![
+            namespace_selector().prop_map(|namespaces| json!({"namespaces": namespaces})),
+            (selector(), namespace_selector()).prop_map(|(pods, namespaces)| {
+                json!({"pods": {"podSelector": pods, "namespaceSelector": namespaces}})
+            }),
+        ]
+    };
+    let to = prop_oneof![
+        3 => pods(),
+        1 => rack().prop_map(|nodes| json!({"nodes": nodes})),
+        1 => prop::sample::subsequence(vec!["10.0.1.0/24", "10.0.0.0/16", "fd00::/16", "192.168.0.1/32"], 1..3)
+            .prop_map(|networks| json!({"networks": networks})),
+        1 => Just(json!({"strange": {}})),
+    ];
+    let protocol = prop::sample::select(vec![
+        json!({"tcp": {"destinationPort": {"number": 80}}}),
+        json!({"tcp": {"destinationPort": {"range": {"start": 80, "end": 81}}}}),
+        json!({"udp": {"destinationPort": {"number": 81}}}),
+        json!({"destinationNamedPort": "web"}),
+    ]);
+    let rules = |side: &'static str, peer: BoxedStrategy<Value>| {
+        let action = prop::sample::select(vec!["Accept", "Deny", "Pass"]);
+        let protocols = prop::collection::vec(protocol.clone(), 0..3);
+        let rule = (action, prop::collection::vec(peer, 1..3), protocols);
+        let rule = rule.prop_map(
+            move |(action, peers, protocols)| json!({"action": action, side: peers, "protocols": protocols}),
+        );
+        prop::collection::vec(rule, 0..4)
+    };
+    let tier = prop::sample::select(vec!["Admin", "Baseline"]);
+    (tier, 0..3u8, 0..4u8, pods(), rules("from", pods().boxed()), rules("to", to.boxed())).prop_map(
+        |(tier, priority, number, subject, ingress, egress)| {
+            clusternetworkpolicy::read(&json!({
+                "metadata": {"name": format!("c{number}")},
+                "spec": {"tier": tier, "priority": priority, "subject": subject, "ingress": ingress, "egress": egress},
+            }))
+        },
+    )
+}
+
 /// Policies of other tiers, as other kinds of objects will bring them.
 fn tiered_policy() -> impl Strategy<Value = Read> {
     let tier = prop::sample::select(vec![
@@ -155,6 +207,7 @@ fn tiered_policy() -> impl Strategy<Value = Read> {
     let sites = prop::sample::select(vec![Sites::Named("aws".into()), Sites::Not("aws".into()), Sites::Any]);
     let from = prop_oneof![
         sites.clone().prop_map(Peer::Sites),
+        rack().prop_map(|rack| Peer::Nodes(serde_json::from_value(rack).unwrap())),
         network_policy().prop_filter_map("no peer", |read| {
             read.policy.ingress?.into_iter().find_map(|rule| rule.peers?.into_iter().next())
         })
@@ -211,6 +264,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => prop::sample::select(NAMESPACES.to_vec()).prop_map(|name| Event::NamespaceGone(name.to_owned())),
         4 => network_policy().prop_map(Event::Policy),
         1 => tiered_policy().prop_map(Event::Policy),
+        2 => cluster_policy().prop_map(Event::Policy),
         1 => network_policy().prop_map(|read| Event::PolicyGone(read.policy.id)),
     ]
 }

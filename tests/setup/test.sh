@@ -23,7 +23,10 @@ cargo test --workspace --exclude kernel-tests --exclude kube-tests --locked --no
 echo "== running the tests"
 status=0
 # Labs share two cores at most: one test program at a time, and inside of it what it chooses itself.
-cargo test --workspace --exclude kernel-tests --exclude kube-tests --locked --no-fail-fast 2>&1 | tee "$log" || status=1
+run() { cargo test --locked --no-fail-fast "$@" 2>&1 | tee -a "$log" || status=1; }
+run --workspace --exclude kernel-tests --exclude kube-tests --exclude e2e
+# Whole meshes wait most of the time, for handshakes, probes and deaths: four of them at once.
+run -p e2e -- --test-threads=4
 skips=$(grep -o 'SKIPPED [^ ]*: .*' "$log" | sort -u || true)
 skipped=$(grep -c . <<<"$skips" || true)
 echo "$skips"

@@ -1,10 +1,14 @@
 //! Settings in force: agent.yaml's word before the Mesh's.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use mesh_overlay::local::Vxlan;
 use mesh_overlay::{Grants, exemption};
 
 use super::Agent;
 use crate::config::{KEEPALIVE, LISTEN_PORT, SiteStances};
+use crate::registry::Host;
 use crate::settings::Settings;
 
 impl Agent {
@@ -22,6 +26,11 @@ impl Agent {
             grants.exemptions = exemption::in_force(self.exemptions(), now);
         }
         grants
+    }
+
+    /// What Node objects say.
+    pub fn hosts(&self) -> Arc<BTreeMap<String, Host>> {
+        self.snapshot.as_ref().map(|snapshot| Arc::clone(&snapshot.hosts)).unwrap_or_default()
     }
 
     /// What the Mesh says that sites may do to each other.

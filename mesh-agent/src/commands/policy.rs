@@ -39,7 +39,7 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
     let snapshot = registry.read()?;
     let files = registry.files();
     let words = words::all(&files);
-    let (meshes, addresses) = (words::meshes(&files), words::node_addresses(&files));
+    let (meshes, said_of) = (words::meshes(&files), words::hosts(&files));
     let mut problems: Vec<String> = snapshot.problems.iter().map(|problem| problem.text.clone()).collect();
     problems.extend(words.problems.into_values().flatten());
     // Of several Meshes only a configuration tells which is meant.
@@ -52,7 +52,10 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
         .iter()
         .map(|record| {
             let mut node = policy_node(record, &mesh);
-            node.addresses.extend(addresses.get(record.name.as_str()).into_iter().flatten());
+            if let Some(host) = said_of.get(record.name.as_str()) {
+                node.labels = host.labels.clone();
+                node.addresses.extend(&host.addresses);
+            }
             (record.name.to_string(), node)
         })
         .collect();
@@ -107,7 +110,8 @@ fn policy_node(record: &NodeRecord, mesh: &MeshName) -> Node {
         addresses.insert(address::node_address(mesh, site, &record.name).into());
     }
     let prefixes = record.pod_cidrs.iter().filter_map(|text| text.parse().ok());
-    Node { site: site.map(|site| site.to_string()), addresses, prefixes: prefixes.collect() }
+    let site = site.map(|site| site.to_string());
+    Node { site, addresses, prefixes: prefixes.collect(), ..Node::default() }
 }
 
 pub(super) fn execute(command: PolicyCommand) -> anyhow::Result<()> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_policy::{Event, networkpolicy};
+use mesh_policy::{Event, clusternetworkpolicy, networkpolicy};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -20,16 +20,26 @@ pub enum Kind {
     /// A namespace.
     Namespace,
     /// A NetworkPolicy.
-    Policy,
+    NetworkPolicy,
+    /// A ClusterNetworkPolicy.
+    ClusterNetworkPolicy,
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Pod, Self::Namespace, Self::NetworkPolicy, Self::ClusterNetworkPolicy];
+
+    fn of(policy: &str) -> Self {
+        if policy == clusternetworkpolicy::KIND { Self::ClusterNetworkPolicy } else { Self::NetworkPolicy }
+    }
+
     /// As in manifests.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pod => "Pod",
             Self::Namespace => "Namespace",
-            Self::Policy => networkpolicy::KIND,
+            Self::NetworkPolicy => networkpolicy::KIND,
+            Self::ClusterNetworkPolicy => clusternetworkpolicy::KIND,
         }
     }
 }
@@ -51,9 +61,7 @@ struct Waiting {
 struct Inner {
     queue: BTreeMap<u64, Event>,
     next: u64,
-    pods: Waiting,
-    namespaces: Waiting,
-    policies: Waiting,
+    waiting: [Waiting; Kind::ALL.len()],
     refused: BTreeMap<String, String>,
     troubles: BTreeMap<&'static str, String>,
 }
@@ -115,18 +123,13 @@ impl Feed {
     /// Everything that was said since the last call, in order.
     pub fn take(&self) -> Vec<Event> {
         let mut inner = self.shared.inner.lock();
-        for kind in [Kind::Pod, Kind::Namespace, Kind::Policy] {
-            inner.waiting(kind).forget();
-        }
+        inner.waiting.iter_mut().for_each(|waiting| drop(waiting.forget()));
         std::mem::take(&mut inner.queue).into_values().collect()
     }
 
-    /// Whether pods, namespaces and policies have each been listed once.
+    /// Whether all kinds have been listed once.
     pub fn complete(&self) -> bool {
-        let inner = self.shared.inner.lock();
-        [&inner.pods, &inner.namespaces, &inner.policies]
-            .iter()
-            .all(|waiting| waiting.listed && !waiting.lost)
+        self.shared.inner.lock().waiting.iter().all(|waiting| waiting.listed && !waiting.lost)
     }
 
     /// Whether nobody took events of this kind for so long that they were dropped: the kind has to be listed again.
@@ -170,11 +173,7 @@ impl Waiting {
 
 impl Inner {
     fn waiting(&mut self, kind: Kind) -> &mut Waiting {
-        match kind {
-            Kind::Pod => &mut self.pods,
-            Kind::Namespace => &mut self.namespaces,
-            Kind::Policy => &mut self.policies,
-        }
+        &mut self.waiting[kind as usize]
     }
 
     fn push(&mut self, event: Event) {
@@ -213,11 +212,12 @@ fn about(event: &Event) -> (Kind, Option<Object>) {
         Event::Namespaces(_) => (Kind::Namespace, None),
         Event::Namespace(namespace) => (Kind::Namespace, Some((None, namespace.name.clone()))),
         Event::NamespaceGone(name) => (Kind::Namespace, Some((None, name.clone()))),
-        Event::Policies(_) => (Kind::Policy, None),
+        Event::Policies(kind, _) => (Kind::of(kind), None),
         Event::Policy(read) => {
-            (Kind::Policy, Some((read.policy.id.namespace.clone(), read.policy.id.name.clone())))
+            let id = &read.policy.id;
+            (Kind::of(id.kind), Some((id.namespace.clone(), id.name.clone())))
         }
-        Event::PolicyGone(id) => (Kind::Policy, Some((id.namespace.clone(), id.name.clone()))),
+        Event::PolicyGone(id) => (Kind::of(id.kind), Some((id.namespace.clone(), id.name.clone()))),
     }
 }
 

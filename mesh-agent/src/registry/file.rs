@@ -191,6 +191,7 @@ impl FileRegistry {
         snapshot.problems.extend(twice);
         self.name_strangers(&mut snapshot);
         snapshot.mesh = self.mesh_word();
+        snapshot.hosts = Arc::new(words::hosts(&self.files()));
         snapshot.problems.sort();
         Ok(snapshot)
     }
@@ -252,7 +253,7 @@ impl FileRegistry {
     /// What was read last counts: the feed is told. Of a directory that was unmounted it is not.
     pub fn accepted(&mut self) {
         self.vanished.clear();
-        self.pending |= [Kind::Pod, Kind::Namespace, Kind::Policy].iter().any(|kind| self.feed.lost(*kind));
+        self.pending |= Kind::ALL.iter().any(|kind| self.feed.lost(*kind));
         if self.pending && !self.withheld {
             self.pending = false;
             let now = self.files();

@@ -156,7 +156,7 @@ impl KubeRegistry {
                     Err(_) => "no answer".to_owned(),
                 };
                 tracing::debug!("API server {host}: {told}");
-                watch::pause(&mut failures).await;
+                watch::pause(&mut failures, watch::RETRY_MOST).await;
             }
         }));
     }

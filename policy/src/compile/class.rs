@@ -291,6 +291,12 @@ impl Writer<'_> {
             match peer {
                 Peer::Pods(selector) => drop(selectors.insert(selector.clone())),
                 Peer::Block(block) => blocks.push(block),
+                Peer::Nodes(selector) => {
+                    let meant = self.world.nodes().values().filter(|node| selector.matches(&node.labels));
+                    let addresses = meant.flat_map(|node| node.addresses.union(&node.status_addresses));
+                    let own = addresses.filter(|address| self.world.is_peer(peer, **address));
+                    nets.extend(own.map(|address| IpNet::from(*address)));
+                }
                 Peer::Sites(sites) => {
                     let nodes = self.world.nodes().values();
                     for node in nodes.filter(|node| sites.contains(node.site.as_deref())) {

@@ -51,10 +51,19 @@ const WRONG_ROUTES: &str = r"- name: somebody routes the other site's pods over 
 ";
 
 #[test]
-fn an_agent_that_dies_after_each_of_its_writes() {
-    let mut mesh = Mesh::new("leak-crash");
+fn an_agent_that_dies_after_each_of_its_first_writes() {
+    dies_after("leak-crash-first", 1..=15);
+}
+
+#[test]
+fn an_agent_that_dies_after_each_of_its_later_writes() {
+    dies_after("leak-crash-later", (16..=30).chain([40, 60]));
+}
+
+fn dies_after(test: &str, writes: impl Iterator<Item = u32>) {
+    let mut mesh = Mesh::new(test);
     mesh.sites(SITES).steps("- capture: underlay\n- handshakes: all\n- expect: {matrix: pods}\n");
-    for writes in (1..=30).chain([40, 60]) {
+    for writes in writes {
         let command = format!(
             "{} --keep-key >/dev/null 2>&1; SENNIT_CRASH_AFTER={writes} timeout 5 {} >/dev/null 2>&1; nft list table inet sennit >/dev/null",
             agent("cleanup"),

@@ -181,6 +181,15 @@ fn nothing_is_written_where_nothing_changed() {
         return;
     }
     let mesh = up();
+    // The last thing that a node has to tell once peers answer.
+    eventually("all have told their paths", || {
+        for node in ["aws-1", "aws-2", "gcp-1"] {
+            let told = annotations(&mesh, "node", node);
+            anyhow::ensure!(told["sennit.dev/path"] == "direct", "{node}: {told}");
+        }
+        Ok(())
+    })
+    .unwrap();
     let version = |node| mesh.cluster().get("node", node).unwrap()["metadata"]["resourceVersion"].clone();
     let before = ["aws-1", "aws-2", "gcp-1"].map(version);
     // A label of somebody else's wakes nobody; one of ours is looked at.

@@ -185,6 +185,7 @@ fn by_packets(
     let has_blocks = case.has_blocks();
     for (index, step) in case.steps.iter().enumerate() {
         standing.step(step);
+        rig.enforcer.compiler.configure(settings(), standing.nodes()?);
         rig.tell(standing.events(|pod| pod.node = Some(NODE.to_owned()))?)?;
         let state = rig.enforcer.compiler.state().clone();
         let mut sent: Vec<(Packet, &str, Flow)> = Vec::new();

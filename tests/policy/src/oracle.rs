@@ -6,9 +6,11 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use mesh_agent::manifest::{self, Object};
-use mesh_policy::Event;
+use mesh_policy::networkpolicy::Read;
 use mesh_policy::object::Pod;
 use mesh_policy::probe::Probe;
+use mesh_policy::world::Node;
+use mesh_policy::{Event, KINDS};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -49,7 +51,7 @@ pub struct Asked {
 }
 
 /// Kinds of policies that this version knows.
-const KNOWN: [&str; 4] = ["Namespace", "Node", "Pod", "NetworkPolicy"];
+const KNOWN: [&str; 5] = ["Namespace", "Node", "Pod", "NetworkPolicy", "ClusterNetworkPolicy"];
 
 impl Case {
     /// All cases of a suite's folder, by file name.
@@ -72,7 +74,9 @@ impl Case {
     /// Whether a policy in it names addresses.
     pub fn has_blocks(&self) -> bool {
         let all = self.resources.iter().chain(self.steps.iter().flat_map(|step| &step.apply));
-        all.map(Value::to_string).any(|text| text.contains("\"ipBlock\""))
+        all.map(Value::to_string).any(|text| {
+            text.contains("\"ipBlock\"") || text.contains("\"networks\"") || text.contains("\"nodes\"")
+        })
     }
 
     /// A kind of object in it that this version does not know.
@@ -117,6 +121,24 @@ impl Standing {
         json!({"apiVersion": "v1", "kind": "List", "items": self.0.values().collect::<Vec<_>>()})
     }
 
+    /// Its Nodes, by their labels and addresses.
+    ///
+    /// # Errors
+    /// A manifest that cannot be read.
+    pub fn nodes(&self) -> anyhow::Result<BTreeMap<String, Node>> {
+        let parsed = manifest::parse(&serde_json::to_vec(&self.manifest())?).map_err(anyhow::Error::msg)?;
+        let nodes = parsed.objects.into_iter().filter_map(|object| match object {
+            Object::Node(node) => {
+                let addresses = node.status.addresses.iter().filter_map(|entry| entry.address.parse().ok());
+                let addresses = addresses.collect();
+                let known = Node { labels: node.metadata.labels, addresses, ..Node::default() };
+                Some((node.metadata.name, known))
+            }
+            _ => None,
+        });
+        Ok(nodes.collect())
+    }
+
     /// All of it as events that say everything, each pod changed by `place`.
     ///
     /// # Errors
@@ -124,7 +146,8 @@ impl Standing {
     pub fn events(&self, place: impl Fn(&mut Pod)) -> anyhow::Result<Vec<Event>> {
         let text = serde_json::to_vec(&self.manifest())?;
         let parsed = manifest::parse(&text).map_err(anyhow::Error::msg)?;
-        let (mut pods, mut namespaces, mut policies) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut pods, mut namespaces) = (Vec::new(), Vec::new());
+        let mut policies: BTreeMap<&str, Vec<Read>> = KINDS.map(|kind| (kind, Vec::new())).into();
         for object in parsed.objects {
             match object {
                 Object::Pod(mut pod) => {
@@ -132,10 +155,12 @@ impl Standing {
                     pods.push(pod);
                 }
                 Object::Namespace(namespace) => namespaces.push(namespace),
-                Object::Policy(read) => policies.push(read),
+                Object::Policy(read) => policies.entry(read.policy.id.kind).or_default().push(read),
                 Object::Node(_) | Object::Mesh(..) => {}
             }
         }
-        Ok(vec![Event::Namespaces(namespaces), Event::Pods(pods), Event::Policies(policies)])
+        let mut events = vec![Event::Namespaces(namespaces), Event::Pods(pods)];
+        events.extend(policies.into_iter().map(|(kind, policies)| Event::Policies(kind, policies)));
+        Ok(events)
     }
 }

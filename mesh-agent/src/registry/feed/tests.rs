@@ -59,7 +59,7 @@ fn a_list_makes_what_was_said_of_its_kind_superfluous_and_nothing_else() {
         Event::Pods(vec![pod("a", "1"), pod("b", "1")]),
         Event::Pod(pod("c", "1")),
         Event::Namespace(namespace("n")),
-        Event::Policies(vec![policy("p")]),
+        Event::Policies(networkpolicy::KIND, vec![policy("p")]),
         Event::Pods(vec![pod("a", "2")]),
         Event::PolicyGone(policy("p").policy.id),
         gone("a"),
@@ -68,7 +68,7 @@ fn a_list_makes_what_was_said_of_its_kind_superfluous_and_nothing_else() {
     }
     let wanted = [
         Event::Namespace(namespace("n")),
-        Event::Policies(vec![policy("p")]),
+        Event::Policies(networkpolicy::KIND, vec![policy("p")]),
         Event::Pods(vec![pod("a", "2")]),
         Event::PolicyGone(policy("p").policy.id),
         gone("a"),
@@ -83,7 +83,9 @@ fn it_is_complete_when_each_kind_was_listed_and_stays_so() {
     feed.push(Event::Namespaces(Vec::new()));
     feed.push(Event::Policy(policy("p")));
     assert!(!feed.complete());
-    feed.push(Event::Policies(Vec::new()));
+    feed.push(Event::Policies(networkpolicy::KIND, Vec::new()));
+    assert!(!feed.complete());
+    feed.push(Event::Policies(clusternetworkpolicy::KIND, Vec::new()));
     assert!(feed.complete());
     feed.take();
     feed.trouble("Pod", Some("away".into()));

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_policy::Event;
 use mesh_policy::model::PolicyId;
+use mesh_policy::networkpolicy::Read;
 use mesh_policy::object::Key;
+use mesh_policy::{Event, KINDS};
 
 use crate::manifest::{Object, Parsed};
+use crate::registry::Host;
 use crate::settings::Settings;
 
 /// The most objects that are told one by one; where more are different, all there is is said again.
@@ -88,16 +89,17 @@ impl<'a> Counting<'a> {
     }
 }
 
-/// Addresses of nodes by their `status`, by the node's name.
-pub fn node_addresses(files: &Files) -> BTreeMap<String, BTreeSet<IpAddr>> {
-    let mut addresses: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+/// What Nodes say of themselves, by name: their labels, and addresses by their `status`.
+pub fn hosts(files: &Files) -> BTreeMap<String, Host> {
+    let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
     for object in files.values().flat_map(|parsed| &parsed.objects) {
         if let Object::Node(node) = object {
-            let own = node.status.addresses.iter().filter_map(|entry| entry.address.parse::<IpAddr>().ok());
-            addresses.entry(node.metadata.name.clone()).or_default().extend(own);
+            let host = hosts.entry(node.metadata.name.clone()).or_default();
+            host.labels.extend(node.metadata.labels.clone());
+            host.addresses.extend(node.status.addresses());
         }
     }
-    addresses
+    hosts
 }
 
 /// What Meshes say, by name.
@@ -113,16 +115,18 @@ pub fn meshes(files: &Files) -> BTreeMap<String, Result<Settings, String>> {
 /// All that these files say.
 pub fn all(files: &Files) -> PolicyWords {
     let counting = Counting::of(files, |_| true);
-    let (mut pods, mut namespaces, mut policies) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut pods, mut namespaces) = (Vec::new(), Vec::new());
+    let mut policies: BTreeMap<&str, Vec<Read>> = KINDS.map(|kind| (kind, Vec::new())).into();
     for (object, _) in counting.0.values() {
         match object {
             Object::Node(_) | Object::Mesh(..) => {}
             Object::Pod(pod) => pods.push(pod.clone()),
             Object::Namespace(namespace) => namespaces.push(namespace.clone()),
-            Object::Policy(read) => policies.push(read.clone()),
+            Object::Policy(read) => policies.entry(read.policy.id.kind).or_default().push(read.clone()),
         }
     }
-    let events = vec![Event::Namespaces(namespaces), Event::Pods(pods), Event::Policies(policies)];
+    let mut events = vec![Event::Namespaces(namespaces), Event::Pods(pods)];
+    events.extend(policies.into_iter().map(|(kind, policies)| Event::Policies(kind, policies)));
     PolicyWords { events, problems: counting.problems() }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ObjectMeta;
@@ -11,12 +12,12 @@ use mesh_overlay::advertisement::{KNOWN, SITE};
 use serde::{Deserialize, Serialize};
 
 use super::listing::{Listing, Named};
-use crate::manifest::NodeSpec;
-use crate::registry::{MeshWord, Problem, Snapshot};
+use crate::manifest::{NodeSpec, NodeStatus};
+use crate::registry::{Host, MeshWord, Problem, Snapshot};
 use crate::settings::Settings;
 
-/// The part of a Node's `spec` that is read.
-pub type Node = kube::core::Object<NodeSpec, kube::core::NotUsed>;
+/// The parts of a Node that are read.
+pub type Node = kube::core::Object<NodeSpec, NodeStatus>;
 /// A host without a Node object, or the operator's grant for a Node that the cluster gives no prefixes.
 pub type MeshNode = kube::core::Object<MeshNodeSpec, kube::core::NotUsed>;
 
@@ -38,6 +39,7 @@ pub struct Entry {
     site: Option<String>,
     pod_cidrs: Vec<String>,
     annotations: BTreeMap<String, String>,
+    host: Host,
     // Of a MeshNode that stands in for a node of another cluster.
     link: Option<String>,
 }
@@ -47,8 +49,10 @@ pub const LINK: &str = "sennit.dev/link";
 
 impl From<Node> for Entry {
     fn from(node: Node) -> Self {
-        let site = node.metadata.labels.as_ref().and_then(|labels| labels.get(SITE)).cloned();
-        Self::new(node.metadata, site, node.spec.prefixes())
+        let labels = node.metadata.labels.clone().unwrap_or_default();
+        let site = labels.get(SITE).cloned();
+        let addresses = node.status.map(|status| status.addresses()).unwrap_or_default();
+        Self { host: Host { labels, addresses }, ..Self::new(node.metadata, site, node.spec.prefixes()) }
     }
 }
 
@@ -67,6 +71,7 @@ impl Entry {
             site,
             pod_cidrs,
             annotations: all.into_iter().filter(|(key, _)| KNOWN.contains(&key.as_str())).collect(),
+            host: Host::default(),
             link: None,
         }
     }
@@ -303,6 +308,7 @@ impl Directory {
 
     fn merged(&self, cluster: Option<&ClusterName>, counts: impl Fn(&Entry) -> bool) -> Snapshot {
         let mut nodes: BTreeMap<NodeName, NodeRecord> = BTreeMap::new();
+        let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
         let mut problems = Vec::new();
         for (kind, listing) in self.listings() {
             for entry in listing.entries.values().filter(|entry| counts(entry)) {
@@ -311,6 +317,7 @@ impl Directory {
                         Some(node) if node.pod_cidrs.is_empty() => node.pod_cidrs = record.pod_cidrs,
                         Some(_) => {}
                         None => {
+                            hosts.insert(record.name.to_string(), entry.host.clone());
                             nodes.insert(record.name.clone(), record);
                         }
                     },
@@ -323,6 +330,7 @@ impl Directory {
         }
         Snapshot {
             nodes: nodes.into_values().collect(),
+            hosts: Arc::new(hosts),
             problems,
             mesh_nodes: Some(!self.mesh_nodes.unknown),
             ..Snapshot::default()

@@ -1,4 +1,4 @@
-//! What policy is decided from: Pods of all namespaces, Namespaces and NetworkPolicies, watched into a [`Feed`].
+//! What policy is decided from: Pods of all namespaces, Namespaces and policies, watched into a [`Feed`].
 //!
 //! Of each object only what counts is kept, from the moment that it is read: the rest of a page of pods is larger than all that is
 //! kept of a cluster.
@@ -6,12 +6,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use kube::api::ObjectMeta;
 use kube::core::{DynamicResourceScope, Resource};
 use kube::{Api, Client};
 use mesh_keyring::ClusterName;
 use mesh_policy::Event;
+use mesh_policy::clusternetworkpolicy;
 use mesh_policy::model::{Labels, PolicyId};
 use mesh_policy::networkpolicy::{self, Read};
 use mesh_policy::object::{Key, Metadata, Namespace, Pod, PodStatus};
@@ -21,18 +23,22 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use super::reason;
-use super::watch::{Sink, Watch};
+use super::watch::{RETRY_MOST, Sink, Watch};
 use crate::registry::feed::{Feed, Kind};
 
 // What gives an agent the right that it lacks.
 const REMEDY: &str =
     "apply the ClusterRole sennit-agent of this version (deploy/kubernetes/base, or the chart)";
 
-/// Watches all three kinds. In a mesh of several clusters, `cluster` is the name of this one.
-pub(super) fn watch(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> [JoinHandle<()>; 3] {
+// How long at most a cluster that does not know a kind is left before it is asked again.
+const UNKNOWN: Duration = Duration::from_secs(300);
+
+/// Watches all kinds. In a mesh of several clusters, `cluster` is the name of this one.
+pub(super) fn watch(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> [JoinHandle<()>; 4] {
     [
         begin::<Namespace>(client, cluster, feed),
         begin::<Read>(client, cluster, feed),
+        begin::<ClusterWide>(client, cluster, feed),
         begin::<Pod>(client, cluster, feed),
     ]
 }
@@ -42,6 +48,7 @@ fn begin<T: Counted>(client: &Client, cluster: Option<&ClusterName>, feed: &Feed
         feed: feed.clone(),
         cluster: cluster.cloned(),
         refused: BTreeSet::new(),
+        unknown: false,
         kind: PhantomData,
     };
     Watch { fields: None, sink }.begin(Api::<Item<T>>::all(client.clone()))
@@ -51,7 +58,10 @@ fn begin<T: Counted>(client: &Client, cluster: Option<&ClusterName>, feed: &Feed
 trait Counted: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {
     const KIND: Kind;
     const GROUP: &'static str;
+    const VERSION: &'static str = "v1";
     const PLURAL: &'static str;
+    /// Not every cluster knows the kind.
+    const OPTIONAL: bool = false;
 
     fn read(sent: Sent) -> Result<Self, String>;
     /// Namespace and name.
@@ -135,7 +145,7 @@ impl Counted for Namespace {
 }
 
 impl Counted for Read {
-    const KIND: Kind = Kind::Policy;
+    const KIND: Kind = Kind::NetworkPolicy;
     const GROUP: &'static str = "networking.k8s.io";
     const PLURAL: &'static str = "networkpolicies";
 
@@ -149,7 +159,7 @@ impl Counted for Read {
     }
 
     fn all(objects: Vec<Self>) -> Event {
-        Event::Policies(objects)
+        Event::Policies(networkpolicy::KIND, objects)
     }
 
     fn there(self) -> Event {
@@ -162,6 +172,44 @@ impl Counted for Read {
             kind: networkpolicy::KIND,
             namespace: Some(key.namespace),
             name: key.name,
+        })
+    }
+}
+
+/// A ClusterNetworkPolicy.
+#[derive(Debug, Clone)]
+struct ClusterWide(Read);
+
+impl Counted for ClusterWide {
+    const KIND: Kind = Kind::ClusterNetworkPolicy;
+    const GROUP: &'static str = "policy.networking.k8s.io";
+    const VERSION: &'static str = "v1alpha2";
+    const PLURAL: &'static str = "clusternetworkpolicies";
+    const OPTIONAL: bool = true;
+
+    fn read(sent: Sent) -> Result<Self, String> {
+        let object = json!({"metadata": {"name": sent.metadata.name}, "spec": sent.spec});
+        Ok(Self(clusternetworkpolicy::read(&object)))
+    }
+
+    fn key(&self) -> (Option<&str>, &str) {
+        (None, &self.0.policy.id.name)
+    }
+
+    fn all(objects: Vec<Self>) -> Event {
+        let policies = objects.into_iter().map(|Self(read)| read);
+        Event::Policies(clusternetworkpolicy::KIND, policies.collect())
+    }
+
+    fn there(self) -> Event {
+        Event::Policy(self.0)
+    }
+
+    fn gone(_: Option<&str>, name: &str) -> Event {
+        Event::PolicyGone(PolicyId {
+            kind: clusternetworkpolicy::KIND,
+            namespace: None,
+            name: name.to_owned(),
         })
     }
 }
@@ -228,7 +276,7 @@ impl<T: Counted> Resource for Item<T> {
     }
 
     fn version((): &()) -> Cow<'_, str> {
-        "v1".into()
+        T::VERSION.into()
     }
 
     fn plural((): &()) -> Cow<'_, str> {
@@ -269,6 +317,8 @@ struct Intake<T> {
     cluster: Option<ClusterName>,
     // Keys of those that the feed knows as refused.
     refused: BTreeSet<String>,
+    // The cluster does not know the kind, and the feed was told that there are none.
+    unknown: bool,
     kind: PhantomData<fn(T)>,
 }
 
@@ -311,6 +361,7 @@ impl<T: Counted> Sink for Intake<T> {
         for title in mended {
             self.feed.refuse(title, None);
         }
+        self.unknown = false;
         self.feed.trouble(T::KIND.as_str(), None);
         self.feed.push(T::all(objects));
     }
@@ -340,6 +391,13 @@ impl<T: Counted> Sink for Intake<T> {
     }
 
     fn failed(&mut self, error: &kube::Error) {
+        if T::OPTIONAL && matches!(error, kube::Error::Api(status) if status.code == 404) {
+            if !std::mem::replace(&mut self.unknown, true) || self.feed.lost(T::KIND) {
+                self.listed(Vec::new());
+                self.unknown = true;
+            }
+            return;
+        }
         let told = match error {
             kube::Error::Api(status) if status.code == 403 => format!("{}; {REMEDY}", reason(error)),
             error => reason(error),
@@ -349,6 +407,10 @@ impl<T: Counted> Sink for Intake<T> {
 
     fn whole(&self) -> bool {
         !self.feed.lost(T::KIND)
+    }
+
+    fn retry_most(&self) -> Duration {
+        if self.unknown { UNKNOWN } else { RETRY_MOST }
     }
 }
 

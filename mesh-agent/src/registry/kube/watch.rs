@@ -25,7 +25,7 @@ const PAGE: u32 = 500;
 const WATCH_SECONDS: u32 = 240;
 // The first wait after a failure, and the longest.
 const RETRY: Duration = Duration::from_millis(500);
-const RETRY_MOST: Duration = Duration::from_secs(30);
+pub(super) const RETRY_MOST: Duration = Duration::from_secs(30);
 // A watch that lasts less did not last.
 const BRIEF: Duration = Duration::from_secs(1);
 
@@ -54,6 +54,10 @@ pub(super) trait Sink: Send + Sync + 'static {
     /// Whether everything is still known that was brought; otherwise all has to be listed anew.
     fn whole(&self) -> bool {
         true
+    }
+    /// How long to wait at most after one failure among many.
+    fn retry_most(&self) -> Duration {
+        RETRY_MOST
     }
 }
 
@@ -131,7 +135,7 @@ impl<S: Sink> Watch<S> {
                 }
                 Err(error) => {
                     self.sink.failed(&error);
-                    pause(&mut failures).await;
+                    pause(&mut failures, self.sink.retry_most()).await;
                     continue;
                 }
             };
@@ -146,7 +150,7 @@ impl<S: Sink> Watch<S> {
                 match ended {
                     Ok(again) => {
                         if brief {
-                            pause(&mut failures).await;
+                            pause(&mut failures, RETRY_MOST).await;
                         }
                         if let Again::List = again {
                             continue 'list;
@@ -154,7 +158,7 @@ impl<S: Sink> Watch<S> {
                     }
                     Err(error) => {
                         self.sink.failed(&error);
-                        pause(&mut failures).await;
+                        pause(&mut failures, RETRY_MOST).await;
                     }
                 }
             }
@@ -228,8 +232,8 @@ fn take_version<K: Resource>(object: &K, version: &mut String) {
 }
 
 // Doubling, and by chance between half and all of it, so that a thousand agents do not come back at once.
-pub(super) async fn pause(failures: &mut u32) {
-    let most = RETRY.saturating_mul(2u32.saturating_pow((*failures).min(16))).min(RETRY_MOST);
+pub(super) async fn pause(failures: &mut u32, most: Duration) {
+    let most = RETRY.saturating_mul(2u32.saturating_pow((*failures).min(16))).min(most);
     *failures = failures.saturating_add(1);
     let chance = getrandom::u32().unwrap_or(0);
     tokio::time::sleep(most / 2 + most.mul_f64(f64::from(chance) / f64::from(u32::MAX) / 2.0)).await;

@@ -243,6 +243,7 @@ fn sites_are_denied_unless_they_or_a_policy_allow_it() {
             site: Some(site.to_owned()),
             addresses: [address(own)].into(),
             prefixes: [net.parse().unwrap()].into(),
+            ..Node::default()
         };
         let nodes: BTreeMap<String, Node> = [
             (
@@ -251,6 +252,7 @@ fn sites_are_denied_unless_they_or_a_policy_allow_it() {
                     site: Some("here".into()),
                     addresses: [address("fd00:ffff::1")].into(),
                     prefixes: own().own,
+                    ..Node::default()
                 },
             ),
             ("f".to_owned(), node("friend", "10.0.2.0/24", "fd00:ffff::2")),

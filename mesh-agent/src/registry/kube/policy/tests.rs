@@ -15,6 +15,7 @@ use super::*;
 const PODS: &str = "/api/v1/pods";
 const NAMESPACES: &str = "/api/v1/namespaces";
 const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
+const CLUSTER_WIDE: &str = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
 
 /// As much of an API server as a list and a watch need.
 #[derive(Clone, Default)]
@@ -238,6 +239,7 @@ fn the_places_in_the_api_are_kubernetes_own() {
     assert_eq!(Item::<Pod>::url_path(&(), None), PODS);
     assert_eq!(Item::<Namespace>::url_path(&(), None), NAMESPACES);
     assert_eq!(Item::<Read>::url_path(&(), None), POLICIES);
+    assert_eq!(Item::<ClusterWide>::url_path(&(), None), CLUSTER_WIDE);
 }
 
 #[tokio::test]
@@ -328,6 +330,32 @@ async fn where_pods_may_not_be_read_the_others_are_and_the_remedy_is_told() {
     assert!(!feed.complete());
     server.served.lock().forbidden = false;
     until(&feed, &mut state, |_| feed.complete() && feed.staleness().is_none()).await;
+}
+
+#[tokio::test]
+async fn policies_of_the_whole_cluster_count_as_soon_as_it_knows_the_kind() {
+    let (server, mut registry) = Server::start().await;
+    registry.watch_policy();
+    let feed = registry.feed().clone();
+    let mut state = State::default();
+    until(&feed, &mut state, |_| feed.complete()).await;
+    assert_eq!(feed.staleness(), None, "a cluster without the kind has none");
+    let policy = |name: &str| {
+        json!({
+            "metadata": {"name": name, "resourceVersion": "8"},
+            "spec": {"tier": "Admin", "priority": 5, "subject": {"namespaces": {}}, "ingress": [{"action": "Deny", "from": [{"namespaces": {}}]}]},
+        })
+    };
+    server.served.lock().objects.insert(CLUSTER_WIDE, vec![policy("c")]);
+    until(&feed, &mut state, |state| state.policies.iter().count() == 1).await;
+    assert!(state.faults.is_empty(), "{:?}", state.faults);
+    server.watched(&[CLUSTER_WIDE]).await;
+    server.say(CLUSTER_WIDE, "ADDED", &policy("d"));
+    server.say(CLUSTER_WIDE, "DELETED", &policy("c"));
+    until(&feed, &mut state, |state| {
+        state.policies.iter().map(|policy| policy.id.to_string()).eq(["ClusterNetworkPolicy d".to_owned()])
+    })
+    .await;
 }
 
 #[tokio::test]

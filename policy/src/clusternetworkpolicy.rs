@@ -1,0 +1,255 @@
+//! The cluster-wide ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2), from manifest to [`Policy`].
+//!
+//! A rule that is not understood fails closed, as the API asks: one that accepts matches nothing, one that denies or passes denies
+//! everything. An object of which tier, priority or subject is not understood counts for nothing: whom to deny what is not known.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use crate::field::{Faults, Result, list, net, number, object, one_of, port_name, required_selector, shown};
+use crate::model::{
+    Action, Block, Direction, Namespaces, Order, Peer, PodSelector, Policy, PolicyId, Port, PortMatch, Rule,
+    Subject, Tier,
+};
+use crate::networkpolicy::Read;
+use crate::object::ObjectError;
+use crate::protocol::Protocol;
+use crate::selector::LabelSelector;
+
+/// The kind, as in manifests.
+pub const KIND: &str = "ClusterNetworkPolicy";
+/// The version that is read.
+pub const API_VERSION: &str = "policy.networking.k8s.io/v1alpha2";
+/// The most entries of each list, as the API has it.
+const LIST_MOST: usize = 25;
+/// The most characters of a rule's name, as the API has it.
+const NAME_MOST: usize = 100;
+
+/// Reads a manifest.
+pub fn read(manifest: &Value) -> Read {
+    let name = manifest.pointer("/metadata/name").and_then(Value::as_str).filter(|name| !name.is_empty());
+    let id = PolicyId { kind: KIND, namespace: None, name: name.unwrap_or("(unnamed)").to_owned() };
+    let mut faults = Faults::default();
+    if name.is_none() {
+        faults.note(ObjectError::new("metadata.name", "a policy needs one"));
+    }
+    let policy = faults.keep(policy(&id, manifest)).map(|(policy, fault)| {
+        fault.into_iter().for_each(|fault| faults.note(fault));
+        policy
+    });
+    let nothing = || Policy {
+        tier: Tier::baseline(),
+        order: Order(0.0),
+        id,
+        subject: Subject::Pods(PodSelector {
+            namespaces: Namespaces::Named(String::new()),
+            pods: LabelSelector::default(),
+        }),
+        egress: None,
+        ingress: None,
+    };
+    Read { policy: policy.unwrap_or_else(nothing), fault: faults.first }
+}
+
+fn policy(id: &PolicyId, manifest: &Value) -> Result<(Policy, Option<ObjectError>)> {
+    let fields = ["tier", "priority", "subject", "ingress", "egress"];
+    let spec = object("spec", manifest.get("spec").unwrap_or(&Value::Null), &fields)?;
+    let tier = match spec.get("tier").and_then(Value::as_str) {
+        Some("Admin") => Tier::admin(),
+        Some("Baseline") => Tier::baseline(),
+        _ => {
+            let said = shown(spec.get("tier").unwrap_or(&Value::Null));
+            return Err(ObjectError::new("spec.tier", format!("{said:?}; use Admin or Baseline")));
+        }
+    };
+    let priority = spec.get("priority").and_then(Value::as_u64).filter(|priority| *priority <= 1000);
+    let priority = priority.ok_or_else(|| {
+        let said = shown(spec.get("priority").unwrap_or(&Value::Null));
+        ObjectError::new("spec.priority", format!("{said:?}; use a number from 0 to 1000"))
+    })?;
+    let (field, value) = one_of("spec.subject", spec.get("subject"), &["namespaces", "pods"])?;
+    let subject = Subject::Pods(pods(&format!("spec.subject.{field}"), field, value)?);
+    let mut faults = Faults::default();
+    let egress = rules(spec, Direction::Egress, &mut faults)?;
+    let ingress = rules(spec, Direction::Ingress, &mut faults)?;
+    // Without rules of a direction it does not judge that.
+    let judged = |rules: Vec<Rule>| Some(rules).filter(|rules| !rules.is_empty());
+    let policy = Policy {
+        tier,
+        order: Order(priority as f64),
+        id: id.clone(),
+        subject,
+        egress: judged(egress),
+        ingress: judged(ingress),
+    };
+    Ok((policy, faults.first))
+}
+
+fn pods(at: &str, field: &str, value: &Value) -> Result<PodSelector> {
+    if field == "namespaces" {
+        let namespaces = Namespaces::Selected(required_selector(at, Some(value))?);
+        return Ok(PodSelector { namespaces, pods: LabelSelector::default() });
+    }
+    let fields = object(at, value, &["namespaceSelector", "podSelector"])?;
+    let selector = |field: &str| required_selector(&format!("{at}.{field}"), fields.get(field));
+    // The API's server fills in an empty one.
+    let namespaces = match fields.get("namespaceSelector") {
+        None => LabelSelector::default(),
+        Some(_) => selector("namespaceSelector")?,
+    };
+    Ok(PodSelector { namespaces: Namespaces::Selected(namespaces), pods: selector("podSelector")? })
+}
+
+fn rules(spec: &Map<String, Value>, direction: Direction, faults: &mut Faults) -> Result<Vec<Rule>> {
+    let field = direction.as_str();
+    let at = format!("spec.{field}");
+    let entries = short_list(&at, spec.get(field))?;
+    Ok(entries
+        .iter()
+        .enumerate()
+        .filter_map(|(index, entry)| {
+            let place = format!("{field}[{index}]");
+            let name = entry.get("name").and_then(Value::as_str).filter(|name| !name.is_empty());
+            let name = name.map_or_else(|| place.clone(), |name| format!("{place} {name}"));
+            let action = match entry.get("action").and_then(Value::as_str) {
+                Some("Accept") => Some(Action::Allow),
+                Some("Deny") => Some(Action::Deny),
+                Some("Pass") => Some(Action::Pass),
+                _ => None,
+            };
+            match rule(&format!("spec.{place}"), entry, direction, action) {
+                Ok((peers, ports)) => Some(Rule { name, action: action?, peers: Some(peers), ports }),
+                Err(fault) => {
+                    faults.note(fault);
+                    let closed = Rule {
+                        name: name.chars().take(2 * NAME_MOST).collect(),
+                        action: Action::Deny,
+                        peers: None,
+                        ports: None,
+                    };
+                    (action != Some(Action::Allow)).then_some(closed)
+                }
+            }
+        })
+        .collect())
+}
+
+type Matches = (BTreeSet<Peer>, Option<BTreeSet<Port>>);
+
+fn rule(at: &str, entry: &Value, direction: Direction, action: Option<Action>) -> Result<Matches> {
+    let side = if direction == Direction::Ingress { "from" } else { "to" };
+    let rule = object(at, entry, &["name", "action", side, "protocols"])?;
+    if action.is_none() {
+        let said = shown(rule.get("action").unwrap_or(&Value::Null));
+        let reason = format!("{said:?}; use Accept, Deny or Pass");
+        return Err(ObjectError::new(format!("{at}.action"), reason));
+    }
+    match rule.get("name") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(name)) if name.chars().count() <= NAME_MOST => {}
+        Some(_) => {
+            let reason = format!("is no text of at most {NAME_MOST} characters");
+            return Err(ObjectError::new(format!("{at}.name"), reason));
+        }
+    }
+    let peers_at = format!("{at}.{side}");
+    let entries = short_list(&peers_at, rule.get(side))?;
+    if entries.is_empty() {
+        return Err(ObjectError::new(peers_at, "names nobody; name all by namespaces: {}"));
+    }
+    let mut peers = BTreeSet::new();
+    for (index, entry) in entries.iter().enumerate() {
+        peers.extend(peer(&format!("{peers_at}[{index}]"), entry, direction)?);
+    }
+    let ports_at = format!("{at}.protocols");
+    let mut ports = BTreeSet::new();
+    for (index, entry) in short_list(&ports_at, rule.get("protocols"))?.iter().enumerate() {
+        ports.extend(protocol(&format!("{ports_at}[{index}]"), entry)?);
+    }
+    let is_named = |port: &Port| matches!(port.ports, PortMatch::Named(_));
+    if ports.iter().any(is_named) && !peers.iter().all(|peer| matches!(peer, Peer::Pods(_))) {
+        let reason = "destinationNamedPort goes with pods and namespaces alone: only pods name ports";
+        return Err(ObjectError::new(ports_at, reason));
+    }
+    Ok((peers, Some(ports).filter(|ports| !ports.is_empty())))
+}
+
+fn short_list<'a>(at: &str, value: Option<&'a Value>) -> Result<&'a [Value]> {
+    let list = list(at, value)?;
+    if list.len() > LIST_MOST {
+        return Err(ObjectError::new(
+            at,
+            format!("has {} entries; at most {LIST_MOST} are allowed", list.len()),
+        ));
+    }
+    Ok(list)
+}
+
+fn peer(at: &str, entry: &Value, direction: Direction) -> Result<Vec<Peer>> {
+    let fields: &[&str] = match direction {
+        Direction::Egress => &["namespaces", "pods", "nodes", "networks", "domainNames"],
+        Direction::Ingress => &["namespaces", "pods"],
+    };
+    let (field, value) = one_of(at, Some(entry), fields)?;
+    let at = format!("{at}.{field}");
+    match field {
+        "nodes" => Ok(vec![Peer::Nodes(required_selector(&at, Some(value))?)]),
+        "networks" => {
+            let entries = short_list(&at, Some(value))?.iter().enumerate();
+            let blocks = entries.map(|(index, entry)| {
+                let net = net(&format!("{at}[{index}]"), entry)?;
+                Ok(Peer::Block(Block { net, except: Vec::new() }))
+            });
+            let blocks: Vec<Peer> = blocks.collect::<Result<_>>()?;
+            match blocks.is_empty() {
+                true => Err(ObjectError::new(at, "names no network")),
+                false => Ok(blocks),
+            }
+        }
+        "domainNames" => Err(ObjectError::new(at, "names are not resolved yet: use networks")),
+        _ => Ok(vec![Peer::Pods(pods(&at, field, value)?)]),
+    }
+}
+
+fn protocol(at: &str, entry: &Value) -> Result<Vec<Port>> {
+    let (field, value) = one_of(at, Some(entry), &["tcp", "udp", "sctp", "destinationNamedPort"])?;
+    let at = format!("{at}.{field}");
+    let protocol = match field {
+        "tcp" => Protocol::TCP,
+        "udp" => Protocol::UDP,
+        "sctp" => Protocol::SCTP,
+        _ => {
+            let name = port_name(&at, value.as_str().unwrap_or_default())?;
+            let named = |protocol| Port { protocol, ports: PortMatch::Named(name.clone()) };
+            return Ok(Protocol::WITH_PORTS.into_iter().map(named).collect());
+        }
+    };
+    let port = object(&at, value, &["destinationPort"])?.get("destinationPort");
+    if port.is_none() {
+        return Ok(vec![Port { protocol, ports: PortMatch::Any }]);
+    }
+    let at = format!("{at}.destinationPort");
+    let (field, value) = one_of(&at, port, &["number", "range"])?;
+    let at = format!("{at}.{field}");
+    let ports = if field == "number" {
+        let only = number(&at, value)?;
+        PortMatch::Range(only, only)
+    } else {
+        let range = object(&at, value, &["start", "end"])?;
+        let end = |field: &str| number(&format!("{at}.{field}"), range.get(field).unwrap_or(&Value::Null));
+        let (first, last) = (end("start")?, end("end")?);
+        if first >= last {
+            return Err(ObjectError::new(
+                at,
+                format!("{first} to {last}: the end has to be behind the start"),
+            ));
+        }
+        PortMatch::Range(first, last)
+    };
+    Ok(vec![Port { protocol, ports }])
+}
+
+#[cfg(test)]
+#[path = "clusternetworkpolicy/tests.rs"]
+mod tests;
