@@ -100,6 +100,16 @@ pub enum Requirement {
     Exists(String),
     /// The label is absent.
     DoesNotExist(String),
+    /// The label is there, and this is part of its value.
+    Contains(String, String),
+    /// The label is there, and its value begins so.
+    StartsWith(String, String),
+    /// The label is there, and its value ends so.
+    EndsWith(String, String),
+    /// One of these selects.
+    AnyOf(BTreeSet<LabelSelector>),
+    /// This does not select.
+    Not(Box<LabelSelector>),
 }
 
 impl Requirement {
@@ -110,6 +120,11 @@ impl Requirement {
             Self::NotIn(key, values) => labels.get(key).is_none_or(|value| !values.contains(value)),
             Self::Exists(key) => labels.contains_key(key),
             Self::DoesNotExist(key) => !labels.contains_key(key),
+            Self::Contains(key, text) => labels.get(key).is_some_and(|value| value.contains(text)),
+            Self::StartsWith(key, text) => labels.get(key).is_some_and(|value| value.starts_with(text)),
+            Self::EndsWith(key, text) => labels.get(key).is_some_and(|value| value.ends_with(text)),
+            Self::AnyOf(selectors) => selectors.iter().any(|selector| selector.matches(labels)),
+            Self::Not(selector) => !selector.matches(labels),
         }
     }
 }
@@ -188,6 +203,14 @@ impl fmt::Display for Requirement {
             Self::NotIn(key, values) => write!(f, "{key} notin ({})", list(values)),
             Self::Exists(key) => f.write_str(key),
             Self::DoesNotExist(key) => write!(f, "!{key}"),
+            Self::Contains(key, text) => write!(f, "{key} contains {text:?}"),
+            Self::StartsWith(key, text) => write!(f, "{key} starts with {text:?}"),
+            Self::EndsWith(key, text) => write!(f, "{key} ends with {text:?}"),
+            Self::AnyOf(selectors) => {
+                let all: Vec<String> = selectors.iter().map(ToString::to_string).collect();
+                write!(f, "({})", all.join(" or "))
+            }
+            Self::Not(selector) => write!(f, "not ({selector})"),
         }
     }
 }
@@ -206,6 +229,16 @@ impl fmt::Display for LabelSelector {
 }
 
 impl LabelSelector {
+    /// All of these have to be met.
+    pub fn of(requirements: impl IntoIterator<Item = Requirement>) -> Self {
+        Self { requirements: requirements.into_iter().collect() }
+    }
+
+    /// What has to be met.
+    pub fn into_requirements(self) -> impl Iterator<Item = Requirement> {
+        self.requirements.into_iter()
+    }
+
     /// Whether these labels are selected.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.requirements.iter().all(|requirement| requirement.matches(labels))

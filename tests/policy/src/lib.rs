@@ -13,6 +13,7 @@ pub mod objects;
 pub mod oracle;
 pub mod packet;
 pub mod rig;
+pub mod selectors;
 
 pub use packet::Packet;
 pub use rig::{Link, Rig};

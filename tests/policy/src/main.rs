@@ -11,7 +11,7 @@ use clap::Parser;
 use mesh_policy::evaluate::{Flow, Reason, evaluate};
 use policy_tests::oracle::{Case, Standing};
 use policy_tests::rig::{NODE, settings};
-use policy_tests::{Link, Packet, Rig};
+use policy_tests::{Link, Packet, Rig, selectors};
 use serde_json::{Value, json};
 
 /// Replays the cases of public network-policy suites.
@@ -98,6 +98,12 @@ fn main() -> anyhow::Result<ExitCode> {
             tally.count(how, suite).seconds = began.elapsed().as_secs_f64();
         }
     }
+    let began = Instant::now();
+    for (told, agrees) in selectors::cases(&cli.oracles.join("selectors"))? {
+        tally.note("parsing", "selectors", agrees, || told);
+        tally.count("parsing", "selectors").cases += 1;
+    }
+    tally.count("parsing", "selectors").seconds = began.elapsed().as_secs_f64();
     println!(
         "{:<16} {:<16} {:>6} {:>8} {:>9} {:>8} {:>7} {:>6} {:>7}",
         "against", "suite", "cases", "agree", "disagree", "ignored", "inside", "later", "seconds"
