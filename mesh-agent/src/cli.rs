@@ -167,6 +167,21 @@ pub enum PolicyCommand {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+    /// Judge recorded flows by other policies, and list what they would decide differently.
+    Replay {
+        /// Logs of flows, as agents write them; `-` is standard input.
+        #[arg(long, required = true, num_args = 1..)]
+        flows: Vec<PathBuf>,
+        /// The directory with the policies to be tried.
+        #[arg(long)]
+        state: PathBuf,
+        /// A configuration to take the policy section from.
+        #[arg(long)]
+        config: Option<PathBuf>,
+        /// Form of the output.
+        #[arg(short, long, value_enum, default_value_t = PolicyOutput::Table)]
+        output: PolicyOutput,
+    },
     /// Tell what decides about a flow, which rules came near, and what would allow it.
     Explain {
         /// The directory.

@@ -1,5 +1,7 @@
 //! `mesh-agent policy`
 
+mod replay;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -118,6 +120,9 @@ pub(super) fn execute(command: PolicyCommand) -> anyhow::Result<()> {
     match command {
         PolicyCommand::Evaluate { state, probes, config, output } => {
             evaluate(&state, &probes, configured(config.as_deref())?.as_ref(), output)
+        }
+        PolicyCommand::Replay { flows, state, config, output } => {
+            replay::execute(&state, &flows, configured(config.as_deref())?.as_ref(), output)
         }
         PolicyCommand::Compile { state, node, config } => compile(&state, &node, config.as_deref()),
         PolicyCommand::Explain { state, from, to, port, family, config } => {
