@@ -81,6 +81,71 @@ fn a_policy_counts_for_what_comes_out_of_the_tunnel_and_for_neighbours() {
 }
 
 #[test]
+fn administrators_overrule_and_fill_gaps_through_the_tunnel() {
+    mesh("policy-cluster")
+        .steps("- capture: underlay\n- handshakes: all\n- expect: {matrix: pods}\n")
+        .steps(ONLY_WEB)
+        .steps(
+            r#"- name: what a developer allows, an administrator denies; what a developer denies, he lets in
+  apply:
+    file: admin.yaml
+    manifest:
+      apiVersion: policy.networking.k8s.io/v1alpha2
+      kind: ClusterNetworkPolicy
+      metadata: {name: admin}
+      spec:
+        tier: Admin
+        priority: 10
+        subject: {pods: {namespaceSelector: {matchLabels: {team: red}}, podSelector: {matchLabels: {app: db}}}}
+        ingress:
+          - {action: Deny, from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: web}}}}]}
+          - {action: Accept, from: [{namespaces: {matchLabels: {team: red}}}]}
+- expect:
+    pairs:
+      - {from: aws-1-pod-1, to: gcp-1-pod-1, verdict: deny}
+      - {from: aws-1-pod-2, to: gcp-1-pod-1}
+      - {from: gcp-1-pod-2, to: [gcp-1-pod-1, aws-1-pod-1]}
+- name: where nobody else says anything, the baseline does; nodes are known by their labels
+  apply:
+    file: baseline.yaml
+    manifest:
+      apiVersion: policy.networking.k8s.io/v1alpha2
+      kind: ClusterNetworkPolicy
+      metadata: {name: baseline}
+      spec:
+        tier: Baseline
+        priority: 10
+        subject: {namespaces: {}}
+        egress:
+          - {action: Accept, to: [{nodes: {matchLabels: {kubernetes.io/hostname: gcp-1}}}]}
+          - {action: Deny, to: [{networks: [10.1.0.0/16, "fd00:1::/32"]}, {nodes: {}}]}
+- expect:
+    pairs:
+      - {from: gcp-1-pod-2, to: aws-1-pod-1, verdict: deny}
+      - {from: aws-1-pod-2, to: gcp-1-pod-1}
+      - {from: aws-1-pod-1, to: gcp-1}
+      - {from: gcp-1-pod-2, to: aws-1, verdict: deny}
+- name: a rule of a kind that nobody knows denies, and is named
+  apply:
+    file: admin.yaml
+    manifest:
+      apiVersion: policy.networking.k8s.io/v1alpha2
+      kind: ClusterNetworkPolicy
+      metadata: {name: admin}
+      spec:
+        tier: Admin
+        priority: 10
+        subject: {namespaces: {}}
+        ingress: [{action: Pass, from: [{planets: {}}]}]
+- expect: {pairs: [{from: aws-1-pod-2, to: gcp-1-pod-1, verdict: deny}, {from: gcp-1-pod-1, to: gcp-1-pod-2, verdict: deny}]}
+- status: {where: [{path: /policy/problems/0, contains: "ClusterNetworkPolicy admin: spec.ingress[0].from[0].planets"}]}
+- assertNoCleartext: {}
+"#,
+        )
+        .passes();
+}
+
+#[test]
 fn a_permission_that_is_withdrawn_cuts_its_flow_and_no_other() {
     mesh("policy-revocation")
         .steps(
