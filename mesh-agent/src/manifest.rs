@@ -217,9 +217,8 @@ fn take(document: Value, parsed: &mut Parsed) {
             let read = networkpolicy::read(&document);
             if let Some(fault) = &read.fault {
                 let id = &read.policy.id;
-                parsed.problems.push(format!(
-                    "{id}: {fault}; until it is mended, it isolates what it selects and allows nothing"
-                ));
+                let closed = networkpolicy::closed(&read.policy);
+                parsed.problems.push(format!("{id}: {fault}; until it is mended, {closed}"));
             }
             parsed.objects.push(Object::Policy(read));
         }
@@ -227,12 +226,8 @@ fn take(document: Value, parsed: &mut Parsed) {
             let read = clusternetworkpolicy::read(&document);
             if let Some(fault) = &read.fault {
                 let id = &read.policy.id;
-                let counts = read.policy.egress.is_some() || read.policy.ingress.is_some();
-                let closed = match counts {
-                    true => "until it is mended, such a rule accepts nothing, or denies all",
-                    false => "until it is mended, it counts for nothing",
-                };
-                parsed.problems.push(format!("{id}: {fault}; {closed}"));
+                let closed = networkpolicy::closed(&read.policy);
+                parsed.problems.push(format!("{id}: {fault}; until it is mended, {closed}"));
             }
             parsed.objects.push(Object::Policy(read));
         }

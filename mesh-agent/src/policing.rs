@@ -15,7 +15,7 @@ use mesh_overlay::MeshPlan;
 use mesh_overlay::address::{Carried, carrier_prefix};
 use mesh_policy::compile::{Logging, Settings};
 use mesh_policy::enforce::Backend as _;
-use mesh_policy::model::PolicyId;
+use mesh_policy::model::{Labels, PolicyId};
 use mesh_policy::networkpolicy::Read;
 use mesh_policy::nft::{Foreign, Ownership, Table, Watch};
 use mesh_policy::world::Node;
@@ -71,20 +71,32 @@ fn around(config: &Config, plan: &MeshPlan, strangers: bool) -> Settings {
     }
 }
 
-/// The nodes of the mesh, as policy knows them.
+fn described(host: Option<&Host>) -> (Option<Labels>, BTreeSet<IpAddr>) {
+    host.map_or_else(Default::default, |host| (Some(host.labels.clone()), host.addresses.clone()))
+}
+
+/// The nodes of the mesh, as policy knows them, and those of the cluster.
 fn nodes(config: &Config, plan: &MeshPlan, said: &BTreeMap<String, Host>) -> BTreeMap<String, Node> {
     let node = |name: &NodeName, site: String, nets: &BTreeSet<IpNet>| {
         let (own, prefixes): (BTreeSet<IpNet>, _) =
             nets.iter().partition(|net| net.prefix_len() == net.max_prefix_len());
-        let Host { labels, addresses: status_addresses } =
-            said.get(name.as_str()).cloned().unwrap_or_default();
+        let (labels, status_addresses) = described(said.get(name.as_str()));
         let addresses = own.iter().map(IpNet::addr).collect();
         (name.to_string(), Node { site: Some(site), labels, addresses, status_addresses, prefixes })
     };
     let peers = plan.peers.iter();
     let others = peers.map(|(name, peer)| node(name, peer.site.to_string(), &peer.allowed_ips));
     let own = plan.guard.local.iter().chain(&plan.addresses).copied().collect();
-    others.chain([node(&config.node, config.site.to_string(), &own)]).collect()
+    let mut nodes: BTreeMap<String, Node> =
+        others.chain([node(&config.node, config.site.to_string(), &own)]).collect();
+    // Those that are no peers are nodes all the same.
+    for (name, host) in said {
+        nodes.entry(name.clone()).or_insert_with(|| {
+            let (labels, status_addresses) = described(Some(host));
+            Node { labels, status_addresses, ..Node::default() }
+        });
+    }
+    nodes
 }
 
 /// What the agent knows beside its plan.
@@ -426,7 +438,9 @@ impl Shared {
             status.pods = state.world.pods().count();
             status.local_addresses = enforcer.compiler.locals().count();
             status.problems.extend(state.faults.iter().take(PROBLEMS_MOST).map(|(id, fault)| {
-                format!("{id}: {fault}; until it is mended, it isolates what it selects and allows nothing")
+                let closed =
+                    state.policies.get(id).map(mesh_policy::networkpolicy::closed).unwrap_or_default();
+                format!("{id}: {fault}; until it is mended, {closed}")
             }));
             if let Some(more) = state.faults.len().checked_sub(PROBLEMS_MOST + 1) {
                 status.problems.push(format!("and {} policies more", more + 1));

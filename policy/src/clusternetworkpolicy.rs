@@ -1,13 +1,15 @@
 //! The cluster-wide ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2), from manifest to [`Policy`].
 //!
 //! A rule that is not understood fails closed, as the API asks: one that accepts matches nothing, one that denies or passes denies
-//! everything. An object of which tier, priority or subject is not understood counts for nothing: whom to deny what is not known.
+//! everything; so does a list of rules that cannot be read. An object of which tier, priority or subject is not understood counts for nothing: whom to deny what is not known.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use crate::field::{Faults, Result, list, net, number, object, one_of, port_name, required_selector, shown};
+use crate::field::{
+    Faults, Result, known, list, net, number, object, one_of, port_name, required_selector, shown,
+};
 use crate::model::{
     Action, Block, Direction, Namespaces, Order, Peer, PodSelector, Policy, PolicyId, Port, PortMatch, Rule,
     Subject, Tier,
@@ -53,8 +55,11 @@ pub fn read(manifest: &Value) -> Read {
 }
 
 fn policy(id: &PolicyId, manifest: &Value) -> Result<(Policy, Option<ObjectError>)> {
-    let fields = ["tier", "priority", "subject", "ingress", "egress"];
-    let spec = object("spec", manifest.get("spec").unwrap_or(&Value::Null), &fields)?;
+    let spec = manifest.get("spec").and_then(Value::as_object);
+    let spec = spec.ok_or_else(|| ObjectError::new("spec", "is no object"))?;
+    let mut faults = Faults::default();
+    // One of a later version says something that is not done; the rest of it is.
+    faults.keep(known("spec", spec, &["tier", "priority", "subject", "ingress", "egress"]));
     let tier = match spec.get("tier").and_then(Value::as_str) {
         Some("Admin") => Tier::admin(),
         Some("Baseline") => Tier::baseline(),
@@ -70,9 +75,8 @@ fn policy(id: &PolicyId, manifest: &Value) -> Result<(Policy, Option<ObjectError
     })?;
     let (field, value) = one_of("spec.subject", spec.get("subject"), &["namespaces", "pods"])?;
     let subject = Subject::Pods(pods(&format!("spec.subject.{field}"), field, value)?);
-    let mut faults = Faults::default();
-    let egress = rules(spec, Direction::Egress, &mut faults)?;
-    let ingress = rules(spec, Direction::Ingress, &mut faults)?;
+    let egress = rules(spec, Direction::Egress, &mut faults);
+    let ingress = rules(spec, Direction::Ingress, &mut faults);
     // Without rules of a direction it does not judge that.
     let judged = |rules: Vec<Rule>| Some(rules).filter(|rules| !rules.is_empty());
     let policy = Policy {
@@ -101,11 +105,18 @@ fn pods(at: &str, field: &str, value: &Value) -> Result<PodSelector> {
     Ok(PodSelector { namespaces: Namespaces::Selected(namespaces), pods: selector("podSelector")? })
 }
 
-fn rules(spec: &Map<String, Value>, direction: Direction, faults: &mut Faults) -> Result<Vec<Rule>> {
+fn rules(spec: &Map<String, Value>, direction: Direction, faults: &mut Faults) -> Vec<Rule> {
     let field = direction.as_str();
-    let at = format!("spec.{field}");
-    let entries = short_list(&at, spec.get(field))?;
-    Ok(entries
+    let denial = |name: &str| Rule {
+        name: name.chars().take(2 * NAME_MOST).collect(),
+        action: Action::Deny,
+        peers: None,
+        ports: None,
+    };
+    let Some(entries) = faults.keep(short_list(&format!("spec.{field}"), spec.get(field))) else {
+        return vec![denial(field)];
+    };
+    entries
         .iter()
         .enumerate()
         .filter_map(|(index, entry)| {
@@ -122,17 +133,11 @@ fn rules(spec: &Map<String, Value>, direction: Direction, faults: &mut Faults) -
                 Ok((peers, ports)) => Some(Rule { name, action: action?, peers: Some(peers), ports }),
                 Err(fault) => {
                     faults.note(fault);
-                    let closed = Rule {
-                        name: name.chars().take(2 * NAME_MOST).collect(),
-                        action: Action::Deny,
-                        peers: None,
-                        ports: None,
-                    };
-                    (action != Some(Action::Allow)).then_some(closed)
+                    (action != Some(Action::Allow)).then(|| denial(&name))
                 }
             }
         })
-        .collect())
+        .collect()
 }
 
 type Matches = (BTreeSet<Peer>, Option<BTreeSet<Port>>);

@@ -238,7 +238,8 @@ impl Compiler {
             let tiers = policies.applying(world, address, direction);
             let class = class::compile(world, settings, direction, &tiers);
             let name = class.name.clone();
-            classes.entry(name.clone()).or_insert_with(|| Arc::new(class));
+            // One of the same rules may have other names for them.
+            classes.insert(name.clone(), Arc::new(class));
             name
         };
         // Replicas have the same policies.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::evaluate::{Decision, Flow, PolicySet, Reason, evaluate, matches_port};
 use crate::model::{Direction, Labels, Namespaces, Peer, PodSelector, PortMatch, Rule, Sites};
+use crate::networkpolicy::closed;
 use crate::object::NAMESPACE_NAME;
 use crate::protocol::Protocol;
 use crate::state::State;
@@ -41,7 +42,8 @@ pub fn explain(state: &State, flow: &Flow) -> String {
             state.policies.get(id).is_some_and(|policy| world.is_subject(&policy.subject, address))
         });
         if concerned {
-            let _ = writeln!(text, "{id} was refused, and isolates until it is mended: {fault}");
+            let closed = state.policies.get(id).map(closed).unwrap_or_default();
+            let _ = writeln!(text, "{id}: {fault}; until it is mended, {closed}");
         }
     }
     text

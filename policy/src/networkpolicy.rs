@@ -32,6 +32,15 @@ pub struct Read {
     pub fault: Option<ObjectError>,
 }
 
+/// What a policy does that was refused, or of which a part was.
+pub fn closed(policy: &Policy) -> &'static str {
+    match (policy.id.kind == KIND, policy.egress.is_some() || policy.ingress.is_some()) {
+        (true, _) => "it isolates what it selects and allows nothing",
+        (false, true) => "such a rule accepts nothing, or denies all",
+        (false, false) => "it counts for nothing",
+    }
+}
+
 /// The key of a manifest.
 pub fn key(object: &Value) -> Key {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);

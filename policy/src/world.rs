@@ -14,8 +14,8 @@ use crate::object::{Key, Namespace, Pod};
 pub struct Node {
     /// Its site.
     pub site: Option<String>,
-    /// Its labels.
-    pub labels: Labels,
+    /// The labels of its Node object, if it has one.
+    pub labels: Option<Labels>,
     /// Its own addresses in the mesh.
     pub addresses: BTreeSet<IpAddr>,
     /// Those that its cluster knows it by: `status.addresses`.
@@ -36,7 +36,8 @@ pub struct World {
     prefixes: BTreeMap<IpNet, String>,
     lengths: BTreeSet<(bool, u8)>,
     node_addresses: HashMap<IpAddr, String>,
-    status_addresses: HashMap<IpAddr, String>,
+    // All that claim one, whether the mesh or their cluster knows them by it.
+    claimants: HashMap<IpAddr, Vec<String>>,
 }
 
 impl World {
@@ -128,9 +129,12 @@ impl World {
         self.node_addresses = all()
             .flat_map(|(name, node)| node.addresses.iter().map(|address| (*address, name.clone())))
             .collect();
-        self.status_addresses = all()
-            .flat_map(|(name, node)| node.status_addresses.iter().map(|address| (*address, name.clone())))
-            .collect();
+        self.claimants.clear();
+        for (name, node) in all() {
+            for address in node.addresses.union(&node.status_addresses) {
+                self.claimants.entry(*address).or_default().push(name.clone());
+            }
+        }
         self.nodes = nodes;
         true
     }
@@ -225,9 +229,9 @@ impl World {
             Peer::Pods(selector) => self.holder(address).is_some_and(|pod| self.selects(selector, pod)),
             Peer::Block(block) => block.contains(address),
             Peer::Nodes(selector) => {
-                let names = [&self.node_addresses, &self.status_addresses].map(|all| all.get(&address));
-                let mut nodes = names.into_iter().flatten().filter_map(|name| self.nodes.get(name));
-                nodes.any(|node| selector.matches(&node.labels))
+                let names = self.claimants.get(&address).into_iter().flatten();
+                let mut labels = names.filter_map(|name| self.nodes.get(name)?.labels.as_ref());
+                labels.any(|labels| selector.matches(labels))
             }
             Peer::Sites(sites) => self.in_sites(sites, address),
         }

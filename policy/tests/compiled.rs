@@ -12,7 +12,7 @@ use mesh_policy::compile::{Logging, MASK, Settings};
 use mesh_policy::model::{Action, Direction, End, Order, Peer, Policy, PolicyId, Rule, Sites, Subject, Tier};
 use mesh_policy::networkpolicy::{self, Read};
 use mesh_policy::object::{Key, Namespace, Pod};
-use mesh_policy::ruleset::{Hook, State as Ct, Way};
+use mesh_policy::ruleset::{Hook, Match, State as Ct, Statement, Way};
 use mesh_policy::world::Node;
 use mesh_policy::{Compiler, Event, Flow, Protocol, State, clusternetworkpolicy, evaluate};
 use proptest::prelude::*;
@@ -41,13 +41,16 @@ fn nodes() -> BTreeMap<String, Node> {
     let node = |number: u8, site: &str| {
         let node = Node {
             site: Some(site.to_owned()),
-            labels: [("rack".to_owned(), format!("r{}", number % 2))].into(),
+            labels: (number < 3).then(|| [("rack".to_owned(), format!("r{}", number % 2))].into()),
             addresses: [
                 format!("fd00:ffff::{number}").parse().unwrap(),
                 format!("192.168.0.{number}").parse().unwrap(),
             ]
             .into(),
-            status_addresses: [format!("172.16.0.{number}").parse().unwrap()].into(),
+            // One of them is claimed by all.
+            status_addresses: ["172.16.0.9".to_owned(), format!("172.16.0.{number}")]
+                .map(|text| text.parse().unwrap())
+                .into(),
             prefixes: settings(&format!("n{number}")).own,
         };
         (format!("n{number}"), node)
@@ -431,6 +434,31 @@ proptest! {
         let lost = before.iter().any(|flow| !after.contains(flow));
         prop_assert!(delta.revokes || !lost, "{:?}", delta.changes);
     }
+}
+
+#[test]
+fn only_packets_of_who_began_a_flow_are_told() {
+    // An answer's source is the server: the log would have the flow the wrong way round.
+    let mut told = settings("n1");
+    told.log.allowed = 1;
+    let mut compiler = Compiler::new(told.clone());
+    compiler.configure(told, nodes());
+    compiler.take(Event::Pod(pod(0, "a", 80)));
+    let spec = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": [{"from": [{"podSelector": {}}]}]});
+    let deny = json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "ingress": [{"action": "Deny", "from": [{"namespaces": {"matchLabels": {"a": "b"}}}]}]});
+    compiler.take(Event::Policy(networkpolicy::read(
+        &json!({"metadata": {"name": "p", "namespace": "x"}, "spec": spec}),
+    )));
+    compiler
+        .take(Event::Policy(clusternetworkpolicy::read(&json!({"metadata": {"name": "c"}, "spec": deny}))));
+    compiler.update();
+    let of_classes = |name: &&String| name.as_bytes().get(1) == Some(&b'_') && !name.starts_with("x_");
+    let chains = compiler.ruleset().chains.iter().filter(|(name, _)| of_classes(name));
+    let rules = chains.flat_map(|(_, chain)| &chain.rules);
+    let logs: Vec<_> =
+        rules.filter(|rule| rule.statements.iter().any(|s| matches!(s, Statement::Log { .. }))).collect();
+    assert!(logs.len() >= 4, "{logs:?}");
+    assert!(logs.iter().all(|rule| rule.matches.contains(&Match::Direction(Way::Original))), "{logs:?}");
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
         .map(|record| {
             let mut node = policy_node(record, &mesh);
             if let Some(host) = said_of.get(record.name.as_str()) {
-                node.labels = host.labels.clone();
+                node.labels = Some(host.labels.clone());
                 node.addresses.extend(&host.addresses);
             }
             (record.name.to_string(), node)

@@ -26,7 +26,7 @@ use super::feed::{Feed, Kind};
 use super::merge::{self, Source};
 use super::{MeshWord, RegistryError, Snapshot};
 use crate::atomic;
-use crate::manifest::{self, Object, Parsed};
+use crate::manifest::{self, Parsed};
 use words::{Files, Name};
 
 /// The folder of the nodes' own publications.
@@ -154,10 +154,17 @@ impl FileRegistry {
         for path in paths {
             // One that was away with all others held what it held when that was taken for the operator's will.
             let held = before.remove(&path).or_else(|| self.vanished.remove(&path));
-            let good = held.as_ref().map(|known| Arc::clone(&known.good));
-            if let Some(known) = look(&path, held, Author::Operator) {
-                news |= good.is_none_or(|good| !Arc::ptr_eq(&good, &known.good));
-                self.known.insert(path, known);
+            match (look(&path, held.clone(), Author::Operator), held) {
+                (Some(known), held) => {
+                    news |= held.is_none_or(|held| !Arc::ptr_eq(&held.good, &known.good));
+                    self.known.insert(path, known);
+                }
+                // Its name is there, and it is not.
+                (None, Some(held)) => {
+                    news = true;
+                    self.vanished.insert(path, held);
+                }
+                (None, None) => {}
             }
         }
         let gone: Vec<PathBuf> =
@@ -197,14 +204,8 @@ impl FileRegistry {
     }
 
     fn mesh_word(&self) -> MeshWord {
-        let objects = self.known.values().flat_map(|known| &known.good.objects);
-        let said = objects.filter_map(|object| match object {
-            Object::Mesh(name, said) if Some(name.as_str()) == self.mesh.as_ref().map(MeshName::as_str) => {
-                Some(said)
-            }
-            _ => None,
-        });
-        match said.map(|said| (**said).clone()).next() {
+        let named = self.mesh.as_ref().map(MeshName::as_str);
+        match named.and_then(|name| words::meshes(&self.files()).remove(name)) {
             None => MeshWord::Silent,
             Some(Ok(settings)) => MeshWord::Said(settings),
             Some(Err(why)) => MeshWord::Unclear(why),

@@ -148,20 +148,14 @@ impl<'a> Parser<'a> {
             return Ok(inner.into_requirements().collect());
         }
         for (name, global) in [("all", false), ("global", true)] {
-            let call = self.rest().strip_prefix(name).map(|rest| rest.trim_start_matches([' ', '\t']));
-            if call.is_some_and(|rest| rest.starts_with('(')) {
-                self.takes(name);
-                self.needs("(")?;
+            if self.takes(&format!("{name}(")) {
                 self.needs(")")?;
                 *(if global { &mut self.globals } else { &mut self.others }) += 1;
                 return Ok(Vec::new());
             }
         }
         self.others += 1;
-        let call = self.rest().strip_prefix("has").map(|rest| rest.trim_start_matches([' ', '\t']));
-        if call.is_some_and(|rest| rest.starts_with('(')) {
-            self.takes("has");
-            self.needs("(")?;
+        if self.takes("has(") {
             let label = self.label()?;
             self.needs(")")?;
             return Ok(vec![Requirement::Exists(label)]);
@@ -213,6 +207,10 @@ impl<'a> Parser<'a> {
                 return Ok(strings);
             }
             self.needs(",")?;
+            // As Calico has it.
+            if self.takes("}") {
+                return Ok(strings);
+            }
         }
     }
 

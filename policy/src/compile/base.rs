@@ -100,13 +100,11 @@ fn forward(settings: &Settings, stranger: &str) -> Vec<Rule> {
         rules.push(Rule::new(vec![local, Match::NoWayBack], goto("x_spoofed")));
     }
     for family in Family::BOTH {
-        let out = [End::Source, End::Destination].into_iter().flat_map(|end| {
-            [
-                outside(family, end, scope_set(family), Kind::Ranges),
-                outside(family, end, local_set(family), Kind::Addresses),
-            ]
-        });
-        rules.push(Rule::new(out.collect(), Verdict::Accept));
+        // Hashes before ranges: most packets are of local pods, and looked up once.
+        let ends = [End::Source, End::Destination];
+        let strange = ends.map(|end| outside(family, end, local_set(family), Kind::Addresses));
+        let out = ends.map(|end| outside(family, end, scope_set(family), Kind::Ranges));
+        rules.push(Rule::new(strange.into_iter().chain(out).collect(), Verdict::Accept));
     }
     rules.push(Rule::new(vec![], Verdict::Jump("judged_before".to_owned())));
     for (end, map) in [(End::Client, egress_map as fn(Family) -> String), (End::Server, ingress_map)] {

@@ -16,7 +16,7 @@ use crate::model::{
 };
 use crate::protocol::Protocol;
 use crate::ruleset::{Element, End, Family, Kind, Match, Rule, Statement, Verdict, Way};
-use crate::world::World;
+use crate::world::{Node, World};
 
 /// What a set holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -141,7 +141,18 @@ pub(super) fn denial(settings: &Settings, direction: Direction, id: &str) -> Vec
         Direction::Egress => (flowlog::Direction::Egress, "denied_egress"),
         Direction::Ingress => (flowlog::Direction::Ingress, "denied_ingress"),
     };
-    refusal(settings, side, id, counter)
+    let mut rules = refusal(settings, side, id, counter);
+    for rule in rules.iter_mut().filter(|rule| is_told(rule)) {
+        rule.matches.push(BEGUN);
+    }
+    rules
+}
+
+/// Of a flow its beginner's packets are told: an answer has source and destination the other way round.
+const BEGUN: Match = Match::Direction(Way::Original);
+
+fn is_told(rule: &Rule) -> bool {
+    rule.statements.iter().any(|statement| matches!(statement, Statement::Log { .. }))
 }
 
 pub(super) fn refusal(settings: &Settings, side: flowlog::Direction, id: &str, counter: &str) -> Vec<Rule> {
@@ -231,7 +242,7 @@ impl Writer<'_> {
         };
         for matches in self.matches(rule, rule.action == Action::Allow) {
             if let Some(told) = &told {
-                rules.push(Rule { matches: matches.clone(), ..told.clone() });
+                rules.push(Rule { matches: [matches.as_slice(), &[BEGUN]].concat(), ..told.clone() });
             }
             if verdict != Verdict::Continue {
                 rules.push(Rule::new(matches, verdict.clone()));
@@ -292,10 +303,11 @@ impl Writer<'_> {
                 Peer::Pods(selector) => drop(selectors.insert(selector.clone())),
                 Peer::Block(block) => blocks.push(block),
                 Peer::Nodes(selector) => {
-                    let meant = self.world.nodes().values().filter(|node| selector.matches(&node.labels));
+                    let is_meant =
+                        |node: &&Node| node.labels.as_ref().is_some_and(|labels| selector.matches(labels));
+                    let meant = self.world.nodes().values().filter(is_meant);
                     let addresses = meant.flat_map(|node| node.addresses.union(&node.status_addresses));
-                    let own = addresses.filter(|address| self.world.is_peer(peer, **address));
-                    nets.extend(own.map(|address| IpNet::from(*address)));
+                    nets.extend(addresses.map(|address| IpNet::from(*address)));
                 }
                 Peer::Sites(sites) => {
                     let nodes = self.world.nodes().values();

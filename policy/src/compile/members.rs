@@ -64,8 +64,8 @@ impl<'a> Index<'a> {
             if let Some(list) = index.namespaces.get_mut(&*pod.key.namespace) {
                 list.push(place);
             }
-            for (key, values) in &mut index.labels {
-                if let Some(value) = pod.labels.get(*key) {
+            for (key, value) in &*pod.labels {
+                if let Some(values) = index.labels.get_mut(&**key) {
                     values.entry(value).or_default().push(place);
                 }
             }

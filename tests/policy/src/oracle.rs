@@ -131,7 +131,7 @@ impl Standing {
             Object::Node(node) => {
                 let addresses = node.status.addresses.iter().filter_map(|entry| entry.address.parse().ok());
                 let addresses = addresses.collect();
-                let known = Node { labels: node.metadata.labels, addresses, ..Node::default() };
+                let known = Node { labels: Some(node.metadata.labels), addresses, ..Node::default() };
                 Some((node.metadata.name, known))
             }
             _ => None,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -170,9 +170,26 @@ fn judge(
             port: destination.port,
             by: by(&decision),
         };
-        *differences.entry(flow).or_default() += line.packets;
+        let packets = differences.entry(flow).or_default();
+        *packets = packets.saturating_add(line.packets);
     }
     Ok(())
+}
+
+/// The next line, of a longer one the beginning. `None`: there is none.
+fn next_line(log: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let most = LINE_MOST as u64 + 1;
+    if log.by_ref().take(most).read_until(b'\n', &mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut ended = line.last() == Some(&b'\n');
+    while !ended {
+        let mut rest = Vec::new();
+        let read = log.by_ref().take(most).read_until(b'\n', &mut rest)?;
+        ended = read == 0 || rest.last() == Some(&b'\n');
+    }
+    Ok(Some(line))
 }
 
 fn replay(state: &State, logs: &[PathBuf]) -> anyhow::Result<(Replay, Vec<String>)> {
@@ -182,8 +199,10 @@ fn replay(state: &State, logs: &[PathBuf]) -> anyhow::Result<(Replay, Vec<String
             Some("-") => Box::new(io::stdin()),
             _ => Box::new(File::open(path).with_context(|| format!("reading flows from {}", shown(path)))?),
         };
-        for (index, line) in BufReader::new(log).split(b'\n').enumerate() {
-            let line = line.with_context(|| format!("reading flows from {}", shown(path)))?;
+        let mut log = BufReader::new(log);
+        for index in 0_usize.. {
+            let line = next_line(&mut log).with_context(|| format!("reading flows from {}", shown(path)))?;
+            let Some(line) = line else { break };
             if line.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
@@ -318,7 +337,7 @@ mod tests {
             apart,
             line("perhaps", "ingress", "client", 1),
             json!({"verdict": "deny"}),
-            json!("a"),
+            json!("a".repeat(2 * LINE_MOST)),
             line("allow", "ingress", "client", 1),
         ]);
         let counts = (replay.judged, replay.unknown, replay.passed_over, replay.wrong);

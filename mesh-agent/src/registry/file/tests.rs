@@ -213,6 +213,40 @@ fn told(registry: &FileRegistry, state: &mut mesh_policy::State) -> Option<usize
 }
 
 #[test]
+fn a_name_whose_file_is_gone_says_nothing_any_more() {
+    let (dir, mut registry) = registry();
+    let mut state = mesh_policy::State::default();
+    let target = dir.path().join("target");
+    fs::write(dir.path().join("nodes.yaml"), node("a")).unwrap();
+    fs::write(
+        &target,
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {}\n",
+    )
+    .unwrap();
+    std::os::unix::fs::symlink(&target, dir.path().join("policies.yaml")).unwrap();
+    registry.read().unwrap();
+    registry.accepted();
+    assert_eq!(told(&registry, &mut state), Some(1));
+    fs::remove_file(&target).unwrap();
+    registry.read().unwrap();
+    registry.accepted();
+    assert_eq!(told(&registry, &mut state), Some(0));
+}
+
+#[test]
+fn no_node_speaks_for_the_mesh() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut registry = FileRegistry::of_mesh(dir.path(), &"m".parse().unwrap());
+    fs::write(dir.path().join("nodes.yaml"), node("a")).unwrap();
+    fs::create_dir(dir.path().join(PUBLISHED)).unwrap();
+    let mesh = "apiVersion: sennit.dev/v1alpha1\nkind: Mesh\nmetadata: {name: m}\nspec: {}\n";
+    fs::write(dir.path().join(PUBLISHED).join("a.yaml"), mesh).unwrap();
+    assert_eq!(registry.read().unwrap().mesh, MeshWord::Silent);
+    fs::write(dir.path().join("z.yaml"), mesh).unwrap();
+    assert!(matches!(registry.read().unwrap().mesh, MeshWord::Said(_)));
+}
+
+#[test]
 fn policy_is_told_of_what_was_accepted_and_of_nothing_half_read() {
     const POLICY: &str =
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {}\n";

@@ -94,9 +94,10 @@ pub fn hosts(files: &Files) -> BTreeMap<String, Host> {
     let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
     for object in files.values().flat_map(|parsed| &parsed.objects) {
         if let Object::Node(node) = object {
-            let host = hosts.entry(node.metadata.name.clone()).or_default();
-            host.labels.extend(node.metadata.labels.clone());
-            host.addresses.extend(node.status.addresses());
+            hosts.entry(node.metadata.name.clone()).or_insert_with(|| Host {
+                labels: node.metadata.labels.clone(),
+                addresses: node.status.addresses(),
+            });
         }
     }
     hosts

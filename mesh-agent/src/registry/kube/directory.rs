@@ -317,7 +317,9 @@ impl Directory {
                         Some(node) if node.pod_cidrs.is_empty() => node.pod_cidrs = record.pod_cidrs,
                         Some(_) => {}
                         None => {
-                            hosts.insert(record.name.to_string(), entry.host.clone());
+                            if kind == Kind::Node {
+                                hosts.insert(record.name.to_string(), entry.host.clone());
+                            }
                             nodes.insert(record.name.clone(), record);
                         }
                     },

@@ -30,6 +30,8 @@ use crate::registry::feed::{Feed, Kind};
 const REMEDY: &str =
     "apply the ClusterRole sennit-agent of this version (deploy/kubernetes/base, or the chart)";
 
+// So often has a kind to be unknown that was known before.
+const MISSED: u32 = 4;
 // How long at most a cluster that does not know a kind is left before it is asked again.
 const UNKNOWN: Duration = Duration::from_secs(300);
 
@@ -48,7 +50,9 @@ fn begin<T: Counted>(client: &Client, cluster: Option<&ClusterName>, feed: &Feed
         feed: feed.clone(),
         cluster: cluster.cloned(),
         refused: BTreeSet::new(),
+        known: false,
         unknown: false,
+        missed: 0,
         kind: PhantomData,
     };
     Watch { fields: None, sink }.begin(Api::<Item<T>>::all(client.clone()))
@@ -317,8 +321,12 @@ struct Intake<T> {
     cluster: Option<ClusterName>,
     // Keys of those that the feed knows as refused.
     refused: BTreeSet<String>,
+    // They were listed.
+    known: bool,
     // The cluster does not know the kind, and the feed was told that there are none.
     unknown: bool,
+    // How often in succession it did not.
+    missed: u32,
     kind: PhantomData<fn(T)>,
 }
 
@@ -361,7 +369,7 @@ impl<T: Counted> Sink for Intake<T> {
         for title in mended {
             self.feed.refuse(title, None);
         }
-        self.unknown = false;
+        (self.known, self.unknown, self.missed) = (true, false, 0);
         self.feed.trouble(T::KIND.as_str(), None);
         self.feed.push(T::all(objects));
     }
@@ -392,12 +400,20 @@ impl<T: Counted> Sink for Intake<T> {
 
     fn failed(&mut self, error: &kube::Error) {
         if T::OPTIONAL && matches!(error, kube::Error::Api(status) if status.code == 404) {
-            if !std::mem::replace(&mut self.unknown, true) || self.feed.lost(T::KIND) {
+            self.missed += 1;
+            // One server may know less than another, for a moment.
+            if self.known && self.missed < MISSED {
+                let told = format!("the cluster does not know the kind any more: {}", reason(error));
+                self.feed.trouble(T::KIND.as_str(), Some(told));
+            } else if self.known || !self.unknown || self.feed.lost(T::KIND) {
                 self.listed(Vec::new());
-                self.unknown = true;
+                (self.known, self.unknown) = (false, true);
+            } else {
+                self.feed.trouble(T::KIND.as_str(), None);
             }
             return;
         }
+        self.unknown = false;
         let told = match error {
             kube::Error::Api(status) if status.code == 403 => format!("{}; {REMEDY}", reason(error)),
             error => reason(error),
@@ -406,7 +422,7 @@ impl<T: Counted> Sink for Intake<T> {
     }
 
     fn whole(&self) -> bool {
-        !self.feed.lost(T::KIND)
+        self.missed == 0 && !self.feed.lost(T::KIND)
     }
 
     fn retry_most(&self) -> Duration {

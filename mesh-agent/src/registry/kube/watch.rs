@@ -159,6 +159,9 @@ impl<S: Sink> Watch<S> {
                     Err(error) => {
                         self.sink.failed(&error);
                         pause(&mut failures, RETRY_MOST).await;
+                        if !self.sink.whole() {
+                            continue 'list;
+                        }
                     }
                 }
             }

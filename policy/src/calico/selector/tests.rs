@@ -21,6 +21,7 @@ fn operators_mean_what_calico_means() {
         ("missing != 'x'", true),
         ("missing == ''", false),
         ("app in {'a', 'web-1'}", true),
+        ("app in {'web-1',}", true),
         ("app in {}", false),
         ("app not in {}", true),
         ("missing not in {'a'}", true),
@@ -64,6 +65,7 @@ fn errors_say_where() {
         ("a == '\u{e4}' %", 10, "expected && or ||"),
         ("global() && has(a)", 1, "global() stands alone"),
         ("a\n== 'b'", 2, "expected =="),
+        ("has (a)", 5, "expected =="),
     ] {
         let error = parse(text).unwrap_err();
         assert!(error.at == at && error.what.contains(told), "{text}: {error}");

@@ -85,7 +85,7 @@ impl Server {
         let head = String::from_utf8(head).unwrap();
         let target = head.split(' ').nth(1).unwrap();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        if query.contains("watch=true") {
+        if query.contains("watch=true") && self.served.lock().objects.contains_key(path) {
             let (sender, mut events) = mpsc::unbounded_channel::<String>();
             self.served.lock().watches.insert(path.to_owned(), sender);
             self.watched.notify_waiters();
@@ -126,7 +126,7 @@ impl Server {
                 .split('&')
                 .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse::<usize>().ok())
         };
-        let (from, most) = (field("continue").unwrap_or(0), field("limit").unwrap());
+        let (from, most) = (field("continue").unwrap_or(0), field("limit").unwrap_or(usize::MAX));
         let until = (from + most).min(objects.len());
         let token = (until < objects.len()).then(|| until.to_string());
         let metadata = json!({"resourceVersion": "7", "continue": token});
@@ -332,6 +332,17 @@ async fn where_pods_may_not_be_read_the_others_are_and_the_remedy_is_told() {
     until(&feed, &mut state, |_| feed.complete() && feed.staleness().is_none()).await;
 }
 
+fn cluster_policy(name: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "resourceVersion": "8"},
+        "spec": {"tier": "Admin", "priority": 5, "subject": {"namespaces": {}}, "ingress": [{"action": "Deny", "from": [{"namespaces": {}}]}]},
+    })
+}
+
+fn only(state: &State, name: &str) -> bool {
+    state.policies.iter().map(|policy| policy.id.name.as_str()).eq([name])
+}
+
 #[tokio::test]
 async fn policies_of_the_whole_cluster_count_as_soon_as_it_knows_the_kind() {
     let (server, mut registry) = Server::start().await;
@@ -340,22 +351,39 @@ async fn policies_of_the_whole_cluster_count_as_soon_as_it_knows_the_kind() {
     let mut state = State::default();
     until(&feed, &mut state, |_| feed.complete()).await;
     assert_eq!(feed.staleness(), None, "a cluster without the kind has none");
-    let policy = |name: &str| {
-        json!({
-            "metadata": {"name": name, "resourceVersion": "8"},
-            "spec": {"tier": "Admin", "priority": 5, "subject": {"namespaces": {}}, "ingress": [{"action": "Deny", "from": [{"namespaces": {}}]}]},
-        })
-    };
-    server.served.lock().objects.insert(CLUSTER_WIDE, vec![policy("c")]);
-    until(&feed, &mut state, |state| state.policies.iter().count() == 1).await;
+    server.served.lock().objects.insert(CLUSTER_WIDE, vec![cluster_policy("c")]);
+    until(&feed, &mut state, |state| only(state, "c")).await;
     assert!(state.faults.is_empty(), "{:?}", state.faults);
     server.watched(&[CLUSTER_WIDE]).await;
-    server.say(CLUSTER_WIDE, "ADDED", &policy("d"));
-    server.say(CLUSTER_WIDE, "DELETED", &policy("c"));
-    until(&feed, &mut state, |state| {
-        state.policies.iter().map(|policy| policy.id.to_string()).eq(["ClusterNetworkPolicy d".to_owned()])
-    })
-    .await;
+    server.say(CLUSTER_WIDE, "ADDED", &cluster_policy("d"));
+    server.say(CLUSTER_WIDE, "DELETED", &cluster_policy("c"));
+    until(&feed, &mut state, |state| only(state, "d")).await;
+}
+
+#[tokio::test]
+async fn a_server_that_knows_less_for_a_moment_takes_no_policy_away() {
+    for comes_back in [true, false] {
+        let (server, mut registry) = Server::start().await;
+        server.served.lock().objects.insert(CLUSTER_WIDE, vec![cluster_policy("c")]);
+        registry.watch_policy();
+        let feed = registry.feed().clone();
+        let mut state = State::default();
+        until(&feed, &mut state, |state| only(state, "c")).await;
+        server.watched(&[CLUSTER_WIDE]).await;
+        {
+            let mut served = server.served.lock();
+            served.objects.remove(CLUSTER_WIDE);
+            served.watches.remove(CLUSTER_WIDE);
+        }
+        until(&feed, &mut state, |state| only(state, "c") && feed.staleness().is_some()).await;
+        if comes_back {
+            server.served.lock().objects.insert(CLUSTER_WIDE, vec![cluster_policy("e")]);
+            until(&feed, &mut state, |state| only(state, "e") && feed.staleness().is_none()).await;
+        } else {
+            until(&feed, &mut state, |state| state.policies.iter().count() == 0).await;
+            until(&feed, &mut state, |_| feed.staleness().is_none()).await;
+        }
+    }
 }
 
 #[tokio::test]
