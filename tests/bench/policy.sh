@@ -4,7 +4,7 @@
 # Usage: policy.sh [ROUNDS]     Programs: $SENNIT_BIN_DIR, default target/release
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-rounds=${1:-3}
+rounds=${1:-5}
 bin=${SENNIT_BIN_DIR:-$PWD/target/release}
 [[ $(id -u) == 0 ]] || { echo "policy.sh needs root" >&2; exit 1; }
 dir=$(mktemp -d)
@@ -34,12 +34,16 @@ for count in (0, 100, 1000, 10000):
     json.dump({"apiVersion": "v1", "kind": "List", "items": policies}, open(f"{dir}/{count}.json", "w"))
 END
 stream() { # name, iperf3's arguments
-  printf '  - exec: {on: aws-1-pod-1, command: "iperf3 -s -D -1 -p 5201"}\n  - timeout: 60s\n    exec: {on: gcp-1-pod-1, command: "sleep 0.5; iperf3 -c 10.1.0.2 -p 5201 -t 4 %s -J > %s"}\n' "$2" "$dir/$1.json"
+  printf '  - exec: {on: aws-1-pod-1, command: "iperf3 -s -D -1 -p 5201"}\n  - timeout: 60s\n    exec: {on: gcp-1-pod-1, command: "sleep 0.5; head -n 1 /proc/stat > %s; iperf3 -c 10.1.0.2 -p 5201 -t 3 %s -J > %s; head -n 1 /proc/stat > %s"}\n' \
+    "$dir/$1.before" "$2" "$dir/$1.json" "$dir/$1.after"
 }
 both() {
   stream "tcp-$1" "-C reno"
   stream "udp-$1" "-u -b 0 -l 64"
 }
+cat >"$dir/beside.nft" <<'END'
+table inet beside { chain f { type filter hook forward priority 10; ct state invalid counter; }; }
+END
 cat >"$dir/mode.sh" <<'END'
 sed -i -E "s/(\"?mode\"?: *)\"?(off|enforce)\"?/\1\"$1\"/" /run/netlab/private/agent.yaml
 grep -q "\"$1\"" /run/netlab/private/agent.yaml
@@ -63,6 +67,10 @@ END
   for ((round = 1; round <= rounds; round++)); do
     mode off
     both "off-$round"
+    # Whatever else of a node's nftables asks conntrack, as kube-proxy does on all nodes of Kubernetes.
+    for node in aws-1 gcp-1; do printf '  - exec: {on: %s, command: "nft -f %s"}\n' $node "$dir/beside.nft"; done
+    both "tracked-$round"
+    for node in aws-1 gcp-1; do printf '  - exec: {on: %s, command: "nft delete table inet beside"}\n' $node; done
     mode enforce
     for count in 0 100 1000 10000; do
       printf '  - apply: {file: policies.json, source: %s.json}\n' $count
@@ -146,10 +154,29 @@ def tcp(what, n):
 def udp(what, n):
     end = json.load(open(f"{dir}/udp-{what}-{n}.json"))["end"]["sum"]
     return (end["packets"] - end["lost_packets"]) / end["seconds"] / 1e3
-for name, rate, unit in (("TCP", tcp, "Gb/s"), ("UDP of 64 bytes", udp, "thousand packets/s")):
+def busy(name):
+    # user, nice, system, irq, softirq of all processors, in hundredths of a second
+    ticks = [[int(n) for n in open(f"{dir}/{name}.{end}").read().split()[1:8]] for end in ("before", "after")]
+    return sum(after - before for n, (before, after) in enumerate(zip(*ticks)) if n not in (3, 4)) / 100
+def gigabytes(what, n):
+    return json.load(open(f"{dir}/tcp-{what}-{n}.json"))["end"]["sum_received"]["bytes"] / 1e9
+def packets(what, n):
+    end = json.load(open(f"{dir}/udp-{what}-{n}.json"))["end"]["sum"]
+    return (end["packets"] - end["lost_packets"]) / 1e6
+for name, kind, rate, unit, amount, per in (("TCP", "tcp", tcp, "Gb/s", gigabytes, "GB"),
+                                            ("UDP of 64 bytes", "udp", udp, "thousand packets/s", packets, "million packets")):
     base = [rate("off", n) for n in rounds]
-    print(f"{name} without policy: {statistics.median(base):.2f} {unit} ({min(base):.2f}-{max(base):.2f})")
+    tracked = [rate("tracked", n) for n in rounds]
+    cost = lambda what, n: busy(f"{kind}-{what}-{n}") / amount(what, n)
+    spent = [cost("off", n) for n in rounds]
+    print(f"{name} without policy: {statistics.median(base):.2f} {unit} ({min(base):.2f}-{max(base):.2f}), {statistics.median(spent):.2f} s of CPU per {per}")
+    print(f"  with conntrack alone: {statistics.median(a / b for a, b in zip(tracked, base)):.3f} of that, "
+          f"{statistics.median(cost('tracked', n) / one for n, one in zip(rounds, spent)):.3f} of the CPU")
     for count in (0, 100, 1000, 10000):
         ratios = [rate(count, n) / one for n, one in zip(rounds, base)]
-        print(f"  with {count:>6} rules: {statistics.median(ratios):.3f} of that ({min(ratios):.3f}-{max(ratios):.3f})")
+        costs = [cost(count, n) / one for n, one in zip(rounds, spent)]
+        print(f"  with {count:>6} rules: {statistics.median(ratios):.3f} of that ({min(ratios):.3f}-{max(ratios):.3f}), "
+              f"{statistics.median(costs):.3f} of the CPU ({min(costs):.3f}-{max(costs):.3f}); "
+              f"of conntrack alone {statistics.median(rate(count, n) / one for n, one in zip(rounds, tracked)):.3f}, "
+              f"{statistics.median(cost(count, n) / cost('tracked', n) for n in rounds):.3f} of the CPU")
 END
