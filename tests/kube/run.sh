@@ -16,7 +16,8 @@ fi
 ((status == 0)) || exit "$status"
 
 step "building the programs"
-cargo build --locked -p mesh-agent -p mesh-wg --bins
+# As `make test` builds them: with the features of all packages together.
+cargo build --locked --workspace --bins
 cargo test --locked --no-run -p kube-tests
 
 step "running the tests"

@@ -25,8 +25,15 @@ status=0
 # Labs share two cores at most: one test program at a time, and inside of it what it chooses itself.
 run() { cargo test --locked --no-fail-fast "$@" 2>&1 | tee -a "$log" || status=1; }
 run --workspace --exclude kernel-tests --exclude kube-tests --exclude e2e
-# Whole meshes wait most of the time, for handshakes, probes and deaths: four of them at once.
-run -p e2e -- --test-threads=4
+# Whole meshes wait most of the time, for handshakes, probes and deaths: four of them at once. By their programs, since `-p e2e` would
+# choose other features of dependencies than all packages together, and build half of them anew.
+mapfile -t meshes < <(cargo test --workspace --exclude kernel-tests --exclude kube-tests --locked --no-run --message-format=json 2>/dev/null |
+  jq -r 'select(.executable != null and .profile.test and (.manifest_path | endswith("/e2e/Cargo.toml"))) | .executable')
+((${#meshes[@]} > 1)) || { echo "no test programs of e2e were found" >&2; status=1; }
+for program in "${meshes[@]}"; do
+  echo "     Running $program"
+  (cd tests/e2e && "$program" --test-threads=4) 2>&1 | tee -a "$log" || status=1
+done
 skips=$(grep -o 'SKIPPED [^ ]*: .*' "$log" | sort -u || true)
 skipped=$(grep -c . <<<"$skips" || true)
 echo "$skips"

@@ -1,5 +1,7 @@
 //! `mesh-agent policy`
 
+#[cfg(test)]
+mod examples;
 mod replay;
 
 use std::collections::{BTreeMap, BTreeSet};

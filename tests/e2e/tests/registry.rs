@@ -56,7 +56,7 @@ fn a_registry_that_vanishes_and_returns_prunes_nobody() {
   exec: {on: aws-1, command: mkdir /run/netlab/shared/registry}
 - status: {where: [{path: /errors, contains: counts as incomplete}, {path: /peers, count: 2}]}
 - name: then whole
-  exec: {on: aws-1, command: rm -r /run/netlab/shared/registry && mv /run/netlab/shared/away /run/netlab/shared/registry}
+  exec: {on: aws-1, command: cd /run/netlab/shared && mv registry emptied && mv -T away registry}
 - status: {where: [{path: /errors, count: 0}, {path: /synced, equals: true}, {path: /ready, equals: true}]}
 "#,
     );
