@@ -388,6 +388,30 @@ impl Cluster {
         self.kubectl(&["patch", "crd", "meshnodes.sennit.dev", "--type=merge", "-p", &patch]).map(drop)
     }
 
+    /// Serves the kind ClusterNetworkPolicy, whatever is in an object of it.
+    ///
+    /// # Errors
+    /// What the API server said.
+    pub fn serve_cluster_policies(&self) -> anyhow::Result<()> {
+        let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let name = "clusternetworkpolicies.policy.networking.k8s.io";
+        self.apply(&json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {
+                "name": name,
+                // What the group asks of whoever defines kinds in it.
+                "annotations": {"api-approved.kubernetes.io": "unapproved, test-only"},
+            },
+            "spec": {
+                "group": "policy.networking.k8s.io", "scope": "Cluster",
+                "names": {"kind": "ClusterNetworkPolicy", "plural": "clusternetworkpolicies", "singular": "clusternetworkpolicy"},
+                "versions": [{"name": "v1alpha2", "served": true, "storage": true, "schema": {"openAPIV3Schema": anything}}],
+            },
+        }))?;
+        let crd = format!("crd/{name}");
+        self.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", &crd]).map(drop)
+    }
+
     /// A token of the agents' service account.
     ///
     /// # Errors

@@ -27,6 +27,8 @@ fn up() -> Mesh {
 fn derived() -> Mesh {
     let mut mesh = mesh();
     mesh.derived = true;
+    // An agent asks again for a kind that the cluster does not know, by a connection that a test may need.
+    mesh.cluster().serve_cluster_policies().unwrap();
     mesh.start_all(&ALL).unwrap();
     mesh
 }

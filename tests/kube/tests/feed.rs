@@ -101,6 +101,26 @@ fn pods_namespaces_and_policies_come_change_and_go() {
                 cluster.kubectl(&["delete", "networkpolicy", "p", "-n", "shop"]).unwrap();
                 until(&feed, &mut state, "it is gone", |state| state.policies.iter().count() == 0).await;
 
+                assert!(feed.complete() && feed.staleness().is_none(), "without the kind there are none");
+                cluster.serve_cluster_policies().unwrap();
+                cluster
+                    .apply(&json!({
+                        "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+                        "metadata": {"name": "c"},
+                        "spec": {
+                            "tier": "Admin", "priority": 5, "subject": {"namespaces": {}},
+                            "ingress": [{"action": "Deny", "from": [{"namespaces": {}}]}],
+                        },
+                    }))
+                    .unwrap();
+                until(&feed, &mut state, "the policy of the cluster is there", |state| {
+                    state.policies.iter().any(|policy| policy.id.to_string() == "ClusterNetworkPolicy c")
+                })
+                .await;
+                assert!(state.faults.is_empty(), "{:?}", state.faults);
+                cluster.kubectl(&["delete", "clusternetworkpolicy", "c"]).unwrap();
+                until(&feed, &mut state, "it is gone, too", |state| state.policies.iter().count() == 0).await;
+
                 let delete = ["delete", "pod", "web", "-n", "shop", "--grace-period=0", "--force"];
                 cluster.kubectl(&delete).unwrap();
                 until(&feed, &mut state, "the pod is gone", |state| web(state).is_none()).await;
