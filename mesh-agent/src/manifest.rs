@@ -213,23 +213,9 @@ fn take(document: Value, parsed: &mut Parsed) {
             let spec = document.get("spec").cloned().unwrap_or_else(|| Value::Object(Default::default()));
             parsed.objects.push(Object::Mesh(name, Box::new(Settings::from_spec(spec))));
         }
-        ("networking.k8s.io/v1", networkpolicy::KIND) => {
-            let read = networkpolicy::read(&document);
-            if let Some(fault) = &read.fault {
-                let id = &read.policy.id;
-                let closed = networkpolicy::closed(&read.policy);
-                parsed.problems.push(format!("{id}: {fault}; until it is mended, {closed}"));
-            }
-            parsed.objects.push(Object::Policy(read));
-        }
+        ("networking.k8s.io/v1", networkpolicy::KIND) => policy(networkpolicy::read(&document), parsed),
         (clusternetworkpolicy::API_VERSION, clusternetworkpolicy::KIND) => {
-            let read = clusternetworkpolicy::read(&document);
-            if let Some(fault) = &read.fault {
-                let id = &read.policy.id;
-                let closed = networkpolicy::closed(&read.policy);
-                parsed.problems.push(format!("{id}: {fault}; until it is mended, {closed}"));
-            }
-            parsed.objects.push(Object::Policy(read));
+            policy(clusternetworkpolicy::read(&document), parsed);
         }
         (_, networkpolicy::KIND | clusternetworkpolicy::KIND) => {
             let version: String = version.chars().take(64).collect();
@@ -246,6 +232,11 @@ fn take(document: Value, parsed: &mut Parsed) {
         }
         _ => {}
     }
+}
+
+fn policy(read: Read, parsed: &mut Parsed) {
+    parsed.problems.extend(read.fault.as_ref().map(|fault| networkpolicy::refusal(&read.policy, fault)));
+    parsed.objects.push(Object::Policy(read));
 }
 
 #[cfg(test)]

@@ -437,10 +437,8 @@ impl Shared {
             status.policies = state.policies.iter().count();
             status.pods = state.world.pods().count();
             status.local_addresses = enforcer.compiler.locals().count();
-            status.problems.extend(state.faults.iter().take(PROBLEMS_MOST).map(|(id, fault)| {
-                let closed =
-                    state.policies.get(id).map(mesh_policy::networkpolicy::closed).unwrap_or_default();
-                format!("{id}: {fault}; until it is mended, {closed}")
+            status.problems.extend(state.faults.iter().take(PROBLEMS_MOST).filter_map(|(id, fault)| {
+                Some(mesh_policy::networkpolicy::refusal(state.policies.get(id)?, fault))
             }));
             if let Some(more) = state.faults.len().checked_sub(PROBLEMS_MOST + 1) {
                 status.problems.push(format!("and {} policies more", more + 1));

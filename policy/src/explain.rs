@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::evaluate::{Decision, Flow, PolicySet, Reason, evaluate, matches_port};
 use crate::model::{Direction, Labels, Namespaces, Peer, PodSelector, PortMatch, Rule, Sites};
-use crate::networkpolicy::closed;
+use crate::networkpolicy::refusal;
 use crate::object::NAMESPACE_NAME;
 use crate::protocol::Protocol;
 use crate::state::State;
@@ -42,8 +42,7 @@ pub fn explain(state: &State, flow: &Flow) -> String {
             state.policies.get(id).is_some_and(|policy| world.is_subject(&policy.subject, address))
         });
         if concerned {
-            let closed = state.policies.get(id).map(closed).unwrap_or_default();
-            let _ = writeln!(text, "{id}: {fault}; until it is mended, {closed}");
+            text.extend(state.policies.get(id).map(|policy| refusal(policy, fault) + "\n"));
         }
     }
     text

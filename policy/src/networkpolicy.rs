@@ -32,13 +32,14 @@ pub struct Read {
     pub fault: Option<ObjectError>,
 }
 
-/// What a policy does that was refused, or of which a part was.
-pub fn closed(policy: &Policy) -> &'static str {
-    match (policy.id.kind == KIND, policy.egress.is_some() || policy.ingress.is_some()) {
+/// What people are told of a policy that was refused, or of which a part was: why, and what it does until that is mended.
+pub fn refusal(policy: &Policy, fault: &ObjectError) -> String {
+    let closed = match (policy.id.kind == KIND, policy.egress.is_some() || policy.ingress.is_some()) {
         (true, _) => "it isolates what it selects and allows nothing",
         (false, true) => "such a rule accepts nothing, or denies all",
         (false, false) => "it counts for nothing",
-    }
+    };
+    format!("{}: {fault}; until it is mended, {closed}", policy.id)
 }
 
 /// The key of a manifest.

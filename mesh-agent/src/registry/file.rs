@@ -197,15 +197,16 @@ impl FileRegistry {
             self.twice.values().flatten().map(|text| super::Problem { node: None, text: text.clone() });
         snapshot.problems.extend(twice);
         self.name_strangers(&mut snapshot);
-        snapshot.mesh = self.mesh_word();
-        snapshot.hosts = Arc::new(words::hosts(&self.files()));
+        let files = self.files();
+        snapshot.mesh = self.mesh_word(&files);
+        snapshot.hosts = Arc::new(words::hosts(&files));
         snapshot.problems.sort();
         Ok(snapshot)
     }
 
-    fn mesh_word(&self) -> MeshWord {
+    fn mesh_word(&self, files: &Files) -> MeshWord {
         let named = self.mesh.as_ref().map(MeshName::as_str);
-        match named.and_then(|name| words::meshes(&self.files()).remove(name)) {
+        match named.and_then(|name| words::meshes(files).remove(name)) {
             None => MeshWord::Silent,
             Some(Ok(settings)) => MeshWord::Said(settings),
             Some(Err(why)) => MeshWord::Unclear(why),

@@ -129,8 +129,7 @@ impl Standing {
         let parsed = manifest::parse(&serde_json::to_vec(&self.manifest())?).map_err(anyhow::Error::msg)?;
         let nodes = parsed.objects.into_iter().filter_map(|object| match object {
             Object::Node(node) => {
-                let addresses = node.status.addresses.iter().filter_map(|entry| entry.address.parse().ok());
-                let addresses = addresses.collect();
+                let addresses = node.status.addresses();
                 let known = Node { labels: Some(node.metadata.labels), addresses, ..Node::default() };
                 Some((node.metadata.name, known))
             }

@@ -105,12 +105,13 @@ pub fn hosts(files: &Files) -> BTreeMap<String, Host> {
 
 /// What Meshes say, by name.
 pub fn meshes(files: &Files) -> BTreeMap<String, Result<Settings, String>> {
-    let counting = Counting::of(files, |name| matches!(name, Name::Mesh(_)));
-    let meshes = counting.0.into_values().filter_map(|(object, _)| match object {
-        Object::Mesh(name, said) => Some((name.clone(), (**said).clone())),
-        _ => None,
-    });
-    meshes.collect()
+    let mut meshes = BTreeMap::new();
+    for object in files.values().flat_map(|parsed| &parsed.objects) {
+        if let Object::Mesh(name, said) = object {
+            meshes.entry(name.clone()).or_insert_with(|| (**said).clone());
+        }
+    }
+    meshes
 }
 
 /// All that these files say.
