@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use mesh_policy::clusternetworkpolicy;
-use mesh_policy::networkpolicy::{self, Read};
 use mesh_policy::object::{self, Namespace, Pod, PodSpec, PodStatus};
+use mesh_policy::{Kind, Said, kind};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -95,8 +94,8 @@ pub enum Object {
     Pod(Pod),
     /// A Namespace.
     Namespace(Namespace),
-    /// A NetworkPolicy or ClusterNetworkPolicy, refused or not.
-    Policy(Read),
+    /// A policy or what policies refer to, refused or not.
+    Said(Said),
     /// A Mesh: its name, and what it says or why that cannot be understood.
     Mesh(String, Box<Result<Settings, String>>),
 }
@@ -160,16 +159,9 @@ fn take(document: Value, parsed: &mut Parsed) {
     let name: String = name.chars().take(64).collect();
     let version = document.get("apiVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
     match (version.as_str(), kind.as_str()) {
-        (
-            _,
-            "List"
-            | "NodeList"
-            | "PodList"
-            | "NamespaceList"
-            | "NetworkPolicyList"
-            | "ClusterNetworkPolicyList",
-        ) => {
+        (_, kind) if is_list(kind) => {
             let Value::Object(mut list) = document else { return };
+            let kind = kind.to_owned();
             // Of a list of one kind the items need not say so themselves.
             let of = kind.strip_suffix("List").filter(|of| !of.is_empty()).map(str::to_owned);
             let whole = |mut item: Value| {
@@ -213,16 +205,15 @@ fn take(document: Value, parsed: &mut Parsed) {
             let spec = document.get("spec").cloned().unwrap_or_else(|| Value::Object(Default::default()));
             parsed.objects.push(Object::Mesh(name, Box::new(Settings::from_spec(spec))));
         }
-        ("networking.k8s.io/v1", networkpolicy::KIND) => policy(networkpolicy::read(&document), parsed),
-        (clusternetworkpolicy::API_VERSION, clusternetworkpolicy::KIND) => {
-            policy(clusternetworkpolicy::read(&document), parsed);
+        (version, kind) if Kind::of(version, kind).is_some() => {
+            let said = Kind::of(version, kind).map(|kind| kind.read(&document));
+            parsed.problems.extend(said.as_ref().and_then(Said::refusal));
+            parsed.objects.extend(said.map(Object::Said));
         }
-        (_, networkpolicy::KIND | clusternetworkpolicy::KIND) => {
+        (version, kind) if is_policy(kind) => {
             let version: String = version.chars().take(64).collect();
-            let known = match kind.as_str() {
-                networkpolicy::KIND => "networking.k8s.io/v1",
-                _ => clusternetworkpolicy::API_VERSION,
-            };
+            let known = kind::KINDS.iter().filter(|one| one.kind == kind).map(|one| one.version);
+            let known = known.collect::<Vec<_>>().join(" and ");
             parsed
                 .problems
                 .push(format!("{kind} {name:?}: apiVersion {version:?}; only {known} is enforced"));
@@ -234,9 +225,15 @@ fn take(document: Value, parsed: &mut Parsed) {
     }
 }
 
-fn policy(read: Read, parsed: &mut Parsed) {
-    parsed.problems.extend(read.fault.as_ref().map(|fault| networkpolicy::refusal(&read.policy, fault)));
-    parsed.objects.push(Object::Policy(read));
+/// Whether objects of this kind say what is allowed, in some version.
+fn is_policy(kind: &str) -> bool {
+    kind::KINDS.iter().any(|one| one.kind == kind && one.has_policies())
+}
+
+fn is_list(kind: &str) -> bool {
+    kind.strip_suffix("List").is_some_and(|of| {
+        ["", "Node", "Pod", "Namespace"].contains(&of) || kind::KINDS.iter().any(|kind| kind.kind == of)
+    })
 }
 
 #[cfg(test)]
@@ -266,7 +263,7 @@ mod tests {
         let list = r#"{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicyList","items":[{"metadata":{"name":"p","namespace":"x"},"spec":{"podSelector":{}}}]}"#;
         let parsed = parse(list.as_bytes()).unwrap();
         assert!(
-            matches!(&parsed.objects[..], [Object::Policy(read)] if read.fault.is_none()),
+            matches!(&parsed.objects[..], [Object::Said(said)] if said.refusal().is_none()),
             "{:?}",
             parsed.problems
         );

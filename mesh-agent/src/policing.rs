@@ -15,7 +15,7 @@ use mesh_overlay::MeshPlan;
 use mesh_overlay::address::{Carried, carrier_prefix};
 use mesh_policy::compile::{Logging, Settings};
 use mesh_policy::enforce::Backend as _;
-use mesh_policy::model::{Labels, PolicyId};
+use mesh_policy::model::{Labels, ObjectId};
 use mesh_policy::networkpolicy::Read;
 use mesh_policy::nft::{Foreign, Ownership, Table, Watch};
 use mesh_policy::world::Node;
@@ -42,6 +42,7 @@ pub fn settings(policy: &Policy, strangers: bool) -> Settings {
     Settings {
         node: String::new(),
         tunnels: BTreeSet::new(),
+        keyless: BTreeSet::new(),
         scope: BTreeSet::new(),
         own: BTreeSet::new(),
         address: None,
@@ -57,13 +58,15 @@ pub fn settings(policy: &Policy, strangers: bool) -> Settings {
 fn around(config: &Config, plan: &MeshPlan, strangers: bool) -> Settings {
     let guard = &plan.guard;
     let cleartext = guard.cleartext.iter().flat_map(|cleartext| &cleartext.interfaces);
+    let keyless: BTreeSet<String> = cleartext.map(ToString::to_string).collect();
     // On the devices of exempt nodes their probes come from addresses of the link.
     let links =
         guard.cleartext.iter().map(|_| carrier_prefix(&config.grants.mesh, Carried::Cleartext).into());
     let inside = guard.mesh.iter().chain(&guard.local).filter(|net| !guard.outside.contains(net));
     Settings {
         node: config.node.to_string(),
-        tunnels: guard.interfaces.iter().chain(cleartext).map(ToString::to_string).collect(),
+        tunnels: guard.interfaces.iter().map(ToString::to_string).chain(keyless.iter().cloned()).collect(),
+        keyless,
         scope: inside.copied().chain(links).collect(),
         own: guard.local.clone(),
         address: plan.addresses.iter().map(IpNet::addr).find(IpAddr::is_ipv6),
@@ -128,7 +131,7 @@ struct Shared {
     // This process has written the table, or taken it away.
     written: bool,
     // The sites' policies that count now.
-    stances: Vec<PolicyId>,
+    stances: Vec<ObjectId>,
     failure: Option<String>,
     retry_at: Option<Instant>,
     flows: Flows,
@@ -292,7 +295,7 @@ impl Shared {
         if let Some(compiler) = self.compiler() {
             compiler.configure(settings, nodes);
         }
-        let kept: Vec<PolicyId> = stances.iter().map(|policy| policy.id.clone()).collect();
+        let kept: Vec<ObjectId> = stances.iter().map(|policy| policy.id.clone()).collect();
         let before = std::mem::replace(&mut self.stances, kept.clone());
         for id in before.into_iter().filter(|id| !kept.contains(id)) {
             self.tell(Event::PolicyGone(id));
@@ -437,11 +440,9 @@ impl Shared {
             status.policies = state.policies.iter().count();
             status.pods = state.world.pods().count();
             status.local_addresses = enforcer.compiler.locals().count();
-            status.problems.extend(state.faults.iter().take(PROBLEMS_MOST).filter_map(|(id, fault)| {
-                Some(mesh_policy::networkpolicy::refusal(state.policies.get(id)?, fault))
-            }));
+            status.problems.extend(state.refusals().take(PROBLEMS_MOST));
             if let Some(more) = state.faults.len().checked_sub(PROBLEMS_MOST + 1) {
-                status.problems.push(format!("and {} policies more", more + 1));
+                status.problems.push(format!("and {} objects more", more + 1));
             }
         }
         (status.flows_written, status.flows_lost) = self.flows.counts();

@@ -11,7 +11,7 @@ use crate::field::{
     Faults, Result, known, list, net, number, object, one_of, port_name, required_selector, shown,
 };
 use crate::model::{
-    Action, Block, Direction, Namespaces, Order, Peer, PodSelector, Policy, PolicyId, Port, PortMatch, Rule,
+    Action, Block, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy, Port, PortMatch, Rule,
     Subject, Tier,
 };
 use crate::networkpolicy::Read;
@@ -31,7 +31,7 @@ const NAME_MOST: usize = 100;
 /// Reads a manifest.
 pub fn read(manifest: &Value) -> Read {
     let name = manifest.pointer("/metadata/name").and_then(Value::as_str).filter(|name| !name.is_empty());
-    let id = PolicyId { kind: KIND, namespace: None, name: name.unwrap_or("(unnamed)").to_owned() };
+    let id = ObjectId { kind: KIND, namespace: None, name: name.unwrap_or("(unnamed)").to_owned() };
     let mut faults = Faults::default();
     if name.is_none() {
         faults.note(ObjectError::new("metadata.name", "a policy needs one"));
@@ -44,17 +44,15 @@ pub fn read(manifest: &Value) -> Read {
         tier: Tier::baseline(),
         order: Order(0.0),
         id,
-        subject: Subject::Pods(PodSelector {
-            namespaces: Namespaces::Named(String::new()),
-            pods: LabelSelector::default(),
-        }),
+        subject: Subject::Any(BTreeSet::new()),
         egress: None,
         ingress: None,
+        staged: false,
     };
     Read { policy: policy.unwrap_or_else(nothing), fault: faults.first }
 }
 
-fn policy(id: &PolicyId, manifest: &Value) -> Result<(Policy, Option<ObjectError>)> {
+fn policy(id: &ObjectId, manifest: &Value) -> Result<(Policy, Option<ObjectError>)> {
     let spec = manifest.get("spec").and_then(Value::as_object);
     let spec = spec.ok_or_else(|| ObjectError::new("spec", "is no object"))?;
     let mut faults = Faults::default();
@@ -86,6 +84,7 @@ fn policy(id: &PolicyId, manifest: &Value) -> Result<(Policy, Option<ObjectError
         subject,
         egress: judged(egress),
         ingress: judged(ingress),
+        staged: false,
     };
     Ok((policy, faults.first))
 }
@@ -93,7 +92,7 @@ fn policy(id: &PolicyId, manifest: &Value) -> Result<(Policy, Option<ObjectError
 fn pods(at: &str, field: &str, value: &Value) -> Result<PodSelector> {
     if field == "namespaces" {
         let namespaces = Namespaces::Selected(required_selector(at, Some(value))?);
-        return Ok(PodSelector { namespaces, pods: LabelSelector::default() });
+        return Ok(PodSelector::new(namespaces, LabelSelector::default()));
     }
     let fields = object(at, value, &["namespaceSelector", "podSelector"])?;
     let selector = |field: &str| required_selector(&format!("{at}.{field}"), fields.get(field));
@@ -102,7 +101,7 @@ fn pods(at: &str, field: &str, value: &Value) -> Result<PodSelector> {
         None => LabelSelector::default(),
         Some(_) => selector("namespaceSelector")?,
     };
-    Ok(PodSelector { namespaces: Namespaces::Selected(namespaces), pods: selector("podSelector")? })
+    Ok(PodSelector::new(Namespaces::Selected(namespaces), selector("podSelector")?))
 }
 
 fn rules(spec: &Map<String, Value>, direction: Direction, faults: &mut Faults) -> Vec<Rule> {
@@ -110,8 +109,7 @@ fn rules(spec: &Map<String, Value>, direction: Direction, faults: &mut Faults) -
     let denial = |name: &str| Rule {
         name: name.chars().take(2 * NAME_MOST).collect(),
         action: Action::Deny,
-        peers: None,
-        ports: None,
+        when: BTreeSet::new(),
     };
     let Some(entries) = faults.keep(short_list(&format!("spec.{field}"), spec.get(field))) else {
         return vec![denial(field)];
@@ -130,7 +128,7 @@ fn rules(spec: &Map<String, Value>, direction: Direction, faults: &mut Faults) -
                 _ => None,
             };
             match rule(&format!("spec.{place}"), entry, direction, action) {
-                Ok((peers, ports)) => Some(Rule { name, action: action?, peers: Some(peers), ports }),
+                Ok((peers, ports)) => Some(Rule::between(name, action?, direction, Some(peers), ports)),
                 Err(fault) => {
                     faults.note(fault);
                     (action != Some(Action::Allow)).then(|| denial(&name))

@@ -10,6 +10,7 @@
 
 mod base;
 mod class;
+mod conditions;
 mod edit;
 mod members;
 mod ranges;
@@ -26,7 +27,7 @@ use crate::object::Pod;
 use crate::ruleset::{Chain, Change, Element, Family, Kind, Ruleset};
 use crate::state::{Event, State, Touched};
 use crate::world::Node;
-use class::{Class, SetUse};
+use class::{Applying, Class, SetUse};
 use edit::Edit;
 use members::Index;
 use ranges::cover;
@@ -49,6 +50,8 @@ pub struct Settings {
     pub node: String,
     /// The interfaces that decrypted packets come from.
     pub tunnels: BTreeSet<String>,
+    /// Those of them on which no key says whose addresses a sender may use.
+    pub keyless: BTreeSet<String>,
     /// All prefixes of the mesh, this node's included.
     pub scope: BTreeSet<IpNet>,
     /// The prefixes of this node.
@@ -187,7 +190,7 @@ impl Compiler {
         if self.classify(stale, &touched) {
             self.raise(&mut edit);
             let anybody = (self.node.clone(), self.stranger.clone());
-            let strict = self.classes.values().any(|class| class.denies());
+            let strict = self.classes.values().any(|class| class.denies);
             let based = Some((anybody, strict));
             if stale || self.based != based {
                 self.based = based;
@@ -236,7 +239,8 @@ impl Compiler {
         let classes = &mut self.classes;
         let mut class_of = |address: IpAddr, direction: Direction| {
             let tiers = policies.applying(world, address, direction);
-            let class = class::compile(world, settings, direction, &tiers);
+            let proposed = policies.proposed(world, address, direction);
+            let class = class::compile(world, settings, direction, &Applying { tiers, proposed });
             let name = class.name.clone();
             // One of the same rules may have other names for them.
             classes.insert(name.clone(), Arc::new(class));

@@ -215,6 +215,7 @@ mod tests {
         let settings = Settings {
             node: "n1".to_owned(),
             tunnels: ["sennit0".to_owned()].into(),
+            keyless: [].into(),
             scope: ["10.0.0.0/8".parse().unwrap()].into(),
             own: ["10.0.1.0/24".parse().unwrap()].into(),
             address: None,

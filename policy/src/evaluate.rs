@@ -1,16 +1,18 @@
 //! What becomes of a flow, by the policies alone: the oracle that the compiled ruleset is held against.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::model::{Action, Direction, End, Policy, PolicyId, Port, PortMatch, Rule, Tier};
-use crate::protocol::Protocol;
+use crate::model::{
+    Action, Condition, Direction, End, Icmp, ObjectId, Peer, Policy, PortMatch, Rule, Side, Tier,
+};
+use crate::protocol::{Family, Protocol};
 use crate::world::World;
 
 /// The policies, in the order in which they are asked.
 #[derive(Debug, Clone, Default)]
 pub struct PolicySet {
-    policies: BTreeMap<PolicyId, Policy>,
+    policies: BTreeMap<ObjectId, Policy>,
 }
 
 impl PolicySet {
@@ -20,7 +22,7 @@ impl PolicySet {
     }
 
     /// A policy is gone.
-    pub fn remove(&mut self, id: &PolicyId) -> Option<Policy> {
+    pub fn remove(&mut self, id: &ObjectId) -> Option<Policy> {
         self.policies.remove(id)
     }
 
@@ -30,18 +32,41 @@ impl PolicySet {
     }
 
     /// One by its name.
-    pub fn get(&self, id: &PolicyId) -> Option<&Policy> {
+    pub fn get(&self, id: &ObjectId) -> Option<&Policy> {
         self.policies.get(id)
     }
 
-    /// Those that judge who has this address in this direction, tier by tier.
+    /// Those that judge who has this address in this direction, tier by tier; not those that are staged.
     pub fn applying(
         &self,
         world: &World,
         address: IpAddr,
         direction: Direction,
     ) -> Vec<(&Tier, Vec<&Policy>)> {
+        self.judging(world, address, direction, false)
+    }
+
+    /// The same as it would be if those that are staged were not; `None`: none of them applies.
+    pub fn proposed(
+        &self,
+        world: &World,
+        address: IpAddr,
+        direction: Direction,
+    ) -> Option<Vec<(&Tier, Vec<&Policy>)>> {
+        let tiers = self.judging(world, address, direction, true);
+        let mut all = tiers.iter().flat_map(|(_, policies)| policies);
+        all.any(|policy| policy.staged).then_some(tiers)
+    }
+
+    fn judging(
+        &self,
+        world: &World,
+        address: IpAddr,
+        direction: Direction,
+        staged: bool,
+    ) -> Vec<(&Tier, Vec<&Policy>)> {
         let judging = self.policies.values().filter(|policy| policy.rules(direction).is_some());
+        let judging = judging.filter(|policy| staged || !policy.staged);
         let mut applying: Vec<&Policy> =
             judging.filter(|policy| world.is_subject(&policy.subject, address)).collect();
         applying.sort_by(|a, b| a.rank().cmp(&b.rank()));
@@ -67,6 +92,34 @@ pub struct Flow {
     pub protocol: Protocol,
     /// The destination's port, of a protocol that has ports.
     pub port: u16,
+    /// The source's port, of a protocol that has ports; 0 where it is not known.
+    pub source_port: u16,
+    /// Type and code of the message that begins it, of ICMP.
+    pub icmp: (u8, u8),
+}
+
+impl Flow {
+    /// A flow to a port, from one that is not known. Of ICMP it is an echo request.
+    pub fn new(source: IpAddr, destination: IpAddr, protocol: Protocol, port: u16) -> Self {
+        let echo = if protocol == Protocol::ICMPV6 { 128 } else { 8 };
+        Self { source, destination, protocol, port, source_port: 0, icmp: (echo, 0) }
+    }
+
+    /// The address at an end.
+    pub fn address(&self, side: Side) -> IpAddr {
+        match side {
+            Side::Source => self.source,
+            Side::Destination => self.destination,
+        }
+    }
+
+    /// The port at an end.
+    pub fn port_at(&self, side: Side) -> u16 {
+        match side {
+            Side::Source => self.source_port,
+            Side::Destination => self.port,
+        }
+    }
 }
 
 /// Why something was decided.
@@ -77,7 +130,7 @@ pub enum Reason {
         /// Its tier.
         tier: String,
         /// Its policy.
-        policy: PolicyId,
+        policy: ObjectId,
         /// Its name in there.
         rule: String,
     },
@@ -86,7 +139,7 @@ pub enum Reason {
         /// The tier.
         tier: String,
         /// The policies.
-        policies: Vec<PolicyId>,
+        policies: Vec<ObjectId>,
     },
     /// No policy decides.
     Unjudged,
@@ -127,10 +180,27 @@ pub fn evaluate(world: &World, policies: &PolicySet, flow: &Flow) -> Judgement {
         let decision = Decision { allowed: true, reason };
         return Judgement { egress: decision.clone(), ingress: decision };
     }
-    Judgement {
-        egress: decide(world, policies, flow, Direction::Egress),
-        ingress: decide(world, policies, flow, Direction::Ingress),
+    let [egress, ingress] = Direction::BOTH.map(|direction| {
+        let own = flow.address(Side::own(direction));
+        decide(world, &policies.applying(world, own, direction), flow, direction)
+    });
+    Judgement { egress, ingress }
+}
+
+/// What would become of a flow if staged policies counted; `None`: none of them applies to its ends.
+pub fn propose(world: &World, policies: &PolicySet, flow: &Flow) -> Option<Judgement> {
+    if exempt(world, flow).is_some() {
+        return None;
     }
+    let mut staged = false;
+    let [egress, ingress] = Direction::BOTH.map(|direction| {
+        let own = flow.address(Side::own(direction));
+        let proposed = policies.proposed(world, own, direction);
+        staged |= proposed.is_some();
+        let tiers = proposed.unwrap_or_else(|| policies.applying(world, own, direction));
+        decide(world, &tiers, flow, direction)
+    });
+    staged.then_some(Judgement { egress, ingress })
 }
 
 fn exempt(world: &World, flow: &Flow) -> Option<Reason> {
@@ -144,15 +214,11 @@ fn exempt(world: &World, flow: &Flow) -> Option<Reason> {
     own_node(flow.source, flow.destination).or_else(|| own_node(flow.destination, flow.source))
 }
 
-fn decide(world: &World, policies: &PolicySet, flow: &Flow, direction: Direction) -> Decision {
-    let (own, other) = match direction {
-        Direction::Egress => (flow.source, flow.destination),
-        Direction::Ingress => (flow.destination, flow.source),
-    };
-    'tiers: for (tier, applying) in policies.applying(world, own, direction) {
-        for policy in &applying {
+fn decide(world: &World, tiers: &[(&Tier, Vec<&Policy>)], flow: &Flow, direction: Direction) -> Decision {
+    'tiers: for (tier, applying) in tiers {
+        for policy in applying {
             for rule in policy.rules(direction).unwrap_or_default() {
-                if !matches(world, rule, other, flow) {
+                if !matches(world, rule, flow) {
                     continue;
                 }
                 let allowed = match rule.action {
@@ -180,23 +246,44 @@ fn decide(world: &World, policies: &PolicySet, flow: &Flow, direction: Direction
     Decision { allowed: true, reason: Reason::Unjudged }
 }
 
-fn matches(world: &World, rule: &Rule, other: IpAddr, flow: &Flow) -> bool {
-    let peers = rule.peers.as_ref();
-    peers.is_none_or(|peers| peers.iter().any(|peer| world.is_peer(peer, other)))
-        && rule.ports.as_ref().is_none_or(|ports| ports.iter().any(|port| matches_port(world, port, flow)))
+fn matches(world: &World, rule: &Rule, flow: &Flow) -> bool {
+    rule.when.iter().all(|condition| holds(world, condition, flow))
 }
 
-/// Whether a flow goes to one of these ports.
-pub fn matches_port(world: &World, port: &Port, flow: &Flow) -> bool {
-    port.protocol == flow.protocol
-        && match &port.ports {
-            PortMatch::Any => true,
-            PortMatch::Range(first, last) => (*first..=*last).contains(&flow.port),
-            PortMatch::Named(name) => world.holder(flow.destination).is_some_and(|pod| {
-                let named = |port: &crate::object::NamedPort| {
-                    port.name == *name && port.protocol == flow.protocol && port.port == flow.port
-                };
-                pod.ports.iter().any(named)
-            }),
+/// Whether a flow is what a rule asks for.
+pub fn holds(world: &World, condition: &Condition, flow: &Flow) -> bool {
+    let is_any = |side: &Side, peers: &BTreeSet<Peer>| {
+        peers.iter().any(|peer| world.is_peer(peer, flow.address(*side)))
+    };
+    let family = Family::of(flow.source);
+    let is_icmp = |icmp: &Icmp| family == icmp.family && flow.protocol == Protocol::icmp(icmp.family);
+    let begins = |icmp: &Icmp| icmp.kind == flow.icmp.0 && icmp.code.is_none_or(|code| code == flow.icmp.1);
+    match condition {
+        Condition::Family(wanted) => family == *wanted,
+        Condition::Protocol(protocol) => flow.protocol == *protocol,
+        Condition::NotProtocol(protocol) => flow.protocol != *protocol,
+        Condition::Ports(side, ports) => ports
+            .iter()
+            .any(|port| port.protocol == flow.protocol && has_port(world, *side, &port.ports, flow)),
+        Condition::NotPorts(side, protocol, ports) => {
+            flow.protocol == *protocol && !ports.iter().any(|port| has_port(world, *side, port, flow))
         }
+        Condition::Icmp(icmp) => is_icmp(icmp) && begins(icmp),
+        Condition::NotIcmp(icmp) => is_icmp(icmp) && !begins(icmp),
+        Condition::Is(side, peers) => is_any(side, peers),
+        Condition::IsNot(side, peers) => !is_any(side, peers),
+    }
+}
+
+/// Whether the port at an end is one of these.
+fn has_port(world: &World, side: Side, ports: &PortMatch, flow: &Flow) -> bool {
+    let number = flow.port_at(side);
+    match ports {
+        PortMatch::Any => true,
+        PortMatch::Range(first, last) => (*first..=*last).contains(&number),
+        PortMatch::Named(name) => world.holder(flow.address(side)).is_some_and(|pod| {
+            let mut ports = pod.ports.iter();
+            ports.any(|port| port.name == *name && port.protocol == flow.protocol && port.port == number)
+        }),
+    }
 }

@@ -1,12 +1,14 @@
 //! Why a flow is judged as it is, for people: what decided, what came near, and what would allow it.
 
+mod condition;
+
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use crate::evaluate::{Decision, Flow, PolicySet, Reason, evaluate, matches_port};
-use crate::model::{Direction, Labels, Namespaces, Peer, PodSelector, PortMatch, Rule, Sites};
+use crate::evaluate::{Decision, Flow, PolicySet, Reason, evaluate, holds, propose};
+use crate::model::{Direction, Labels, Side};
 use crate::networkpolicy::refusal;
-use crate::object::NAMESPACE_NAME;
+use crate::object::{NAMESPACE_NAME, is_given};
 use crate::protocol::Protocol;
 use crate::state::State;
 use crate::world::World;
@@ -26,16 +28,22 @@ pub fn explain(state: &State, flow: &Flow) -> String {
     for (direction, decision) in
         [(Direction::Egress, &judgement.egress), (Direction::Ingress, &judgement.ingress)]
     {
-        let (own, other) = match direction {
-            Direction::Egress => (flow.source, flow.destination),
-            Direction::Ingress => (flow.destination, flow.source),
-        };
+        let own = flow.address(Side::own(direction));
         let _ = writeln!(text, "{} of {}: {}", direction.as_str(), who(world, own), sentence(decision));
         if decision.allowed {
             continue;
         }
-        near(&mut text, world, policies, flow, direction, own, other);
-        remedy(&mut text, world, flow, direction, decision, own, other);
+        near(&mut text, world, policies, flow, direction);
+        remedy(&mut text, world, flow, direction, decision);
+    }
+    if let Some(proposed) = propose(world, policies, flow).filter(|proposed| *proposed != judgement) {
+        let verdict = if proposed.allowed() { "allowed" } else { "denied" };
+        let _ = writeln!(text, "with the policies that are staged: {verdict}");
+        for (direction, decision) in
+            [(Direction::Egress, &proposed.egress), (Direction::Ingress, &proposed.ingress)]
+        {
+            let _ = writeln!(text, "  {}: {}", direction.as_str(), sentence(decision));
+        }
     }
     for (id, fault) in &state.faults {
         let concerned = [flow.source, flow.destination].into_iter().any(|address| {
@@ -75,28 +83,26 @@ fn sentence(decision: &Decision) -> String {
 }
 
 /// The rules that were asked and did not match, each with what was missing.
-fn near(
-    text: &mut String,
-    world: &World,
-    policies: &PolicySet,
-    flow: &Flow,
-    direction: Direction,
-    own: IpAddr,
-    other: IpAddr,
-) {
-    let applying = policies.applying(world, own, direction);
+fn near(text: &mut String, world: &World, policies: &PolicySet, flow: &Flow, direction: Direction) {
+    let applying = policies.applying(world, flow.address(Side::own(direction)), direction);
     let all = applying.iter().flat_map(|(_, policies)| policies);
     let rules = all.flat_map(|policy| {
         policy.rules(direction).unwrap_or_default().iter().map(move |rule| (policy, rule))
     });
     let mut more = 0;
     for (index, (policy, rule)) in rules.enumerate() {
-        match missing(world, rule, flow, other) {
-            Some(why) if index < RULES_MOST => {
+        let missing = rule.when.iter().filter(|condition| !holds(world, condition, flow));
+        let missing: Vec<String> =
+            missing.map(|condition| condition::missing(world, condition, flow)).collect();
+        if missing.is_empty() {
+            continue;
+        }
+        match index < RULES_MOST {
+            true => {
+                let why = missing.join(", and ");
                 let _ = writeln!(text, "  {} of {} does not match: {why}", rule.name, policy.id);
             }
-            Some(_) => more += 1,
-            None => {}
+            false => more += 1,
         }
     }
     if more > 0 {
@@ -104,63 +110,9 @@ fn near(
     }
 }
 
-fn missing(world: &World, rule: &Rule, flow: &Flow, other: IpAddr) -> Option<String> {
-    let peers = rule.peers.as_ref().filter(|peers| !peers.iter().any(|peer| world.is_peer(peer, other)));
-    let ports = rule.ports.as_ref().filter(|ports| !ports.iter().any(|port| matches_port(world, port, flow)));
-    let peers = peers.map(|peers| {
-        let all: Vec<String> = peers.iter().map(peer_text).collect();
-        format!("{} is none of: {}", who(world, other), all.join("; "))
-    });
-    let ports = ports.map(|ports| {
-        let all: Vec<String> = ports
-            .iter()
-            .map(|port| match &port.ports {
-                PortMatch::Any => format!("{}, any port", port.protocol),
-                PortMatch::Range(first, last) if first == last => format!("{} {first}", port.protocol),
-                PortMatch::Range(first, last) => format!("{} {first} to {last}", port.protocol),
-                PortMatch::Named(name) => format!("{} port {name:?} of the destination", port.protocol),
-            })
-            .collect();
-        let port = if flow.protocol.has_ports() { format!(" {}", flow.port) } else { String::new() };
-        format!("{}{port} is none of: {}", flow.protocol, all.join("; "))
-    });
-    match (peers, ports) {
-        (None, None) => None,
-        (peers, ports) => Some([peers, ports].into_iter().flatten().collect::<Vec<_>>().join(", and ")),
-    }
-}
-
-fn peer_text(peer: &Peer) -> String {
-    match peer {
-        Peer::Pods(PodSelector { namespaces, pods }) => {
-            let namespaces = match namespaces {
-                Namespaces::Named(name) => format!("namespace {name}"),
-                Namespaces::Selected(selector) => format!("namespaces with {selector}"),
-            };
-            format!("pods with {pods} in {namespaces}")
-        }
-        Peer::Block(block) if block.except.is_empty() => block.net.to_string(),
-        Peer::Block(block) => {
-            let except: Vec<String> = block.except.iter().map(ToString::to_string).collect();
-            format!("{} except {}", block.net, except.join(", "))
-        }
-        Peer::Nodes(selector) => format!("nodes with {selector}"),
-        Peer::Sites(Sites::Named(name)) => format!("site {name}"),
-        Peer::Sites(Sites::Not(name)) => format!("every site but {name}"),
-        Peer::Sites(Sites::Any) => "every site".to_owned(),
-    }
-}
-
 /// What would allow it.
-fn remedy(
-    text: &mut String,
-    world: &World,
-    flow: &Flow,
-    direction: Direction,
-    decision: &Decision,
-    own: IpAddr,
-    other: IpAddr,
-) {
+fn remedy(text: &mut String, world: &World, flow: &Flow, direction: Direction, decision: &Decision) {
+    let (own, other) = (flow.address(Side::own(direction)), flow.address(Side::other(direction)));
     if let Reason::Rule { tier, policy, rule } = &decision.reason {
         let place = match world.holder(own) {
             Some(_) => "; a rule of an earlier tier that allows it comes first",
@@ -201,6 +153,7 @@ fn remedy(
 }
 
 fn flow_map(labels: &Labels) -> String {
-    let all: Vec<String> = labels.iter().map(|(key, value)| format!("{key}: {value:?}")).collect();
+    let own = labels.iter().filter(|(key, _)| !is_given(key));
+    let all: Vec<String> = own.map(|(key, value)| format!("{key}: {value:?}")).collect();
     format!("{{{}}}", all.join(", "))
 }

@@ -16,12 +16,14 @@ pub mod evaluate;
 pub mod explain;
 mod field;
 pub mod flowlog;
+pub mod kind;
 pub mod model;
 pub mod networkpolicy;
 pub mod nft;
 pub mod object;
 pub mod probe;
 pub mod protocol;
+pub mod referent;
 pub mod render;
 pub mod ruleset;
 mod selector;
@@ -36,5 +38,4 @@ pub use selector::{LabelSelector, Requirement, SelectorError};
 pub use state::{Event, State, Touched};
 pub use world::World;
 
-/// Kinds of policies that are read from manifests.
-pub const KINDS: [&str; 2] = [networkpolicy::KIND, clusternetworkpolicy::KIND];
+pub use kind::{Kind, Said};

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::protocol::Protocol;
+use crate::protocol::{Family, Protocol};
 use crate::selector::LabelSelector;
 
 /// Labels of an object.
@@ -36,6 +36,41 @@ impl Direction {
         match self {
             Self::Egress => "egress",
             Self::Ingress => "ingress",
+        }
+    }
+}
+
+/// One end of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// Who begins it.
+    Source,
+    /// Whom it is for.
+    Destination,
+}
+
+impl Side {
+    /// The end of the endpoint that is judged in a direction.
+    pub fn own(direction: Direction) -> Self {
+        match direction {
+            Direction::Egress => Self::Source,
+            Direction::Ingress => Self::Destination,
+        }
+    }
+
+    /// The end of its peer.
+    pub fn other(direction: Direction) -> Self {
+        match direction {
+            Direction::Egress => Self::Destination,
+            Direction::Ingress => Self::Source,
+        }
+    }
+
+    /// As people call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
         }
     }
 }
@@ -65,6 +100,11 @@ pub enum End {
 /// Where a tier or a policy stands among its like: smaller first.
 #[derive(Debug, Clone, Copy)]
 pub struct Order(pub f64);
+
+impl Order {
+    /// Where something stands of which nobody says.
+    pub const LAST: Self = Self(f64::MAX);
+}
 
 impl PartialEq for Order {
     fn eq(&self, other: &Self) -> bool {
@@ -113,15 +153,22 @@ impl Tier {
         Self { order: Order(1_000_000.0), name: "default".to_owned(), end: End::Deny }
     }
 
+    /// A tier by its name alone: of one that is not known, the place is the last and the end is to deny.
+    pub fn named(name: &str) -> Self {
+        let known = [Self::admin(), Self::baseline(), Self::kubernetes()];
+        let known = known.into_iter().find(|tier| tier.name == name);
+        known.unwrap_or_else(|| Self { order: Order::LAST, name: name.to_owned(), end: End::Deny })
+    }
+
     /// The last tier: what the operator says of whole sites.
     pub fn sites() -> Self {
         Self { order: Order(f64::INFINITY), name: "sites".to_owned(), end: End::Pass }
     }
 }
 
-/// The object that a policy comes from.
+/// An object by kind and name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PolicyId {
+pub struct ObjectId {
     /// Its kind.
     pub kind: &'static str,
     /// Its namespace, if it has one.
@@ -130,7 +177,7 @@ pub struct PolicyId {
     pub name: String,
 }
 
-impl fmt::Display for PolicyId {
+impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.namespace {
             Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
@@ -148,13 +195,42 @@ pub enum Namespaces {
     Selected(LabelSelector),
 }
 
-/// Pods by namespace and label.
+/// Pods by namespace, label and service account.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodSelector {
     /// In these namespaces.
     pub namespaces: Namespaces,
     /// With labels that match.
     pub pods: LabelSelector,
+    /// Of service accounts with labels that match, where that is asked.
+    pub accounts: Option<LabelSelector>,
+}
+
+impl PodSelector {
+    /// Those of any service account.
+    pub fn new(namespaces: Namespaces, pods: LabelSelector) -> Self {
+        Self { namespaces, pods, accounts: None }
+    }
+}
+
+/// Where network sets are looked for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// Everywhere.
+    Any,
+    /// In no namespace.
+    Global,
+    /// In these namespaces.
+    In(Namespaces),
+}
+
+/// Network sets and host endpoints by label.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetworkSelector {
+    /// There.
+    pub scope: Scope,
+    /// With labels that match.
+    pub labels: LabelSelector,
 }
 
 /// Addresses: a prefix without some parts of it.
@@ -203,9 +279,26 @@ pub enum Subject {
     Pods(PodSelector),
     /// Whatever has an address of a site: pods, nodes, hosts.
     Sites(Sites),
+    /// Nodes of which a host endpoint has labels that match.
+    Hosts(LabelSelector),
+    /// Whom any of these means.
+    Any(BTreeSet<Subject>),
+    /// Whom all of these mean.
+    All(BTreeSet<Subject>),
 }
 
-/// Who is at the other end.
+impl Subject {
+    /// Whether it depends on host endpoints.
+    pub fn is_about_hosts(&self) -> bool {
+        match self {
+            Self::Pods(_) | Self::Sites(_) => false,
+            Self::Hosts(_) => true,
+            Self::Any(subjects) | Self::All(subjects) => subjects.iter().any(Self::is_about_hosts),
+        }
+    }
+}
+
+/// Who is at an end.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peer {
     /// Pods of the cluster.
@@ -214,6 +307,8 @@ pub enum Peer {
     Block(Block),
     /// The own addresses of nodes with labels that match.
     Nodes(LabelSelector),
+    /// The addresses of network sets and host endpoints.
+    Networks(NetworkSelector),
     /// Whatever has an address of a site.
     Sites(Sites),
 }
@@ -225,17 +320,63 @@ pub enum PortMatch {
     Any,
     /// First to last.
     Range(u16, u16),
-    /// The one that the destination pod gives this name.
+    /// The one that the pod at that end gives this name.
     Named(String),
 }
 
-/// A protocol and its ports, at the destination.
+/// A protocol and its ports, at one end.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Port {
     /// The protocol.
     pub protocol: Protocol,
     /// Its ports.
     pub ports: PortMatch,
+}
+
+/// A message of ICMP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Icmp {
+    /// Of this family.
+    pub family: Family,
+    /// Its type.
+    pub kind: u8,
+    /// Its code; `None`: any.
+    pub code: Option<u8>,
+}
+
+/// What a rule asks of a flow. Those that are quickly answered come first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Condition {
+    /// It is of this family.
+    Family(Family),
+    /// Its protocol is this one.
+    Protocol(Protocol),
+    /// Its protocol is another.
+    NotProtocol(Protocol),
+    /// Any of these, at that end.
+    Ports(Side, BTreeSet<Port>),
+    /// This protocol, and none of these ports at that end.
+    NotPorts(Side, Protocol, BTreeSet<PortMatch>),
+    /// It begins with this message.
+    Icmp(Icmp),
+    /// It is ICMP of that family, and begins with another message.
+    NotIcmp(Icmp),
+    /// Any of these is at that end; of none nobody is.
+    Is(Side, BTreeSet<Peer>),
+    /// None of these is at that end.
+    IsNot(Side, BTreeSet<Peer>),
+}
+
+impl Condition {
+    /// Whether it depends on network sets or host endpoints.
+    pub fn is_about_networks(&self) -> bool {
+        match self {
+            Self::Is(_, peers) | Self::IsNot(_, peers) => {
+                peers.iter().any(|peer| matches!(peer, Peer::Networks(_)))
+            }
+            _ => false,
+        }
+    }
 }
 
 /// One rule.
@@ -245,10 +386,24 @@ pub struct Rule {
     pub name: String,
     /// What it does.
     pub action: Action,
-    /// Any of these at the other end; `None`: everybody.
-    pub peers: Option<BTreeSet<Peer>>,
-    /// Any of these; `None`: every protocol.
-    pub ports: Option<BTreeSet<Port>>,
+    /// All of these have to hold; without any it matches everything.
+    pub when: BTreeSet<Condition>,
+}
+
+impl Rule {
+    /// A rule about who is at the other end and the destination's ports, as Kubernetes has them: any of these, and everybody and
+    /// everything where nothing is said.
+    pub fn between(
+        name: String,
+        action: Action,
+        direction: Direction,
+        peers: Option<BTreeSet<Peer>>,
+        ports: Option<BTreeSet<Port>>,
+    ) -> Self {
+        let peers = peers.map(|peers| Condition::Is(Side::other(direction), peers));
+        let ports = ports.map(|ports| Condition::Ports(Side::Destination, ports));
+        Self { name, action, when: peers.into_iter().chain(ports).collect() }
+    }
 }
 
 /// One policy.
@@ -259,13 +414,15 @@ pub struct Policy {
     /// Its place among those of its tier.
     pub order: Order,
     /// Where it comes from.
-    pub id: PolicyId,
+    pub id: ObjectId,
     /// Whom it applies to.
     pub subject: Subject,
     /// Its rules for what its subjects begin; `None`: it does not judge that.
     pub egress: Option<Vec<Rule>>,
     /// Its rules for what is begun towards its subjects; `None`: it does not judge that.
     pub ingress: Option<Vec<Rule>>,
+    /// It decides nothing: what it would deny is told.
+    pub staged: bool,
 }
 
 impl Policy {
@@ -278,7 +435,7 @@ impl Policy {
     }
 
     /// By what policies are sorted: tier, order, name.
-    pub fn rank(&self) -> (&Tier, Order, &PolicyId) {
+    pub fn rank(&self) -> (&Tier, Order, &ObjectId) {
         (&self.tier, self.order, &self.id)
     }
 }

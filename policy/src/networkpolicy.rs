@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
+use crate::calico;
 use crate::field::{Faults, Result, known, list, net, number, object, port_name, selector, shown};
 use crate::model::{
-    Action, Block, Direction, Namespaces, Order, Peer, PodSelector, Policy, PolicyId, Port, PortMatch, Rule,
+    Action, Block, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy, Port, PortMatch, Rule,
     Subject, Tier,
 };
 use crate::object::{Key, ObjectError};
@@ -17,6 +18,8 @@ use crate::protocol::Protocol;
 
 /// The kind, as in manifests.
 pub const KIND: &str = "NetworkPolicy";
+/// The version that is read.
+pub const API_VERSION: &str = "networking.k8s.io/v1";
 /// Where Calico puts them in its tier, too.
 const ORDER: Order = Order(1000.0);
 /// Ports of all rules of a direction, each rule without any counted as one: more rules than this the kernel would walk through for one
@@ -34,7 +37,9 @@ pub struct Read {
 
 /// What people are told of a policy that was refused, or of which a part was: why, and what it does until that is mended.
 pub fn refusal(policy: &Policy, fault: &ObjectError) -> String {
-    let closed = match (policy.id.kind == KIND, policy.egress.is_some() || policy.ingress.is_some()) {
+    let isolates = [KIND, calico::STAGED_KUBERNETES].contains(&policy.id.kind);
+    let closed = match (isolates, policy.egress.is_some() || policy.ingress.is_some()) {
+        _ if policy.staged => "what it would do is not told in full",
         (true, _) => "it isolates what it selects and allows nothing",
         (false, true) => "such a rule accepts nothing, or denies all",
         (false, false) => "it counts for nothing",
@@ -82,8 +87,9 @@ pub fn read(object: &Value) -> Read {
         order: ORDER,
         egress: judged(Direction::Egress, egress),
         ingress: judged(Direction::Ingress, ingress),
-        subject: Subject::Pods(PodSelector { namespaces: Namespaces::Named(key.namespace.clone()), pods }),
-        id: PolicyId { kind: KIND, namespace: Some(key.namespace), name: key.name },
+        staged: false,
+        subject: Subject::Pods(PodSelector::new(Namespaces::Named(key.namespace.clone()), pods)),
+        id: ObjectId { kind: KIND, namespace: Some(key.namespace), name: key.name },
     };
     Read { policy, fault: faults.first }
 }
@@ -122,15 +128,13 @@ fn rules(spec: &Map<String, Value>, direction: Direction, namespace: &str) -> Re
         let ports = ports.map(|(index, entry)| port(&format!("{ports_at}[{index}]"), entry));
         let peers: BTreeSet<Peer> = peers.collect::<Result<_>>()?;
         let ports: BTreeSet<Port> = ports.collect::<Result<_>>()?;
-        Ok(Rule {
-            name,
-            action: Action::Allow,
-            peers: Some(peers).filter(|peers| !peers.is_empty()),
-            ports: Some(ports).filter(|ports| !ports.is_empty()),
-        })
+        let peers = Some(peers).filter(|peers| !peers.is_empty());
+        let ports = Some(ports).filter(|ports| !ports.is_empty());
+        let entries = ports.as_ref().map_or(1, BTreeSet::len);
+        Ok((Rule::between(name, Action::Allow, direction, peers, ports), entries))
     });
-    let rules: Vec<Rule> = rules.collect::<Result<_>>()?;
-    let entries: usize = rules.iter().map(|rule| rule.ports.as_ref().map_or(1, BTreeSet::len)).sum();
+    let (rules, entries): (Vec<Rule>, Vec<usize>) = rules.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    let entries: usize = entries.into_iter().sum();
     if entries > ENTRIES_MOST {
         let reason = format!("has {entries} rules, or ports of rules; at most {ENTRIES_MOST} in one policy");
         return Err(ObjectError::new(format!("spec.{field}"), reason));
@@ -150,11 +154,10 @@ fn peer(at: &str, value: &Value, namespace: &str) -> Result<Peer> {
         (None, None, None) => {
             Err(ObjectError::new(at, "selects nothing: name podSelector, namespaceSelector or ipBlock"))
         }
-        (None, pods, namespaces) => Ok(Peer::Pods(PodSelector {
-            namespaces: namespaces
-                .map_or_else(|| Namespaces::Named(namespace.to_owned()), Namespaces::Selected),
-            pods: pods.unwrap_or_default(),
-        })),
+        (None, pods, namespaces) => Ok(Peer::Pods(PodSelector::new(
+            namespaces.map_or_else(|| Namespaces::Named(namespace.to_owned()), Namespaces::Selected),
+            pods.unwrap_or_default(),
+        ))),
     }
 }
 

@@ -19,6 +19,15 @@ static PORTS: Pool<BTreeSet<NamedPort>> = Pool::new();
 /// The label that every namespace has, with its name as the value.
 pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
+/// What Calico calls a namespace's or service account's name as a label of it.
+const NAME: &str = "projectcalico.org/name";
+/// What Calico calls a pod's namespace, or a network set's, as a label of it.
+pub(crate) const NAMESPACE: &str = "projectcalico.org/namespace";
+/// What Calico calls a pod's service account as a label of it.
+pub(crate) const ACCOUNT: &str = "projectcalico.org/serviceaccount";
+/// What Calico calls who has made a pod as a label of it.
+const ORCHESTRATOR: &str = "projectcalico.org/orchestrator";
+
 /// Namespace and name of an object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
@@ -64,12 +73,12 @@ pub struct Pod {
     pub created: String,
     /// It is going, and still has its addresses.
     pub terminating: bool,
-    /// Its labels.
+    /// Its labels, with those that it has for Calico.
     pub labels: Arc<Labels>,
     /// The node that it runs on.
     pub node: Option<String>,
-    /// The account that it speaks as.
-    pub service_account: Option<String>,
+    /// The name of the account that it speaks as.
+    pub service_account: String,
     /// It uses its node's addresses, and policy does not know it.
     pub host_network: bool,
     /// It has ended (`Succeeded`, `Failed`).
@@ -87,7 +96,7 @@ pub struct Pod {
 pub struct Namespace {
     /// Its name.
     pub name: String,
-    /// Its labels, with [`NAMESPACE_NAME`].
+    /// Its labels, with [`NAMESPACE_NAME`] and what Calico calls it.
     pub labels: Labels,
 }
 
@@ -95,7 +104,25 @@ impl Namespace {
     /// A namespace with these labels. The label of its name is what it is, whatever the object says.
     pub fn new(name: &str, mut labels: Labels) -> Self {
         labels.insert(NAMESPACE_NAME.to_owned(), name.to_owned());
+        labels.insert(NAME.to_owned(), name.to_owned());
         Self { name: name.to_owned(), labels }
+    }
+}
+
+/// A service account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// Namespace and name.
+    pub key: Key,
+    /// Its labels, with the one that it has for Calico.
+    pub labels: Labels,
+}
+
+impl Account {
+    /// A service account with these labels.
+    pub fn new(key: Key, mut labels: Labels) -> Self {
+        labels.insert(NAME.to_owned(), key.name.clone());
+        Self { key, labels }
     }
 }
 
@@ -170,6 +197,11 @@ pub struct ObjectError {
     pub reason: String,
 }
 
+/// Whether a label is one that an object has for Calico alone.
+pub(crate) fn is_given(label: &str) -> bool {
+    [NAME, NAMESPACE, ACCOUNT, ORCHESTRATOR].contains(&label)
+}
+
 impl ObjectError {
     pub(crate) fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Self { field: field.into(), reason: reason.into() }
@@ -207,14 +239,23 @@ impl Pod {
         let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
         let containers = spec.containers.unwrap_or_default().into_iter().chain(sidecars);
         let ports = containers.flat_map(|container| container.ports.unwrap_or_default());
+        // The API server's default.
+        let service_account = spec.service_account_name.filter(|name| !name.is_empty());
+        let service_account = service_account.unwrap_or_else(|| "default".to_owned());
+        let mut labels = metadata.labels.unwrap_or_default();
+        for (label, value) in
+            [(NAMESPACE, key.namespace.as_str()), (ACCOUNT, &service_account), (ORCHESTRATOR, "k8s")]
+        {
+            labels.insert(label.to_owned(), value.to_owned());
+        }
         Ok(Self {
             key,
             uid: metadata.uid.unwrap_or_default(),
             created: metadata.creation_timestamp.unwrap_or_default(),
             terminating: metadata.deletion_timestamp.is_some(),
-            labels: LABELS.share(metadata.labels.unwrap_or_default()),
+            labels: LABELS.share(labels),
             node: spec.node_name.filter(|node| !node.is_empty()),
-            service_account: spec.service_account_name.filter(|name| !name.is_empty()),
+            service_account,
             ended,
             host_network: spec.host_network.unwrap_or_default(),
             addresses,

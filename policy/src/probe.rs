@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::evaluate::{Decision, Flow, Judgement, Reason, evaluate};
+use crate::evaluate::{Decision, Flow, Judgement, Reason, evaluate, propose};
 use crate::object::Key;
 use crate::protocol::Protocol;
 use crate::ruleset::Family;
@@ -39,6 +39,15 @@ pub struct Probe {
     /// 4 or 6; where nothing is said, what both ends have, 4 first.
     #[serde(default)]
     pub family: Option<u8>,
+    /// The source's port; where nothing is said it is none that a rule asks for.
+    #[serde(default)]
+    pub src_port: Option<u16>,
+    /// Type of the ICMP message that begins it; an echo request where nothing is said.
+    #[serde(default)]
+    pub icmp_type: Option<u8>,
+    /// Its code.
+    #[serde(default)]
+    pub icmp_code: Option<u8>,
 }
 
 /// A protocol by name or number.
@@ -154,7 +163,10 @@ impl Probe {
         let of = |addresses: &[IpAddr], family| addresses.iter().copied().find(|a| Family::of(*a) == family);
         let both = |family| Some((of(&from, family)?, of(&to, family)?));
         if let Some((source, destination)) = wanted.iter().copied().find_map(both) {
-            return Ok(Flow { source, destination, protocol, port });
+            let mut flow = Flow::new(source, destination, protocol, port);
+            flow.source_port = self.src_port.unwrap_or_default();
+            flow.icmp = (self.icmp_type.unwrap_or(flow.icmp.0), self.icmp_code.unwrap_or(flow.icmp.1));
+            return Ok(flow);
         }
         let [family] = wanted.as_slice() else {
             return Err(ProbeError::Families(self.from.shown(), self.to.shown()));
@@ -167,7 +179,15 @@ impl Probe {
     /// What becomes of it.
     pub fn answer(&self, state: &State) -> Answer {
         match self.flow(state) {
-            Ok(flow) => Answer::from(&evaluate(&state.world, &state.policies, &flow)),
+            Ok(flow) => {
+                let judgement = evaluate(&state.world, &state.policies, &flow);
+                let proposed = propose(&state.world, &state.policies, &flow).map(|proposed| Proposed {
+                    verdict: verdict(proposed.allowed()),
+                    egress: (&proposed.egress).into(),
+                    ingress: (&proposed.ingress).into(),
+                });
+                Answer { proposed, ..Answer::from(&judgement) }
+            }
             Err(error) => Answer::unknown(error.to_string()),
         }
     }
@@ -187,6 +207,20 @@ pub struct Answer {
     /// What is decided for whom it is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress: Option<AnswerDecision>,
+    /// What it would be if staged policies counted, where any of them applies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proposed: Option<Proposed>,
+}
+
+/// What would become of a flow, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Proposed {
+    /// `allow` or `deny`.
+    pub verdict: &'static str,
+    /// For who begins it.
+    pub egress: AnswerDecision,
+    /// For whom it is for.
+    pub ingress: AnswerDecision,
 }
 
 /// What is decided in one direction, as JSON.
@@ -210,7 +244,7 @@ pub struct AnswerDecision {
 impl Answer {
     /// Nobody can say, and this is why.
     pub fn unknown(error: String) -> Self {
-        Self { verdict: "deny", error: Some(error), egress: None, ingress: None }
+        Self { verdict: "deny", error: Some(error), egress: None, ingress: None, proposed: None }
     }
 }
 
@@ -225,6 +259,7 @@ impl From<&Judgement> for Answer {
             error: None,
             egress: Some((&judgement.egress).into()),
             ingress: Some((&judgement.ingress).into()),
+            proposed: None,
         }
     }
 }

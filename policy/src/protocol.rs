@@ -1,7 +1,38 @@
-//! IP protocols.
+//! IP protocols and address families.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
+
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// What ends the name of a set of this family.
+    pub fn suffix(self) -> &'static str {
+        if self == Self::V4 { "4" } else { "6" }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::V4 { "IPv4" } else { "IPv6" })
+    }
+}
 
 /// An IP protocol by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,18 +52,24 @@ impl Protocol {
     /// Those that have ports in Kubernetes.
     pub const WITH_PORTS: [Self; 3] = [Self::TCP, Self::UDP, Self::SCTP];
 
+    /// The one for control messages of a family.
+    pub fn icmp(family: Family) -> Self {
+        if family == Family::V4 { Self::ICMP } else { Self::ICMPV6 }
+    }
+
     /// Whether Kubernetes knows ports of it.
     pub fn has_ports(self) -> bool {
         Self::WITH_PORTS.contains(&self)
     }
 }
 
-const NAMES: [(&str, Protocol); 5] = [
+const NAMES: [(&str, Protocol); 6] = [
     ("TCP", Protocol::TCP),
     ("UDP", Protocol::UDP),
     ("SCTP", Protocol::SCTP),
     ("ICMP", Protocol::ICMP),
     ("ICMPv6", Protocol::ICMPV6),
+    ("UDPLite", Protocol(136)),
 ];
 
 impl fmt::Display for Protocol {

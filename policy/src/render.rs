@@ -5,8 +5,8 @@
 use std::fmt::{self, Write as _};
 
 use crate::ruleset::{
-    Chain, Change, Element, End, Family, Hook, Kind, Match, Rule, Ruleset, State, Statement, TABLE, Verdict,
-    Way,
+    Chain, Change, Element, End, Family, Hook, Kind, Match, Number, Rule, Ruleset, State, Statement, TABLE,
+    Verdict, Way,
 };
 
 /// One of the two places in the table that a ruleset can stand in. Every set, map and chain has its slot before its name, so that a
@@ -231,6 +231,14 @@ fn end_text(end: End, family: Family) -> &'static str {
     }
 }
 
+fn number_text(number: Number) -> &'static str {
+    match number {
+        Number::ClientPort => "ct original proto-src",
+        Number::ServerPort => "ct reply proto-src",
+        Number::Icmp => "ct original proto-dst",
+    }
+}
+
 fn match_text(parts: &mut Parts<'_, '_>, condition: &Match, slot: Slot) -> fmt::Result {
     let prefix = slot.prefix();
     match condition {
@@ -242,19 +250,28 @@ fn match_text(parts: &mut Parts<'_, '_>, condition: &Match, slot: Slot) -> fmt::
             let not = if *negated { "!= " } else { "" };
             parts.put(format_args!("{end}{protocol} {not}@{prefix}{set}"))
         }
-        Match::Named { family, set, way } => {
-            let (direction, port) = match way {
-                Way::Original => ("original", "dport"),
-                Way::Reply => ("reply", "sport"),
-            };
-            let server = end_text(End::Server, *family);
+        Match::Named { family, end, set, way, negated } => {
+            let direction = if *way == Way::Original { "original" } else { "reply" };
+            // What the client sends, comes from its port and goes to the server's.
+            let port = if (*end == End::Client) == (*way == Way::Original) { "sport" } else { "dport" };
+            let end = end_text(*end, *family);
+            let not = if *negated { "!= " } else { "" };
             parts.put(format_args!(
-                "ct direction {direction} {server} . meta l4proto . th {port} @{prefix}{set}"
+                "ct direction {direction} {end} . meta l4proto . th {port} {not}@{prefix}{set}"
             ))
         }
+        Match::Family(Family::V4) => parts.put(format_args!("meta nfproto ipv4")),
+        Match::Family(Family::V6) => parts.put(format_args!("meta nfproto ipv6")),
         Match::Protocol(protocol) => parts.put(format_args!("meta l4proto {protocol}")),
-        Match::Ports(first, last) if first == last => parts.put(format_args!("ct reply proto-src {first}")),
-        Match::Ports(first, last) => parts.put(format_args!("ct reply proto-src {first}-{last}")),
+        Match::NotProtocol(protocol) => parts.put(format_args!("meta l4proto != {protocol}")),
+        Match::Numbers { number, first, last, negated } => {
+            let number = number_text(*number);
+            let not = if *negated { "!= " } else { "" };
+            match first == last {
+                true => parts.put(format_args!("{number} {not}{first}")),
+                false => parts.put(format_args!("{number} {not}{first}-{last}")),
+            }
+        }
         Match::State(state) => parts.put(format_args!("ct state {}", state_text(*state))),
         Match::Direction(Way::Original) => parts.put(format_args!("ct direction original")),
         Match::Direction(Way::Reply) => parts.put(format_args!("ct direction reply")),
@@ -330,7 +347,10 @@ mod tests {
     fn a_rule_is_its_conditions_then_its_statements_then_its_verdict() {
         let text = rule(
             &Rule {
-                matches: vec![Match::Protocol(6), Match::Ports(80, 90)],
+                matches: vec![
+                    Match::Protocol(6),
+                    Match::Numbers { number: Number::ServerPort, first: 80, last: 90, negated: false },
+                ],
                 statements: vec![Statement::Count("denied".to_owned())],
                 verdict: Verdict::Goto("x".to_owned()),
             },

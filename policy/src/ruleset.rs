@@ -6,32 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+pub use crate::protocol::Family;
+
 /// The one nftables table that holds policy, family `inet`.
 pub const TABLE: &str = "sennit-policy";
-
-/// An address family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// Both.
-    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
-
-    /// Of an address.
-    pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    /// What ends the name of a set of this family.
-    pub fn suffix(self) -> &'static str {
-        if self == Self::V4 { "4" } else { "6" }
-    }
-}
 
 /// What a set is keyed by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,6 +71,17 @@ pub enum Way {
     Reply,
 }
 
+/// A number of a connection's first packet, as conntrack keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Number {
+    /// The client's port, before source NAT (`ct original proto-src`).
+    ClientPort,
+    /// The server's port, behind destination NAT (`ct reply proto-src`).
+    ServerPort,
+    /// ICMP's type, times 256, and code (`ct original proto-dst`).
+    Icmp,
+}
+
 /// States of conntrack that a rule may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
@@ -128,19 +117,37 @@ pub enum Match {
         /// Whether it must not be in.
         negated: bool,
     },
-    /// Server, protocol and the server's port are in a set of kind [`Kind::Ports`], for packets of one way.
+    /// Address, protocol and port of an end, [`End::Client`] or [`End::Server`], are in a set of kind [`Kind::Ports`], or are not, for
+    /// packets of one way.
     Named {
         /// Of the set.
         family: Family,
+        /// Whose address and port.
+        end: End,
         /// The set's name.
         set: String,
         /// Which packets.
         way: Way,
+        /// Whether they must not be in.
+        negated: bool,
     },
-    /// The IP protocol, behind extension headers.
+    /// The packet is of this family (`meta nfproto`).
+    Family(Family),
+    /// The IP protocol, behind extension headers, is this one.
     Protocol(u8),
-    /// The server's port, first to last (`ct reply proto-src`), after a [`Match::Protocol`] that has ports.
-    Ports(u16, u16),
+    /// It is not.
+    NotProtocol(u8),
+    /// A number of the connection, after a [`Match::Protocol`] that has it, is one of these, or is not.
+    Numbers {
+        /// Which.
+        number: Number,
+        /// The first.
+        first: u16,
+        /// The last.
+        last: u16,
+        /// Whether it must be none of them.
+        negated: bool,
+    },
     /// Conntrack's state.
     State(State),
     /// Which way of its connection the packet goes.

@@ -244,6 +244,24 @@ impl LabelSelector {
         self.requirements.iter().all(|requirement| requirement.matches(labels))
     }
 
+    /// All keys that it speaks of.
+    pub fn keys(&self) -> BTreeSet<&str> {
+        fn of(requirement: &Requirement) -> BTreeSet<&str> {
+            match requirement {
+                Requirement::In(key, _)
+                | Requirement::NotIn(key, _)
+                | Requirement::Exists(key)
+                | Requirement::DoesNotExist(key)
+                | Requirement::Contains(key, _)
+                | Requirement::StartsWith(key, _)
+                | Requirement::EndsWith(key, _) => [key.as_str()].into(),
+                Requirement::AnyOf(selectors) => selectors.iter().flat_map(LabelSelector::keys).collect(),
+                Requirement::Not(selector) => selector.keys(),
+            }
+        }
+        self.requirements.iter().flat_map(of).collect()
+    }
+
     /// Keys that whatever is selected has, each with all values that it can have then.
     pub fn values_of_keys(&self) -> impl Iterator<Item = (&str, &BTreeSet<String>)> {
         self.requirements.iter().filter_map(|requirement| match requirement {

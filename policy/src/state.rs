@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::evaluate::PolicySet;
-use crate::model::{Policy, PolicyId, Subject};
-use crate::networkpolicy::Read;
+use crate::model::{Condition, Direction, ObjectId, Policy, Subject, Tier};
+use crate::networkpolicy::{Read, refusal};
 use crate::object::{Key, Namespace, ObjectError, Pod};
+use crate::referent::{self, Referent, What};
 use crate::world::World;
 
 /// One thing that a registry has to say.
@@ -29,7 +30,13 @@ pub enum Event {
     /// A policy is there, or is different now.
     Policy(Read),
     /// A policy is gone.
-    PolicyGone(PolicyId),
+    PolicyGone(ObjectId),
+    /// These are all of a kind that policies refer to.
+    Referents(&'static str, Vec<Referent>),
+    /// One of them is there, or is different now.
+    Referent(Referent),
+    /// One of them is gone.
+    ReferentGone(ObjectId),
 }
 
 /// Identities, policies, and what is wrong with those.
@@ -39,8 +46,11 @@ pub struct State {
     pub world: World,
     /// What is allowed.
     pub policies: PolicySet,
-    /// Policies that were refused, and why. They isolate all the same.
-    pub faults: BTreeMap<PolicyId, ObjectError>,
+    /// Objects that were refused, or of which a part was, and why. Policies isolate all the same.
+    pub faults: BTreeMap<ObjectId, ObjectError>,
+    tiers: BTreeMap<String, Tier>,
+    // Those that stand, by what they are.
+    referents: BTreeMap<ObjectId, What>,
 }
 
 /// What an event has touched, as far as that is needed to bring up to date what was computed before.
@@ -84,7 +94,7 @@ impl State {
             Event::Namespace(namespace) => touched.addresses = self.world.put_namespace(namespace),
             Event::NamespaceGone(name) => touched.addresses = self.world.remove_namespace(&name),
             Event::Policies(kind, policies) => {
-                let kept: BTreeSet<&PolicyId> = policies.iter().map(|read| &read.policy.id).collect();
+                let kept: BTreeSet<&ObjectId> = policies.iter().map(|read| &read.policy.id).collect();
                 let all = self.policies.iter().map(|policy| &policy.id);
                 let gone = all.filter(|id| id.kind == kind && !kept.contains(id));
                 for id in gone.cloned().collect::<Vec<_>>() {
@@ -96,12 +106,113 @@ impl State {
             }
             Event::Policy(read) => touched.subjects.extend(self.put_policy(read)),
             Event::PolicyGone(id) => touched.subjects.extend(self.remove_policy(&id)),
+            Event::Referents(kind, referents) => {
+                let kept: BTreeSet<&ObjectId> = referents.iter().map(|referent| &referent.id).collect();
+                let known = self.referents.keys().chain(self.faults.keys());
+                let gone = known.filter(|id| id.kind == kind && !kept.contains(id));
+                for id in gone.cloned().collect::<BTreeSet<_>>() {
+                    self.remove_referent(&id, &mut touched);
+                }
+                for referent in referents {
+                    self.put_referent(referent, &mut touched);
+                }
+            }
+            Event::Referent(referent) => self.put_referent(referent, &mut touched),
+            Event::ReferentGone(id) => self.remove_referent(&id, &mut touched),
         }
         touched
     }
 
+    fn put_referent(&mut self, Referent { id, what, fault }: Referent, touched: &mut Touched) {
+        let Some(what) = what else {
+            self.remove_referent(&id, touched);
+            self.faults.extend(fault.map(|fault| (id, fault)));
+            return;
+        };
+        match fault {
+            Some(fault) => drop(self.faults.insert(id.clone(), fault)),
+            None => drop(self.faults.remove(&id)),
+        }
+        if self.referents.get(&id) == Some(&what) {
+            return;
+        }
+        match self.referents.insert(id.clone(), what.clone()) {
+            // One that was something else.
+            Some(before) if std::mem::discriminant(&before) != std::mem::discriminant(&what) => {
+                self.forget(&id, &before, touched);
+            }
+            _ => {}
+        }
+        match what {
+            What::Tier(tier) => {
+                self.tiers.insert(tier.name.clone(), tier.clone());
+                self.tier_is(&tier, touched);
+            }
+            What::Networks(networks) => {
+                if self.world.put_networks(id, networks) {
+                    self.networks_changed(touched);
+                }
+            }
+            What::Account(account) => touched.addresses.extend(self.world.put_account(account)),
+        }
+    }
+
+    fn remove_referent(&mut self, id: &ObjectId, touched: &mut Touched) {
+        self.faults.remove(id);
+        if let Some(what) = self.referents.remove(id) {
+            self.forget(id, &what, touched);
+        }
+    }
+
+    fn forget(&mut self, id: &ObjectId, what: &What, touched: &mut Touched) {
+        match what {
+            What::Tier(Tier { name, .. }) => {
+                self.tiers.remove(name);
+                self.tier_is(&Tier::named(name), touched);
+            }
+            What::Networks(_) => {
+                if self.world.remove_networks(id) {
+                    self.networks_changed(touched);
+                }
+            }
+            What::Account(account) => touched.addresses.extend(self.world.remove_account(&account.key)),
+        }
+    }
+
+    /// Policies of this tier stand where it stands now.
+    fn tier_is(&mut self, tier: &Tier, touched: &mut Touched) {
+        let is_of = |policy: &&Policy| {
+            policy.tier.name == tier.name && policy.tier != *tier && policy.tier != Tier::sites()
+        };
+        for policy in self.policies.iter().filter(is_of).cloned().collect::<Vec<_>>() {
+            touched.subjects.insert(policy.subject.clone());
+            self.policies.put(Policy { tier: tier.clone(), ..policy });
+        }
+    }
+
+    /// What policies say of networks means something else now.
+    fn networks_changed(&self, touched: &mut Touched) {
+        let concerned = self.policies.iter().filter(|policy| {
+            let mut rules = Direction::BOTH.iter().filter_map(|direction| policy.rules(*direction)).flatten();
+            policy.subject.is_about_hosts()
+                || rules.any(|rule| rule.when.iter().any(Condition::is_about_networks))
+        });
+        touched.subjects.extend(concerned.map(|policy| policy.subject.clone()));
+    }
+
+    /// What people are told of objects that were refused, or of which a part was.
+    pub fn refusals(&self) -> impl Iterator<Item = String> {
+        self.faults.iter().map(|(id, fault)| match self.policies.get(id) {
+            Some(policy) => refusal(policy, fault),
+            None => referent::refusal(id, fault, self.referents.contains_key(id)),
+        })
+    }
+
     // Both return to whom something different applies now.
-    fn put_policy(&mut self, Read { policy, fault }: Read) -> impl Iterator<Item = Subject> + use<> {
+    fn put_policy(&mut self, Read { mut policy, fault }: Read) -> impl Iterator<Item = Subject> + use<> {
+        if let Some(tier) = self.tiers.get(&policy.tier.name).filter(|_| policy.tier != Tier::sites()) {
+            policy.tier = tier.clone();
+        }
         match fault {
             Some(fault) => drop(self.faults.insert(policy.id.clone(), fault)),
             None => drop(self.faults.remove(&policy.id)),
@@ -112,7 +223,7 @@ impl State {
         before.map(|Policy { subject, .. }| subject).into_iter().chain(now)
     }
 
-    fn remove_policy(&mut self, id: &PolicyId) -> Option<Subject> {
+    fn remove_policy(&mut self, id: &ObjectId) -> Option<Subject> {
         self.faults.remove(id);
         self.policies.remove(id).map(|policy| policy.subject)
     }

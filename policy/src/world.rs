@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::model::{Labels, Namespaces, Peer, PodSelector, Sites, Subject};
-use crate::object::{Key, Namespace, Pod};
+use crate::model::{Labels, Namespaces, NetworkSelector, ObjectId, Peer, PodSelector, Scope, Sites, Subject};
+use crate::object::{Account, Key, Namespace, Pod};
+use crate::selector::LabelSelector;
 
 /// A node or host of the mesh.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,11 +25,24 @@ pub struct Node {
     pub prefixes: BTreeSet<IpNet>,
 }
 
+/// Addresses that have labels: a network set, or a host endpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Networks {
+    /// Its labels.
+    pub labels: Labels,
+    /// The prefixes.
+    pub nets: BTreeSet<IpNet>,
+    /// The node that a host endpoint is of.
+    pub node: Option<String>,
+}
+
 /// All identities. No two pods have one address here, whatever their objects say.
 #[derive(Debug, Clone, Default)]
 pub struct World {
     pods: BTreeMap<Key, Arc<Pod>>,
     namespaces: BTreeMap<String, Labels>,
+    accounts: BTreeMap<Key, Labels>,
+    networks: BTreeMap<ObjectId, Networks>,
     nodes: BTreeMap<String, Node>,
     // Who claims an address; the last is who has it.
     claims: HashMap<IpAddr, Vec<Key>>,
@@ -114,6 +128,53 @@ impl World {
     /// Names of the namespaces that were declared.
     pub fn namespaces(&self) -> impl Iterator<Item = &String> {
         self.namespaces.keys()
+    }
+
+    /// A service account is there, or is different now. Returns the addresses of whose holders something may be different.
+    pub fn put_account(&mut self, account: Account) -> BTreeSet<IpAddr> {
+        if self.accounts.get(&account.key) == Some(&account.labels) {
+            return BTreeSet::new();
+        }
+        let touched = self.addresses_as(&account.key);
+        self.accounts.insert(account.key, account.labels);
+        touched
+    }
+
+    /// A service account is gone. Returns the addresses of whose holders something may be different.
+    pub fn remove_account(&mut self, key: &Key) -> BTreeSet<IpAddr> {
+        match self.accounts.remove(key) {
+            Some(_) => self.addresses_as(key),
+            None => BTreeSet::new(),
+        }
+    }
+
+    fn addresses_as(&self, account: &Key) -> BTreeSet<IpAddr> {
+        let pods = self.pods_of(&account.namespace);
+        let pods = pods.filter(|pod| !pod.host_network && pod.service_account == account.name);
+        pods.flat_map(|pod| pod.addresses.iter().copied()).collect()
+    }
+
+    /// Addresses with labels are there, or are different now. Returns whether that changed anything.
+    pub fn put_networks(&mut self, id: ObjectId, networks: Networks) -> bool {
+        self.networks.insert(id, networks.clone()) != Some(networks)
+    }
+
+    /// They are gone. Returns whether that changed anything.
+    pub fn remove_networks(&mut self, id: &ObjectId) -> bool {
+        self.networks.remove(id).is_some()
+    }
+
+    /// The network sets and host endpoints that are selected.
+    pub fn networks<'a>(&'a self, selector: &'a NetworkSelector) -> impl Iterator<Item = &'a Networks> {
+        let is_meant = |id: &ObjectId| match (&selector.scope, id.namespace.as_deref()) {
+            (Scope::Any, _) => true,
+            (Scope::Global, namespace) => namespace.is_none(),
+            (Scope::In(namespaces), Some(namespace)) => self.in_namespaces(namespaces, namespace),
+            (Scope::In(_), None) => false,
+        };
+        let all = self.networks.iter();
+        all.filter(move |(id, networks)| is_meant(id) && selector.labels.matches(&networks.labels))
+            .map(|(_, networks)| networks)
     }
 
     /// These are all nodes. Returns whether that changed anything.
@@ -209,6 +270,21 @@ impl World {
         !pod.host_network
             && selector.pods.matches(&pod.labels)
             && self.in_namespaces(&selector.namespaces, &pod.key.namespace)
+            && selector.accounts.as_ref().is_none_or(|accounts| self.speaks_as(accounts, pod))
+    }
+
+    /// Whether the account that a pod speaks as has labels that match. Of one that nobody has declared only the name is known.
+    fn speaks_as(&self, accounts: &LabelSelector, pod: &Pod) -> bool {
+        let key = Key { namespace: pod.key.namespace.clone(), name: pod.service_account.clone() };
+        match self.accounts.get(&key) {
+            Some(labels) => accounts.matches(labels),
+            None => accounts.matches(&Account::new(key, Labels::new()).labels),
+        }
+    }
+
+    /// The nodes that an address is known by.
+    fn claimants(&self, address: IpAddr) -> impl Iterator<Item = &String> {
+        self.claimants.get(&address).into_iter().flatten()
     }
 
     fn in_sites(&self, sites: &Sites, address: IpAddr) -> bool {
@@ -220,6 +296,12 @@ impl World {
         match subject {
             Subject::Pods(selector) => self.holder(address).is_some_and(|pod| self.selects(selector, pod)),
             Subject::Sites(sites) => self.in_sites(sites, address),
+            Subject::Hosts(labels) => self.claimants(address).any(|node| {
+                let mut all = self.networks.values();
+                all.any(|host| host.node.as_ref() == Some(node) && labels.matches(&host.labels))
+            }),
+            Subject::Any(subjects) => subjects.iter().any(|subject| self.is_subject(subject, address)),
+            Subject::All(subjects) => subjects.iter().all(|subject| self.is_subject(subject, address)),
         }
     }
 
@@ -229,9 +311,12 @@ impl World {
             Peer::Pods(selector) => self.holder(address).is_some_and(|pod| self.selects(selector, pod)),
             Peer::Block(block) => block.contains(address),
             Peer::Nodes(selector) => {
-                let names = self.claimants.get(&address).into_iter().flatten();
+                let names = self.claimants(address);
                 let mut labels = names.filter_map(|name| self.nodes.get(name)?.labels.as_ref());
                 labels.any(|labels| selector.matches(labels))
+            }
+            Peer::Networks(selector) => {
+                self.networks(selector).any(|networks| networks.nets.iter().any(|net| net.contains(&address)))
             }
             Peer::Sites(sites) => self.in_sites(sites, address),
         }

@@ -9,12 +9,17 @@ use std::net::IpAddr;
 
 use interpreter::{Packet, passes};
 use mesh_policy::compile::{Logging, MASK, Settings};
-use mesh_policy::model::{Action, Direction, End, Order, Peer, Policy, PolicyId, Rule, Sites, Subject, Tier};
+use mesh_policy::model::{
+    Action, Block, Condition, Direction, End, Icmp, Namespaces, NetworkSelector, ObjectId, Order, Peer,
+    PodSelector, Policy, Port, PortMatch, Rule, Scope, Side, Sites, Subject, Tier,
+};
 use mesh_policy::networkpolicy::{self, Read};
 use mesh_policy::object::{Key, Namespace, Pod};
+use mesh_policy::protocol::Family;
+use mesh_policy::referent::{Referent, What};
 use mesh_policy::ruleset::{Hook, Match, State as Ct, Statement, Way};
-use mesh_policy::world::Node;
-use mesh_policy::{Compiler, Event, Flow, Protocol, State, clusternetworkpolicy, evaluate};
+use mesh_policy::world::{Networks, Node};
+use mesh_policy::{Compiler, Event, Flow, LabelSelector, Protocol, State, clusternetworkpolicy, evaluate};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -22,6 +27,7 @@ fn settings(node: &str) -> Settings {
     Settings {
         node: node.to_owned(),
         tunnels: ["sennit0".to_owned()].into(),
+        keyless: [].into(),
         scope: ["10.0.0.0/8".parse().unwrap(), "fd00::/16".parse().unwrap()].into(),
         own: [
             format!("10.0.{}.0/24", &node[1..]).parse().unwrap(),
@@ -211,15 +217,57 @@ fn tiered_policy() -> impl Strategy<Value = Read> {
     let from = prop_oneof![
         sites.clone().prop_map(Peer::Sites),
         rack().prop_map(|rack| Peer::Nodes(serde_json::from_value(rack).unwrap())),
-        network_policy().prop_filter_map("no peer", |read| {
-            read.policy.ingress?.into_iter().find_map(|rule| rule.peers?.into_iter().next())
-        })
+        selector().prop_map(|pods| {
+            let anywhere = Namespaces::Selected(LabelSelector::default());
+            Peer::Pods(PodSelector::new(anywhere, serde_json::from_value(pods).unwrap()))
+        }),
+        prop::sample::select(vec!["10.0.1.0/24", "10.0.0.0/8", "fd00::/16", "172.16.0.1/32"])
+            .prop_map(|net| Peer::Block(Block { net: net.parse().unwrap(), except: vec![] })),
+        prop::sample::select(vec![
+            json!({}),
+            json!({"matchLabels": {"set": "a"}}),
+            json!({"matchExpressions": [{"key": "set", "operator": "DoesNotExist"}]}),
+        ])
+        .prop_map(|labels| {
+            Peer::Networks(NetworkSelector {
+                scope: Scope::Any,
+                labels: serde_json::from_value(labels).unwrap(),
+            })
+        }),
     ];
-    let rule = (action, prop::option::of(from)).prop_map(|(action, peer)| Rule {
+    let side = || prop::sample::select(vec![Side::Source, Side::Destination]);
+    let ports = || {
+        prop::sample::select(vec![
+            PortMatch::Any,
+            PortMatch::Range(80, 80),
+            PortMatch::Range(81, 1000),
+            PortMatch::Named("web".to_owned()),
+        ])
+    };
+    let protocol = || prop::sample::select(vec![Protocol::TCP, Protocol::UDP, Protocol(47), Protocol::ICMP]);
+    let with_ports = || prop::sample::select(vec![Protocol::TCP, Protocol::UDP]);
+    let family = || prop::sample::select(Family::BOTH.to_vec());
+    let icmp = || {
+        (family(), prop::sample::select(vec![8, 128, 3]), prop::option::of(0..2u8))
+            .prop_map(|(family, kind, code)| Icmp { family, kind, code })
+    };
+    let condition = prop_oneof![
+        4 => (side(), prop::collection::btree_set(from.clone(), 0..3)).prop_map(|(side, peers)| Condition::Is(side, peers)),
+        2 => (side(), prop::collection::btree_set(from, 0..3)).prop_map(|(side, peers)| Condition::IsNot(side, peers)),
+        2 => (side(), prop::collection::btree_set((with_ports(), ports()).prop_map(|(protocol, ports)| Port { protocol, ports }), 0..3))
+            .prop_map(|(side, ports)| Condition::Ports(side, ports)),
+        2 => (side(), with_ports(), prop::collection::btree_set(ports(), 0..3))
+            .prop_map(|(side, protocol, ports)| Condition::NotPorts(side, protocol, ports)),
+        1 => protocol().prop_map(Condition::Protocol),
+        1 => protocol().prop_map(Condition::NotProtocol),
+        1 => family().prop_map(Condition::Family),
+        1 => icmp().prop_map(Condition::Icmp),
+        1 => icmp().prop_map(Condition::NotIcmp),
+    ];
+    let rule = (action, prop::collection::btree_set(condition, 0..4)).prop_map(|(action, when)| Rule {
         name: String::new(),
         action,
-        peers: peer.map(|peer| [peer].into()),
-        ports: None,
+        when,
     });
     let rules = || {
         prop::option::of(prop::collection::vec(rule.clone(), 0..4)).prop_map(|rules| {
@@ -234,19 +282,39 @@ fn tiered_policy() -> impl Strategy<Value = Read> {
     };
     let subject =
         prop_oneof![sites.prop_map(Subject::Sites), network_policy().prop_map(|read| read.policy.subject)];
-    (tier, subject, rules(), rules(), 0..4u8, 0..3u8).prop_map(
-        |(tier, subject, egress, ingress, number, order)| Read {
+    let staged = prop::sample::select(vec![false, false, true]);
+    (tier, subject, rules(), rules(), 0..4u8, 0..3u8, staged).prop_map(
+        |(tier, subject, egress, ingress, number, order, staged)| Read {
             policy: Policy {
                 tier,
                 order: Order(f64::from(order)),
-                id: PolicyId { kind: "Tiered", namespace: None, name: format!("t{number}") },
+                id: ObjectId { kind: "Tiered", namespace: None, name: format!("t{number}") },
                 subject,
                 egress,
                 ingress,
+                staged,
             },
             fault: None,
         },
     )
+}
+
+fn networks() -> impl Strategy<Value = Referent> {
+    let nets = prop::sample::subsequence(
+        vec!["10.0.1.0/28", "10.0.2.4/32", "fd00:0:0:1::/64", "172.16.0.0/12"],
+        0..4,
+    );
+    (0..3u8, nets, prop::option::of(prop::sample::select(vec!["a", "b"]))).prop_map(|(number, nets, set)| {
+        Referent {
+            id: ObjectId { kind: "GlobalNetworkSet", namespace: None, name: format!("s{number}") },
+            what: Some(What::Networks(Networks {
+                labels: set.map(|set| ("set".to_owned(), set.to_owned())).into_iter().collect(),
+                nets: nets.iter().map(|net| net.parse().unwrap()).collect(),
+                node: None,
+            })),
+            fault: None,
+        }
+    })
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -269,6 +337,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => tiered_policy().prop_map(Event::Policy),
         2 => cluster_policy().prop_map(Event::Policy),
         1 => network_policy().prop_map(|read| Event::PolicyGone(read.policy.id)),
+        1 => networks().prop_map(Event::Referent),
+        1 => networks().prop_map(|networks| Event::ReferentGone(networks.id)),
     ]
 }
 
@@ -284,13 +354,19 @@ fn flows() -> Vec<Flow> {
         (Protocol::UDP, 82),
         (Protocol::SCTP, 80),
         (Protocol(47), 0),
+        (Protocol::ICMP, 0),
     ];
     let mut all = Vec::new();
     for (from, source) in addresses.iter().enumerate() {
         for (to, destination) in addresses.iter().enumerate() {
             if source.is_ipv4() == destination.is_ipv4() && source != destination {
                 let (protocol, port) = kinds[(from * 7 + to) % kinds.len()];
-                all.push(Flow { source: *source, destination: *destination, protocol, port });
+                let icmp = Protocol::icmp(Family::of(*source));
+                let protocol = if protocol == Protocol::ICMP { icmp } else { protocol };
+                let mut flow = Flow::new(*source, *destination, protocol, port);
+                flow.source_port = [80, 81, 4000][(from + to) % 3];
+                flow.icmp.1 = ((from + to) % 2) as u8;
+                all.push(flow);
             }
         }
     }
@@ -314,6 +390,7 @@ fn compiled(compiler: &Compiler, flow: &Flow, own: fn(&State, IpAddr) -> bool) -
         return [None, None];
     }
     let mut packet = Packet::new(flow.source, flow.destination, flow.protocol.0, flow.port);
+    (packet.client_port, packet.icmp) = (flow.source_port, flow.icmp);
     let meshed = |address: IpAddr| settings("n1").scope.iter().any(|net| net.contains(&address));
     if local == [false, true] && meshed(flow.source) {
         packet.interface = "sennit0".to_owned();
@@ -386,6 +463,7 @@ proptest! {
                 Event::Pod(pod) => (format!("pod {}", pod.key), Some(Event::Pod(pod))),
                 Event::Namespace(one) => (format!("namespace {}", one.name), Some(Event::Namespace(one))),
                 Event::Policy(read) => (read.policy.id.to_string(), Some(Event::Policy(read))),
+                Event::Referent(one) => (one.id.to_string(), Some(Event::Referent(one))),
                 _ => (String::new(), None),
             };
             last.extend(event.map(|event| (name, event)));

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use mesh_keyring::{MeshName, SiteName};
 use mesh_policy::compile::MASK;
-use mesh_policy::model::{Action, Order, Peer, Policy as Judged, PolicyId, Rule, Sites, Subject, Tier};
+use mesh_policy::model::{
+    Action, Direction, ObjectId, Order, Peer, Policy as Judged, Rule, Sites, Subject, Tier,
+};
 use serde::{Deserialize, Serialize};
 
 /// What is done with policies.
@@ -154,10 +156,11 @@ impl SiteStances {
             Judged {
                 tier: Tier::sites(),
                 order: Order(0.0),
-                id: PolicyId { kind: "Mesh", namespace: None, name: format!("{mesh}:{site}") },
+                id: ObjectId { kind: "Mesh", namespace: None, name: format!("{mesh}:{site}") },
                 subject: Subject::Sites(Sites::Named(site.clone())),
                 egress: None,
                 ingress: Some(rules),
+                staged: false,
             }
         };
         sites.iter().map(policy).collect()
@@ -166,5 +169,5 @@ impl SiteStances {
 
 fn rule(name: String, stance: Stance, from: Sites) -> Rule {
     let action = if stance == Stance::Allow { Action::Allow } else { Action::Deny };
-    Rule { name, action, peers: Some([Peer::Sites(from)].into()), ports: None }
+    Rule::between(name, action, Direction::Ingress, Some([Peer::Sites(from)].into()), None)
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_policy::{Event, clusternetworkpolicy, networkpolicy};
+use mesh_policy::Event;
+use mesh_policy::kind::KINDS;
+use mesh_policy::model::ObjectId;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -12,35 +14,30 @@ const WAITING_MOST: usize = 100_000;
 // The most refused objects that are named.
 const NAMED_MOST: usize = 64;
 
-/// A kind of object that policy is decided from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A pod.
-    Pod,
-    /// A namespace.
-    Namespace,
-    /// A NetworkPolicy.
-    NetworkPolicy,
-    /// A ClusterNetworkPolicy.
-    ClusterNetworkPolicy,
-}
+/// A kind of object that policy is decided from, by its name among all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kind(&'static str);
 
 impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Pod, Self::Namespace, Self::NetworkPolicy, Self::ClusterNetworkPolicy];
+    /// A pod.
+    pub const POD: Self = Self("Pod");
+    /// A namespace.
+    pub const NAMESPACE: Self = Self("Namespace");
 
-    fn of(policy: &str) -> Self {
-        if policy == clusternetworkpolicy::KIND { Self::ClusterNetworkPolicy } else { Self::NetworkPolicy }
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let others = KINDS.iter().map(|kind| Self(kind.name));
+        [Self::POD, Self::NAMESPACE].into_iter().chain(others)
     }
 
-    /// As in manifests.
+    /// The kind of objects that have this one.
+    pub fn of(name: &'static str) -> Self {
+        Self(name)
+    }
+
+    /// Its name.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pod => "Pod",
-            Self::Namespace => "Namespace",
-            Self::NetworkPolicy => networkpolicy::KIND,
-            Self::ClusterNetworkPolicy => clusternetworkpolicy::KIND,
-        }
+        self.0
     }
 }
 
@@ -61,7 +58,7 @@ struct Waiting {
 struct Inner {
     queue: BTreeMap<u64, Event>,
     next: u64,
-    waiting: [Waiting; Kind::ALL.len()],
+    waiting: BTreeMap<Kind, Waiting>,
     refused: BTreeMap<String, String>,
     troubles: BTreeMap<&'static str, String>,
 }
@@ -123,13 +120,17 @@ impl Feed {
     /// Everything that was said since the last call, in order.
     pub fn take(&self) -> Vec<Event> {
         let mut inner = self.shared.inner.lock();
-        inner.waiting.iter_mut().for_each(|waiting| drop(waiting.forget()));
+        inner.waiting.values_mut().for_each(|waiting| drop(waiting.forget()));
         std::mem::take(&mut inner.queue).into_values().collect()
     }
 
     /// Whether all kinds have been listed once.
     pub fn complete(&self) -> bool {
-        self.shared.inner.lock().waiting.iter().all(|waiting| waiting.listed && !waiting.lost)
+        let mut inner = self.shared.inner.lock();
+        Kind::all().all(|kind| {
+            let waiting = inner.waiting(kind);
+            waiting.listed && !waiting.lost
+        })
     }
 
     /// Whether nobody took events of this kind for so long that they were dropped: the kind has to be listed again.
@@ -173,7 +174,7 @@ impl Waiting {
 
 impl Inner {
     fn waiting(&mut self, kind: Kind) -> &mut Waiting {
-        &mut self.waiting[kind as usize]
+        self.waiting.entry(kind).or_default()
     }
 
     fn push(&mut self, event: Event) {
@@ -205,19 +206,18 @@ impl Inner {
 
 // Of which kind an event is, and the object that it is about, if it is about one.
 fn about(event: &Event) -> (Kind, Option<Object>) {
+    let object = |id: &ObjectId| (Kind(id.kind), Some((id.namespace.clone(), id.name.clone())));
     match event {
-        Event::Pods(_) => (Kind::Pod, None),
-        Event::Pod(pod) => (Kind::Pod, Some((Some(pod.key.namespace.clone()), pod.key.name.clone()))),
-        Event::PodGone(key) => (Kind::Pod, Some((Some(key.namespace.clone()), key.name.clone()))),
-        Event::Namespaces(_) => (Kind::Namespace, None),
-        Event::Namespace(namespace) => (Kind::Namespace, Some((None, namespace.name.clone()))),
-        Event::NamespaceGone(name) => (Kind::Namespace, Some((None, name.clone()))),
-        Event::Policies(kind, _) => (Kind::of(kind), None),
-        Event::Policy(read) => {
-            let id = &read.policy.id;
-            (Kind::of(id.kind), Some((id.namespace.clone(), id.name.clone())))
-        }
-        Event::PolicyGone(id) => (Kind::of(id.kind), Some((id.namespace.clone(), id.name.clone()))),
+        Event::Pods(_) => (Kind::POD, None),
+        Event::Pod(pod) => (Kind::POD, Some((Some(pod.key.namespace.clone()), pod.key.name.clone()))),
+        Event::PodGone(key) => (Kind::POD, Some((Some(key.namespace.clone()), key.name.clone()))),
+        Event::Namespaces(_) => (Kind::NAMESPACE, None),
+        Event::Namespace(namespace) => (Kind::NAMESPACE, Some((None, namespace.name.clone()))),
+        Event::NamespaceGone(name) => (Kind::NAMESPACE, Some((None, name.clone()))),
+        Event::Policies(kind, _) | Event::Referents(kind, _) => (Kind(kind), None),
+        Event::Policy(read) => object(&read.policy.id),
+        Event::Referent(referent) => object(&referent.id),
+        Event::PolicyGone(id) | Event::ReferentGone(id) => object(id),
     }
 }
 

@@ -255,7 +255,7 @@ impl FileRegistry {
     /// What was read last counts: the feed is told. Of a directory that was unmounted it is not.
     pub fn accepted(&mut self) {
         self.vanished.clear();
-        self.pending |= Kind::ALL.iter().any(|kind| self.feed.lost(*kind));
+        self.pending |= Kind::all().any(|kind| self.feed.lost(kind));
         if self.pending && !self.withheld {
             self.pending = false;
             let now = self.files();

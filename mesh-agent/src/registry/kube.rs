@@ -76,14 +76,18 @@ pub struct KubeRegistry {
     mesh: Option<MeshName>,
     shared: Arc<Shared>,
     feed: Feed,
-    watches: Vec<JoinHandle<()>>,
+    _watches: Watches,
+    policy: Option<Watches>,
     // A change was taken notice of that `changed` has not answered for yet.
     stirred: bool,
 }
 
-impl Drop for KubeRegistry {
+/// Tasks that watch, as long as somebody holds this.
+struct Watches(Vec<JoinHandle<()>>);
+
+impl Drop for Watches {
     fn drop(&mut self) {
-        self.watches.iter().for_each(JoinHandle::abort);
+        self.0.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -207,12 +211,23 @@ impl KubeRegistry {
             let api = Api::<EndpointSlice>::namespaced(client.clone(), "default");
             watches.push(Watch { fields, sink: servers }.begin(api));
         }
-        Ok(Self { client, server, cluster, mesh, shared, feed: Feed::new(), watches, stirred: false })
+        Ok(Self {
+            client,
+            server,
+            cluster,
+            mesh,
+            shared,
+            feed: Feed::new(),
+            _watches: Watches(watches),
+            policy: None,
+            stirred: false,
+        })
     }
 
     /// Begins to watch pods, namespaces and policies, too; what they say goes into the feed. Once.
     pub fn watch_policy(&mut self) {
-        self.watches.extend(policy::watch(&self.client, self.cluster.as_ref(), &self.feed));
+        let begin = || policy::watch(&self.client, self.cluster.as_ref(), &self.feed);
+        self.policy.get_or_insert_with(begin);
     }
 
     /// What the cluster says of pods, namespaces and policies, once [`KubeRegistry::watch_policy`] was called.

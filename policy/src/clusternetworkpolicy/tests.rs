@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::model::{Condition, Side};
 
 fn cnp(spec: Value) -> Read {
     read(&json!({"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "c"}, "spec": spec}))
@@ -12,6 +13,14 @@ fn with(rule: Value) -> Read {
 
 fn egress(read: &Read) -> &[Rule] {
     read.policy.egress.as_deref().unwrap()
+}
+
+fn ports(rule: &Rule) -> &BTreeSet<Port> {
+    let ports = rule.when.iter().find_map(|condition| match condition {
+        Condition::Ports(Side::Destination, ports) => Some(ports),
+        _ => None,
+    });
+    ports.expect("no ports")
 }
 
 fn fault(read: &Read) -> String {
@@ -51,18 +60,21 @@ fn peers_and_protocols_of_all_kinds_are_read() {
     }));
     assert_eq!(fault(&read), "");
     let rule = &egress(&read)[0];
-    assert_eq!(rule.peers.as_ref().unwrap().len(), 5);
-    let ports = |protocol, first, last| Port { protocol, ports: PortMatch::Range(first, last) };
+    assert!(
+        matches!(rule.when.last(), Some(Condition::Is(Side::Destination, peers)) if peers.len() == 5),
+        "{rule:?}"
+    );
+    let range = |protocol, first, last| Port { protocol, ports: PortMatch::Range(first, last) };
     let all = [
-        ports(Protocol::TCP, 80, 80),
-        ports(Protocol::UDP, 1, 9),
+        range(Protocol::TCP, 80, 80),
+        range(Protocol::UDP, 1, 9),
         Port { protocol: Protocol::SCTP, ports: PortMatch::Any },
     ];
-    assert_eq!(rule.ports, Some(all.into()));
+    assert_eq!(*ports(rule), BTreeSet::from(all));
     let named = with(json!({
         "action": "Deny", "to": [{"namespaces": {}}], "protocols": [{"destinationNamedPort": "http"}],
     }));
-    assert_eq!(egress(&named)[0].ports.as_ref().unwrap().len(), 3, "of whatever protocol");
+    assert_eq!(ports(&egress(&named)[0]).len(), 3, "of whatever protocol");
 }
 
 #[test]
@@ -117,7 +129,7 @@ fn a_rule_that_is_not_understood_fails_closed() {
                 "Accept" => assert_eq!(read.policy.egress, None),
                 _ => {
                     let rule = &egress(&read)[0];
-                    assert_eq!((rule.action, &rule.peers, &rule.ports), (Action::Deny, &None, &None));
+                    assert_eq!((rule.action, &rule.when), (Action::Deny, &BTreeSet::new()));
                 }
             }
         }
@@ -151,7 +163,7 @@ fn what_is_not_understood_of_an_object_opens_nothing() {
         assert!(fault(&read).starts_with(told), "{}", fault(&read));
         let rule = &egress(&read)[0];
         assert_eq!(
-            (egress(&read).len(), rule.action == Action::Deny, rule.peers.is_none()),
+            (egress(&read).len(), rule.action == Action::Deny, rule.when.is_empty()),
             (1, denies, denies)
         );
         assert_eq!(read.policy.ingress.as_ref().unwrap().len(), 1);

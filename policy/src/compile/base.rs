@@ -10,6 +10,10 @@ pub(super) const COUNTERS: [&str; 6] =
     ["denied_egress", "denied_ingress", "spoofed", "unknown", "invalid", "midstream"];
 /// Chain that accepts what was judged by the policy of now.
 pub(super) const ESTABLISHED: &str = "established";
+/// Chain that accepts the same at once, of packets that come from no tunnel.
+const KNOWN: &str = "known";
+/// Chain that does so with packets that come from a tunnel.
+const KNOWN_TUNNEL: &str = "known_tunnel";
 /// Chain that marks what was judged.
 pub(super) const STAMP: &str = "stamp";
 /// Map from a local pod's address to the class of what it begins.
@@ -93,7 +97,16 @@ fn judged_before(strict: bool) -> Vec<Rule> {
 }
 
 fn forward(settings: &Settings, stranger: &str) -> Vec<Rule> {
-    let mut rules = from_tunnels(settings, "tunnel_forward");
+    // Of most packets this is all. Who sends on a device without keys is asked first.
+    let keyed = settings.tunnels.difference(&settings.keyless);
+    let known = |name: &String| {
+        Rule::new(vec![Match::Interface(name.clone())], Verdict::Jump(KNOWN_TUNNEL.to_owned()))
+    };
+    let mut rules: Vec<Rule> = keyed.map(known).collect();
+    rules.extend(from_tunnels(settings, "tunnel_forward"));
+    if !settings.check_sources {
+        rules.push(Rule::new(vec![], Verdict::Jump(KNOWN.to_owned())));
+    }
     // A pod that takes another's address is on another interface than that.
     for family in Family::BOTH.into_iter().filter(|_| settings.check_sources) {
         let local = within(family, End::Source, local_set(family), Kind::Addresses);
@@ -172,19 +185,28 @@ fn tunnel_input(node: &str) -> Vec<Rule> {
     rules
 }
 
-/// The two chains that depend on the epoch: which mark says that a connection was judged by the policy of now, and who gets it. `None`:
-/// no mark counts, and none is set.
-pub(super) fn epoch(mask: u32, epoch: Option<u32>) -> [(String, Vec<Rule>); 2] {
+/// The chains that depend on the epoch: which mark says that a connection was judged by the policy of now, and who gets it. `None`: no
+/// mark counts, and none is set.
+pub(super) fn epoch(mask: u32, epoch: Option<u32>) -> [(String, Vec<Rule>); 4] {
     let related =
         |protocol| Rule::new(vec![Match::State(State::Related), Match::Protocol(protocol)], Verdict::Accept);
     let mut established = vec![related(1), related(58)];
-    let mut stamp = Vec::new();
+    let [mut known, mut known_tunnel, mut stamp] = [Vec::new(), Vec::new(), Vec::new()];
     if let Some(value) = epoch {
         // What a helper expects (FTP, SIP) is related, has its parent's mark, and was never judged.
-        let judged = vec![Match::State(State::Established), Match::Mark { mask, value }];
-        established.insert(0, Rule::new(judged, Verdict::Accept));
+        let judged = [Match::State(State::Established), Match::Mark { mask, value }];
+        let accept =
+            |more: Option<Match>| Rule::new(judged.iter().cloned().chain(more).collect(), Verdict::Accept);
+        established.insert(0, accept(None));
+        known.push(accept(None));
+        // A packet out of a tunnel that says it is of a local pod is in no connection, whatever else it says.
+        known_tunnel
+            .extend(Family::BOTH.map(|family| {
+                accept(Some(outside(family, End::Source, local_set(family), Kind::Addresses)))
+            }));
         let statements = vec![Statement::SetMark { mask, value }];
         stamp.push(Rule { matches: vec![], statements, verdict: Verdict::Continue });
     }
-    [(ESTABLISHED.to_owned(), established), (STAMP.to_owned(), stamp)]
+    [(ESTABLISHED, established), (KNOWN, known), (KNOWN_TUNNEL, known_tunnel), (STAMP, stamp)]
+        .map(|(name, rules)| (name.to_owned(), rules))
 }

@@ -4,19 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 
-use super::ranges::cover;
 use super::{Logging, Settings};
 use crate::flowlog::{self, Label, RuleName};
-use crate::model::{
-    Action, Block, Direction, End as TierEnd, Peer, PodSelector, Policy, Port, PortMatch, Rule as PolicyRule,
-    Tier,
-};
+use crate::model::{Action, Direction, End as TierEnd, PodSelector, Policy, Rule as PolicyRule, Tier};
 use crate::protocol::Protocol;
-use crate::ruleset::{Element, End, Family, Kind, Match, Rule, Statement, Verdict, Way};
-use crate::world::{Node, World};
+use crate::ruleset::{Element, Family, Kind, Match, Rule, State, Statement, Verdict, Way};
+use crate::world::World;
 
 /// What a set holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,16 +54,8 @@ pub(super) struct Class {
     pub(super) sets: BTreeMap<String, SetUse>,
     /// What its ids in the log mean.
     pub(super) names: BTreeMap<String, RuleName>,
-}
-
-impl Class {
     /// Whether it may deny something.
-    pub(super) fn denies(&self) -> bool {
-        self.chains
-            .values()
-            .flatten()
-            .any(|rule| !matches!(rule.verdict, Verdict::Return | Verdict::Continue))
-    }
+    pub(super) denies: bool,
 }
 
 /// A short name for something long: 128 bits of a digest, so that nobody can make another thing of the same name.
@@ -77,62 +64,83 @@ pub(super) fn digest(of: &impl std::fmt::Debug) -> String {
     hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// What applies to an endpoint in a direction.
+pub(super) struct Applying<'a> {
+    /// What is enforced, tier by tier.
+    pub(super) tiers: Vec<(&'a Tier, Vec<&'a Policy>)>,
+    /// The same with what is staged, if anything is.
+    pub(super) proposed: Option<Vec<(&'a Tier, Vec<&'a Policy>)>>,
+}
+
 /// Compiles what applies to an endpoint in a direction.
 pub(super) fn compile(
     world: &World,
     settings: &Settings,
     direction: Direction,
-    tiers: &[(&Tier, Vec<&Policy>)],
+    applying: &Applying<'_>,
 ) -> Class {
-    let mut writer = Writer { world, settings, direction, sets: BTreeMap::new(), names: BTreeMap::new() };
-    let mut denials = BTreeMap::new();
-    let mut bodies: Vec<Vec<Rule>> = Vec::new();
-    // The name depends on the rules, so that those speak of the next tier by a name of their own until then.
-    for (index, (tier, policies)) in tiers.iter().enumerate() {
-        let next = match index + 1 < tiers.len() {
-            true => Verdict::Goto(placeholder(index + 1)),
-            false => Verdict::Return,
-        };
-        let mut rules = Vec::new();
-        for policy in policies {
-            for rule in policy.rules(direction).unwrap_or_default() {
-                writer.rule(tier, policy, rule, &next, &mut rules, &mut denials);
-            }
-        }
-        match tier.end {
-            TierEnd::Pass => rules.push(Rule::new(vec![], next)),
-            TierEnd::Deny => {
-                let ids: Vec<String> = policies.iter().map(|policy| policy.id.to_string()).collect();
-                let id = format!("t_{}", digest(&(direction, &tier.name, &ids)));
-                let name = RuleName { tier: tier.name.clone(), policies: ids, rule: None };
-                writer.names.insert(id.clone(), name);
-                rules.extend(denial(settings, direction, &id));
-            }
-        }
-        bodies.push(rules);
-    }
+    let mut writer = Writer {
+        world,
+        settings,
+        direction,
+        sets: BTreeMap::new(),
+        names: BTreeMap::new(),
+        denials: BTreeMap::new(),
+        proposed: false,
+    };
+    let bodies = writer.tiers(&applying.tiers);
+    let denies = bodies.iter().flatten().any(|rule| !is_harmless(rule));
+    writer.proposed = true;
+    let proposed = applying.proposed.as_ref().map(|tiers| writer.tiers(tiers)).unwrap_or_default();
+    let Writer { sets, names, denials, .. } = writer;
     let side = if direction == Direction::Egress { "e" } else { "i" };
-    let name = format!("{side}_{}", digest(&(&bodies, &denials)));
-    let chain = |index: usize| if index == 0 { name.clone() } else { format!("{name}_{index}") };
-    let mut chains: BTreeMap<String, Vec<Rule>> = denials;
+    let name = format!("{side}_{}", digest(&(&bodies, &proposed, &denials)));
+    let chain = |tier: usize| if tier == 0 { name.clone() } else { format!("{name}_{tier}") };
+    let shadow = |tier: usize| format!("{name}_s{tier}");
+    let mut chains = denials;
+    put(&mut chains, bodies, &chain);
+    let first = chains.entry(name.clone()).or_default();
+    if first.is_empty() {
+        first.push(Rule::new(vec![], Verdict::Return));
+    }
+    if !proposed.is_empty() {
+        // Once for each connection: what it comes to changes nothing.
+        let begun = vec![BEGUN, Match::State(State::New)];
+        first.insert(0, Rule::new(begun, Verdict::Jump(shadow(0))));
+    }
+    put(&mut chains, proposed, &shadow);
+    Class { name, chains, sets, names, denies }
+}
+
+/// Puts the rules of tiers into chains of their own, by whose names they speak of each other then.
+fn put(chains: &mut BTreeMap<String, Vec<Rule>>, bodies: Vec<Vec<Rule>>, name: &dyn Fn(usize) -> String) {
+    let count = bodies.len();
     for (index, mut rules) in bodies.into_iter().enumerate() {
         for rule in &mut rules {
             if let Verdict::Goto(to) = &mut rule.verdict
-                && let Some(next) = (1..tiers.len()).find(|next| *to == placeholder(*next))
+                && let Some(next) = (1..count).find(|next| *to == placeholder(*next))
             {
-                *to = chain(next);
+                *to = name(next);
             }
         }
-        chains.insert(chain(index), rules);
+        chains.insert(name(index), rules);
     }
-    if tiers.is_empty() {
-        chains.insert(name.clone(), vec![Rule::new(vec![], Verdict::Return)]);
-    }
-    Class { name, chains, sets: writer.sets, names: writer.names }
 }
 
+/// Whether a rule can deny nothing.
+fn is_harmless(rule: &Rule) -> bool {
+    match &rule.verdict {
+        Verdict::Return | Verdict::Continue => true,
+        Verdict::Goto(to) => to.starts_with(PLACEHOLDER),
+        _ => false,
+    }
+}
+
+const PLACEHOLDER: &str = "tier ";
+
+// A class' name depends on its rules, so that those speak of the next tier by a name of their own until then.
 fn placeholder(tier: usize) -> String {
-    format!("tier {tier}")
+    format!("{PLACEHOLDER}{tier}")
 }
 
 /// The rules that deny: told at most so many times a second, counted each time.
@@ -180,33 +188,73 @@ fn log(
     (rate > 0).then(|| Rule { matches: vec![], statements, verdict: Verdict::Continue })
 }
 
-/// The same ports, with ranges that overlap or touch made one.
-fn joined(ports: &BTreeSet<Port>) -> Vec<Port> {
-    let mut all: Vec<Port> = Vec::new();
-    // A set's order has ranges of a protocol one after the other, by where they begin.
-    for port in ports {
-        if let (PortMatch::Range(first, last), Some(Port { protocol, ports: PortMatch::Range(_, end) })) =
-            (&port.ports, all.last_mut())
-            && *protocol == port.protocol
-            && u32::from(*first) <= u32::from(*end) + 1
-        {
-            *end = (*end).max(*last);
-        } else {
-            all.push(port.clone());
-        }
-    }
-    all
-}
-
-struct Writer<'a> {
-    world: &'a World,
+pub(super) struct Writer<'a> {
+    pub(super) world: &'a World,
     settings: &'a Settings,
     direction: Direction,
-    sets: BTreeMap<String, SetUse>,
+    pub(super) sets: BTreeMap<String, SetUse>,
     names: BTreeMap<String, RuleName>,
+    denials: BTreeMap<String, Vec<Rule>>,
+    // Nothing is decided: what staged policies would deny is told.
+    proposed: bool,
 }
 
 impl Writer<'_> {
+    /// The rules of each tier.
+    fn tiers(&mut self, tiers: &[(&Tier, Vec<&Policy>)]) -> Vec<Vec<Rule>> {
+        let mut bodies = Vec::new();
+        for (index, (tier, policies)) in tiers.iter().enumerate() {
+            let next = match index + 1 < tiers.len() {
+                true => Verdict::Goto(placeholder(index + 1)),
+                false => Verdict::Return,
+            };
+            let mut rules = Vec::new();
+            for policy in policies {
+                for rule in policy.rules(self.direction).unwrap_or_default() {
+                    self.rule(tier, policy, rule, &next, &mut rules);
+                }
+            }
+            match tier.end {
+                TierEnd::Pass => rules.push(Rule::new(vec![], next)),
+                TierEnd::Deny => rules.extend(self.end(tier, policies)),
+            }
+            bodies.push(rules);
+        }
+        bodies
+    }
+
+    /// What a tier does with what none of its rules has decided.
+    fn end(&mut self, tier: &Tier, policies: &[&Policy]) -> Vec<Rule> {
+        // Where one of them is enforced, the tier ends so without those that are staged.
+        if self.proposed && policies.iter().any(|policy| !policy.staged) {
+            return vec![Rule::new(vec![], Verdict::Return)];
+        }
+        let ids: Vec<String> = policies.iter().map(|policy| policy.id.to_string()).collect();
+        let id = format!("t_{}", digest(&(self.direction, &tier.name, &ids)));
+        let name = RuleName { tier: tier.name.clone(), policies: ids, rule: None };
+        self.names.insert(id.clone(), name);
+        self.denial(&id)
+    }
+
+    fn denial(&self, id: &str) -> Vec<Rule> {
+        match self.proposed {
+            false => denial(self.settings, self.direction, id),
+            true => {
+                let decision = flowlog::Decision::WouldBeDenied;
+                let logging = &self.settings.log;
+                let told = log(logging, logging.denied, decision, self.side(), id);
+                told.into_iter().chain([Rule::new(vec![], Verdict::Return)]).collect()
+            }
+        }
+    }
+
+    fn side(&self) -> flowlog::Direction {
+        match self.direction {
+            Direction::Egress => flowlog::Direction::Egress,
+            Direction::Ingress => flowlog::Direction::Ingress,
+        }
+    }
+
     fn rule(
         &mut self,
         tier: &Tier,
@@ -214,7 +262,6 @@ impl Writer<'_> {
         rule: &PolicyRule,
         next: &Verdict,
         rules: &mut Vec<Rule>,
-        denials: &mut BTreeMap<String, Vec<Rule>>,
     ) {
         let id = format!("r_{}", digest(&(self.direction, &policy.id, &rule.name)));
         let name = RuleName {
@@ -223,24 +270,24 @@ impl Writer<'_> {
             rule: Some(rule.name.clone()),
         };
         self.names.insert(id.clone(), name);
-        let side = match self.direction {
-            Direction::Egress => flowlog::Direction::Egress,
-            Direction::Ingress => flowlog::Direction::Ingress,
-        };
         let logging = &self.settings.log;
-        let told = |rate| log(logging, rate, flowlog::Decision::Allowed, side, &id);
+        let told = |rate| {
+            let told = log(logging, rate, flowlog::Decision::Allowed, self.side(), &id);
+            told.filter(|_| !self.proposed)
+        };
         let (told, verdict) = match rule.action {
             Action::Allow => (told(logging.allowed), Verdict::Return),
             Action::Pass => (None, next.clone()),
             Action::Log => (told(logging.denied.max(1)), Verdict::Continue),
+            Action::Deny if self.proposed && !policy.staged => (None, Verdict::Return),
             Action::Deny => {
-                let told = (self.settings.audit, &self.settings.log);
+                let told = (self.settings.audit, self.proposed, &self.settings.log);
                 let chain = format!("d_{}", digest(&(&id, told)));
-                denials.insert(chain.clone(), denial(self.settings, self.direction, &id));
+                self.denials.insert(chain.clone(), self.denial(&id));
                 (None, Verdict::Goto(chain))
             }
         };
-        for matches in self.matches(rule, rule.action == Action::Allow) {
+        for matches in self.matches(rule, rule.action == Action::Allow && !self.proposed) {
             if let Some(told) = &told {
                 rules.push(Rule { matches: [matches.as_slice(), &[BEGUN]].concat(), ..told.clone() });
             }
@@ -248,96 +295,5 @@ impl Writer<'_> {
                 rules.push(Rule::new(matches, verdict.clone()));
             }
         }
-    }
-
-    /// All combinations under which the rule matches.
-    fn matches(&mut self, rule: &PolicyRule, allows: bool) -> Vec<Vec<Match>> {
-        let peers = match &rule.peers {
-            None => vec![(None, vec![])],
-            Some(peers) => {
-                self.peers(peers, allows).into_iter().map(|(family, m)| (Some(family), vec![m])).collect()
-            }
-        };
-        let mut all = Vec::new();
-        for (family, peer) in peers {
-            let Some(ports) = &rule.ports else {
-                all.push(peer);
-                continue;
-            };
-            for port in &joined(ports) {
-                let protocol = port.protocol;
-                match &port.ports {
-                    PortMatch::Any => all.push([peer.as_slice(), &[Match::Protocol(protocol.0)]].concat()),
-                    PortMatch::Range(first, last) => {
-                        let ports = [Match::Protocol(protocol.0), Match::Ports(*first, *last)];
-                        all.push([peer.as_slice(), &ports].concat());
-                    }
-                    PortMatch::Named(name) => {
-                        let families =
-                            Family::BOTH.into_iter().filter(|one| family.is_none_or(|family| family == *one));
-                        for family in families {
-                            let source = Source::Named(name.clone(), protocol);
-                            let set = self.set("p", family, source, allows);
-                            for way in [Way::Original, Way::Reply] {
-                                let named = Match::Named { family, set: set.clone(), way };
-                                all.push([peer.as_slice(), &[named]].concat());
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        all
-    }
-
-    fn peers(&mut self, peers: &BTreeSet<Peer>, allows: bool) -> Vec<(Family, Match)> {
-        let end = match self.direction {
-            Direction::Egress => End::Server,
-            Direction::Ingress => End::Client,
-        };
-        let mut selectors = BTreeSet::new();
-        let mut blocks: Vec<&Block> = Vec::new();
-        let mut nets: BTreeSet<IpNet> = BTreeSet::new();
-        for peer in peers {
-            match peer {
-                Peer::Pods(selector) => drop(selectors.insert(selector.clone())),
-                Peer::Block(block) => blocks.push(block),
-                Peer::Nodes(selector) => {
-                    let is_meant =
-                        |node: &&Node| node.labels.as_ref().is_some_and(|labels| selector.matches(labels));
-                    let meant = self.world.nodes().values().filter(is_meant);
-                    let addresses = meant.flat_map(|node| node.addresses.union(&node.status_addresses));
-                    nets.extend(addresses.map(|address| IpNet::from(*address)));
-                }
-                Peer::Sites(sites) => {
-                    let nodes = self.world.nodes().values();
-                    for node in nodes.filter(|node| sites.contains(node.site.as_deref())) {
-                        nets.extend(node.prefixes.iter().map(IpNet::trunc));
-                        nets.extend(node.addresses.iter().map(|address| IpNet::from(*address)));
-                    }
-                }
-            }
-        }
-        let mut all = Vec::new();
-        for family in Family::BOTH {
-            let mut look = |set: String, kind| {
-                all.push((family, Match::In { family, end, set, kind, negated: false }));
-            };
-            if !selectors.is_empty() {
-                look(self.set("s", family, Source::Pods(selectors.clone()), allows), Kind::Addresses);
-            }
-            let ranges = cover(blocks.iter().copied(), nets.iter().copied(), family);
-            if !ranges.is_empty() {
-                look(self.set("c", family, Source::Ranges(ranges), allows), Kind::Ranges);
-            }
-        }
-        all
-    }
-
-    fn set(&mut self, letter: &str, family: Family, source: Source, allows: bool) -> String {
-        let name = format!("{letter}_{}{}", digest(&source), family.suffix());
-        let entry = self.sets.entry(name.clone()).or_insert(SetUse { family, source, allows });
-        entry.allows &= allows;
-        name
     }
 }

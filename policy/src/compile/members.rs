@@ -162,8 +162,7 @@ mod tests {
         ];
         let selectors = namespaces.iter().flat_map(|namespaces| {
             let namespaces = namespaces.clone();
-            pods.iter()
-                .map(move |pods| PodSelector { namespaces: namespaces.clone(), pods: selector(pods.clone()) })
+            pods.iter().map(move |pods| PodSelector::new(namespaces.clone(), selector(pods.clone())))
         });
         let selectors: Vec<PodSelector> = selectors.collect();
         let pairs = selectors.windows(2).map(|pair| Source::Pods(pair.iter().cloned().collect()));

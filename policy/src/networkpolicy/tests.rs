@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::model::{Condition, Side};
 
 fn policy(spec: Value) -> Read {
     read(&json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
@@ -32,17 +33,20 @@ fn an_empty_list_denies_and_an_empty_rule_allows() {
     for spec in [json!({}), json!({"ingress": []}), json!({"ingress": null})] {
         assert_eq!(policy(spec).policy.ingress, Some(vec![]));
     }
-    let rules = policy(json!({"ingress": [{}]})).policy.ingress.unwrap();
-    assert_eq!((rules[0].peers.clone(), rules[0].ports.clone()), (None, None));
-    let rules = policy(json!({"ingress": [{"from": [], "ports": []}]})).policy.ingress.unwrap();
-    assert_eq!((rules[0].peers.clone(), rules[0].ports.clone()), (None, None));
+    for rule in [json!({}), json!({"from": [], "ports": []})] {
+        let rules = policy(json!({"ingress": [rule]})).policy.ingress.unwrap();
+        assert_eq!(rules[0].when, BTreeSet::new());
+    }
 }
 
 #[test]
 fn a_port_defaults_to_tcp_and_a_rule_for_sctp_stays_one() {
     let ports = |ports: Value| {
         let rules = policy(json!({"ingress": [{"ports": ports}]})).policy.ingress.unwrap();
-        rules[0].ports.clone().unwrap()
+        match rules[0].when.first() {
+            Some(Condition::Ports(Side::Destination, ports)) => ports.clone(),
+            other => panic!("{other:?}"),
+        }
     };
     let tcp = |ports| Port { protocol: Protocol::TCP, ports };
     assert_eq!(ports(json!([{"port": 80}])), BTreeSet::from([tcp(PortMatch::Range(80, 80))]));
@@ -150,5 +154,6 @@ fn host_bits_of_a_block_do_not_count() {
     let rules =
         policy(json!({"ingress": [{"from": [{"ipBlock": {"cidr": "10.1.2.3/8"}}]}]})).policy.ingress.unwrap();
     let block = Block { net: "10.0.0.0/8".parse().unwrap(), except: vec![] };
-    assert_eq!(rules[0].peers, Some(BTreeSet::from([Peer::Block(block)])));
+    let from = Condition::Is(Side::Source, [Peer::Block(block)].into());
+    assert_eq!(rules[0].when, BTreeSet::from([from]));
 }

@@ -4,7 +4,7 @@
 
 use super::wire::Batch;
 use crate::render::Slot;
-use crate::ruleset::{End, Family, Kind, Match, Rule, State, Statement, Verdict, Way};
+use crate::ruleset::{End, Family, Kind, Match, Number, Rule, State, Statement, Verdict, Way};
 
 /// `NFTA_LIST_ELEM`.
 pub(super) const LIST_ELEMENT: u16 = 1;
@@ -39,6 +39,7 @@ const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_MARK: u32 = 3;
 const CT_PROTO_SRC: u32 = 11;
+const CT_PROTO_DST: u32 = 12;
 const CT_SRC_IP: u32 = 19;
 const CT_SRC_IP6: u32 = 21;
 /// `IP_CT_DIR_ORIGINAL`.
@@ -50,6 +51,9 @@ const CMP_EQ: u32 = 0;
 const CMP_NEQ: u32 = 1;
 const CMP_LTE: u32 = 3;
 const CMP_GTE: u32 = 5;
+
+/// `NFT_RANGE_NEQ`.
+const RANGE_NEQ: u32 = 1;
 
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
@@ -150,6 +154,19 @@ impl Writer<'_> {
         }
     }
 
+    /// Less than the first or more than the last.
+    fn compare_outside(&mut self, first: &[u8], last: &[u8]) {
+        if first == last {
+            return self.compare(CMP_NEQ, first);
+        }
+        self.expression("range", |batch| {
+            batch.be32(1, REG_1);
+            batch.be32(2, RANGE_NEQ);
+            data(batch, 3, first);
+            data(batch, 4, last);
+        });
+    }
+
     /// `register & mask ^ xor`, in the first register.
     fn bitwise(&mut self, mask: &[u8], xor: &[u8]) {
         self.expression("bitwise", |batch| {
@@ -186,10 +203,15 @@ impl Writer<'_> {
     }
 
     fn needs_network(&mut self, family: Family) {
-        if self.network.replace(family) != Some(family) {
-            self.meta(META_NFPROTO, REG_1);
-            self.compare(CMP_EQ, &[if family == Family::V4 { 2 } else { 10 }]);
+        if self.network != Some(family) {
+            self.family(family);
         }
+    }
+
+    fn family(&mut self, family: Family) {
+        self.network = Some(family);
+        self.meta(META_NFPROTO, REG_1);
+        self.compare(CMP_EQ, &[if family == Family::V4 { 2 } else { 10 }]);
     }
 
     fn needs_transport(&mut self, protocol: u8) {
@@ -237,22 +259,34 @@ impl Writer<'_> {
                 }
                 self.lookup(set, *negated, false);
             }
-            Match::Named { family, set, way } => {
-                let (direction, offset) = match way {
-                    Way::Original => (ORIGINAL, 2),
-                    Way::Reply => (REPLY, 0),
-                };
+            Match::Named { family, end, set, way, negated } => {
+                let original = *way == Way::Original;
+                // Of the source port or the destination port.
+                let offset = if (*end == End::Client) == original { 0 } else { 2 };
                 self.ct(CT_DIRECTION, None);
-                self.compare(CMP_EQ, &[direction]);
-                self.address(End::Server, *family);
+                self.compare(CMP_EQ, &[if original { ORIGINAL } else { REPLY }]);
+                self.address(*end, *family);
                 self.meta(META_L4PROTO, after_address(*family));
                 self.payload(TRANSPORT_HEADER, offset, 2, after_protocol(*family));
-                self.lookup(set, false, false);
+                self.lookup(set, *negated, false);
             }
+            Match::Family(family) => self.family(*family),
             Match::Protocol(protocol) => self.protocol(*protocol),
-            Match::Ports(first, last) => {
-                self.ct(CT_PROTO_SRC, Some(REPLY));
-                self.compare_range(&first.to_be_bytes(), &last.to_be_bytes());
+            Match::NotProtocol(protocol) => {
+                self.meta(META_L4PROTO, REG_1);
+                self.compare(CMP_NEQ, &[*protocol]);
+            }
+            Match::Numbers { number, first, last, negated } => {
+                let (key, direction) = match number {
+                    Number::ClientPort => (CT_PROTO_SRC, ORIGINAL),
+                    Number::ServerPort => (CT_PROTO_SRC, REPLY),
+                    Number::Icmp => (CT_PROTO_DST, ORIGINAL),
+                };
+                self.ct(key, Some(direction));
+                match negated {
+                    false => self.compare_range(&first.to_be_bytes(), &last.to_be_bytes()),
+                    true => self.compare_outside(&first.to_be_bytes(), &last.to_be_bytes()),
+                }
             }
             Match::State(state) => {
                 self.ct(CT_STATE, None);

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use mesh_policy::ruleset::{
-    Element, End, Family, Hook, Kind, Match, Ruleset, State, Statement, Verdict, Way,
+    Element, End, Family, Hook, Kind, Match, Number, Ruleset, State, Statement, Verdict, Way,
 };
 
 /// A packet of a connection.
@@ -15,6 +15,10 @@ pub(crate) struct Packet {
     pub(crate) protocol: u8,
     /// The server's.
     pub(crate) port: u16,
+    /// The client's.
+    pub(crate) client_port: u16,
+    /// Type and code of who began it.
+    pub(crate) icmp: (u8, u8),
     pub(crate) way: Way,
     pub(crate) state: State,
     pub(crate) mid_stream: bool,
@@ -31,6 +35,8 @@ impl Packet {
             server,
             protocol,
             port,
+            client_port: 0,
+            icmp: (8, 0),
             way: Way::Original,
             state: State::New,
             mid_stream: false,
@@ -123,14 +129,26 @@ fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
             });
             Family::of(address) == *family && inside != *negated
         }
-        Match::Named { family, set, way } => {
+        Match::Named { family, end, set, way, negated } => {
             let set = &ruleset.sets[set];
             assert_eq!((set.kind, set.family), (Kind::Ports, *family));
+            let port = if *end == End::Client { packet.client_port } else { packet.port };
+            let address = address(packet, *end);
             packet.way == *way
-                && set.elements.contains(&Element::Port(packet.server, packet.protocol, packet.port))
+                && Family::of(address) == *family
+                && set.elements.contains(&Element::Port(address, packet.protocol, port)) != *negated
         }
+        Match::Family(family) => Family::of(packet.client) == *family,
         Match::Protocol(protocol) => packet.protocol == *protocol,
-        Match::Ports(first, last) => (*first..=*last).contains(&packet.port),
+        Match::NotProtocol(protocol) => packet.protocol != *protocol,
+        Match::Numbers { number, first, last, negated } => {
+            let number = match number {
+                Number::ClientPort => packet.client_port,
+                Number::ServerPort => packet.port,
+                Number::Icmp => u16::from_be_bytes([packet.icmp.0, packet.icmp.1]),
+            };
+            packet.state != State::Untracked && (*first..=*last).contains(&number) != *negated
+        }
         Match::State(state) => match state {
             State::Known => matches!(packet.state, State::Established | State::Known | State::Related),
             State::Established => matches!(packet.state, State::Established | State::Known),

@@ -4,7 +4,8 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use mesh_policy::ruleset::{
-    Chain, Element, End, Family, Hook, Kind, Match, Rule, Ruleset, Set, State, Statement, Verdict, Way,
+    Chain, Element, End, Family, Hook, Kind, Match, Number, Rule, Ruleset, Set, State, Statement, Verdict,
+    Way,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -204,9 +205,18 @@ pub(crate) fn everything() -> Ruleset {
                 }
             }
         }
-        for way in [Way::Original, Way::Reply] {
-            x.push(rule(vec![Match::Named { family, set: format!("p{suffix}"), way }], Verdict::Accept));
+        for (way, end) in [
+            (Way::Original, End::Client),
+            (Way::Original, End::Server),
+            (Way::Reply, End::Client),
+            (Way::Reply, End::Server),
+        ] {
+            for negated in [false, true] {
+                let set = format!("p{suffix}");
+                x.push(rule(vec![Match::Named { family, end, set, way, negated }], Verdict::Accept));
+            }
         }
+        x.push(rule(vec![Match::Family(family), Match::NotProtocol(6)], Verdict::Accept));
         let both = [End::Source, End::Destination].map(|end| Match::In {
             family,
             end,
@@ -217,7 +227,12 @@ pub(crate) fn everything() -> Ruleset {
         x.push(rule(both.to_vec(), Verdict::Drop));
     }
     for (first, last) in [(80, 90), (80, 80), (0, 1), (0, 65535), (1024, 65535)] {
-        x.push(rule(vec![Match::Protocol(6), Match::Ports(first, last)], Verdict::Return));
+        for (protocol, number) in [(6, Number::ServerPort), (17, Number::ClientPort), (1, Number::Icmp)] {
+            for negated in [false, true] {
+                let numbers = Match::Numbers { number, first, last, negated };
+                x.push(rule(vec![Match::Protocol(protocol), numbers], Verdict::Return));
+            }
+        }
     }
     for protocol in [0, 1, 6, 17, 58, 132, 255] {
         x.push(rule(vec![Match::Protocol(protocol)], Verdict::Return));

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_policy::ruleset::{
-    Chain, Element, End, Family, Hook, Kind, Match, Rule, Ruleset, Set, State, Statement, Verdict, Way,
+    Chain, Element, End, Family, Hook, Kind, Match, Number, Rule, Ruleset, Set, State, Statement, Verdict,
+    Way,
 };
 
 /// A linear congruential generator (Knuth's MMIX).
@@ -112,7 +113,8 @@ impl Random {
                 }
                 Kind::Ports => {
                     let way = self.one_of(&[Way::Original, Way::Reply]);
-                    Match::Named { family, set: name, way }
+                    let end = self.one_of(&[End::Client, End::Server]);
+                    Match::Named { family, end, set: name, way, negated }
                 }
                 Kind::Chains => Match::State(State::New),
             });
@@ -121,11 +123,21 @@ impl Random {
             0 => {
                 let first = u16::try_from(self.below(1000)).unwrap();
                 let last = first + u16::try_from(self.below(3)).unwrap();
-                matches.extend([Match::Protocol(self.one_of(&[6, 17, 132])), Match::Ports(first, last)]);
+                let negated = self.below(3) == 0;
+                let mut put = |protocol, number| {
+                    matches
+                        .extend([Match::Protocol(protocol), Match::Numbers { number, first, last, negated }])
+                };
+                match self.below(3) {
+                    0 => put(self.one_of(&[6, 17, 132]), Number::ServerPort),
+                    1 => put(self.one_of(&[6, 17, 132]), Number::ClientPort),
+                    _ => put(self.one_of(&[1, 58]), Number::Icmp),
+                }
             }
             1 => matches.push(Match::MidStream),
             2 if family == Family::V6 => matches.push(Match::Icmp6(133, 137)),
             3 => matches.extend([Match::Protocol(6), Match::MidStream]),
+            _ if self.below(2) == 0 => matches.extend([Match::NotProtocol(17), Match::Family(family)]),
             _ => {}
         }
         if self.below(4) == 0 {

@@ -12,6 +12,7 @@
 pub mod objects;
 pub mod oracle;
 pub mod packet;
+pub mod polprog;
 pub mod rig;
 pub mod selectors;
 

@@ -11,7 +11,7 @@ use clap::Parser;
 use mesh_policy::evaluate::{Flow, Reason, evaluate};
 use policy_tests::oracle::{Case, Standing};
 use policy_tests::rig::{NODE, settings};
-use policy_tests::{Link, Packet, Rig, selectors};
+use policy_tests::{Link, Packet, Rig, polprog, selectors};
 use serde_json::{Value, json};
 
 /// Replays the cases of public network-policy suites.
@@ -28,8 +28,8 @@ struct Cli {
     no_packets: bool,
 }
 
-/// Suites that hold NetworkPolicies.
-const SUITES: [&str; 4] = ["cyclonus", "k8s-e2e", "knp", "cnp-conformance"];
+/// Suites of manifests.
+const SUITES: [&str; 6] = ["cyclonus", "k8s-e2e", "knp", "cnp-conformance", "knp-anp-as-cnp", "calico-v3"];
 /// Disagreements that are shown in full.
 const SHOWN: usize = 20;
 
@@ -99,6 +99,17 @@ fn main() -> anyhow::Result<ExitCode> {
         }
     }
     let began = Instant::now();
+    for (file, case) in Case::load_all(&cli.oracles.join("calico-polprog"))? {
+        let counts = tally.count("evaluate", "calico-polprog");
+        counts.cases += 1;
+        counts.ignored +=
+            case.steps.iter().flat_map(|step| &step.probes).filter(|asked| asked.expect == "ignore").count();
+        for (told, agrees) in polprog::probes(&case).with_context(|| file.clone())? {
+            tally.note("evaluate", "calico-polprog", agrees, || format!("{file}: {told}"));
+        }
+    }
+    tally.count("evaluate", "calico-polprog").seconds = began.elapsed().as_secs_f64();
+    let began = Instant::now();
     for (told, agrees) in selectors::cases(&cli.oracles.join("selectors"))? {
         tally.note("parsing", "selectors", agrees, || told);
         tally.count("parsing", "selectors").cases += 1;
@@ -134,7 +145,8 @@ fn by_command(agent: &Path, file: &str, case: &Case, tally: &mut Tally) -> anyho
         fs::write(folder.path().join("state.json"), standing.manifest().to_string())?;
         let probes: Vec<Value> = step.probes.iter().map(|asked| json!({
             "from": place(&asked.probe.from), "to": place(&asked.probe.to), "protocol": protocol(&asked.probe.protocol),
-            "port": asked.probe.port, "family": asked.probe.family,
+            "port": asked.probe.port, "family": asked.probe.family, "srcPort": asked.probe.src_port,
+            "icmpType": asked.probe.icmp_type, "icmpCode": asked.probe.icmp_code,
         })).collect();
         fs::write(&probes_at, Value::Array(probes).to_string())?;
         let output = Command::new(agent)
@@ -212,7 +224,9 @@ fn by_packets(
                 continue;
             }
             let number = rig.number();
-            let packet = Packet::first(flow.source, flow.destination, flow.protocol.0, flow.port, number);
+            let first = Packet::first(flow.source, flow.destination, flow.protocol.0, flow.port, number);
+            let source_port = asked.probe.src_port.unwrap_or(first.source_port);
+            let packet = Packet { source_port, icmp: flow.icmp, ..first };
             sent.push((packet, &asked.expect, flow));
         }
         let packets: Vec<Packet> = sent.iter().map(|(packet, ..)| *packet).collect();

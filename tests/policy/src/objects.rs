@@ -1,7 +1,7 @@
 //! Objects as tests need them, in a few words.
 
 use mesh_policy::Event;
-use mesh_policy::model::PolicyId;
+use mesh_policy::model::ObjectId;
 use mesh_policy::networkpolicy;
 use mesh_policy::object::{Key, Namespace, Pod};
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ pub fn policy(name: &str, spec: Value) -> Event {
 
 /// It is gone.
 pub fn no_policy(name: &str) -> Event {
-    Event::PolicyGone(PolicyId {
+    Event::PolicyGone(ObjectId {
         kind: networkpolicy::KIND,
         namespace: Some("x".to_owned()),
         name: name.to_owned(),

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Context as _;
 use mesh_agent::manifest::{self, Object};
-use mesh_policy::networkpolicy::Read;
+use mesh_policy::kind::KINDS;
 use mesh_policy::object::Pod;
 use mesh_policy::probe::Probe;
 use mesh_policy::world::Node;
-use mesh_policy::{Event, KINDS};
+use mesh_policy::{Event, Said};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -48,10 +49,30 @@ pub struct Asked {
     pub probe: Probe,
     /// `allow`, `deny` or `ignore`.
     pub expect: String,
+    /// Whom it was for before destination NAT.
+    #[serde(default, rename = "preNAT")]
+    pub before_nat: Option<BeforeNat>,
+    /// The host itself begins it.
+    #[serde(default, rename = "fromHost")]
+    pub from_host: bool,
+    /// It is for the host itself.
+    #[serde(default, rename = "toHost")]
+    pub to_host: bool,
 }
 
-/// Kinds of policies that this version knows.
-const KNOWN: [&str; 5] = ["Namespace", "Node", "Pod", "NetworkPolicy", "ClusterNetworkPolicy"];
+/// Address and port before destination NAT.
+#[derive(Debug, Clone, Deserialize)]
+pub struct BeforeNat {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port.
+    #[serde(default)]
+    pub port: u16,
+}
+
+fn is_known(kind: &str) -> bool {
+    ["Namespace", "Node", "Pod"].contains(&kind) || KINDS.iter().any(|known| known.kind == kind)
+}
 
 impl Case {
     /// All cases of a suite's folder, by file name.
@@ -75,7 +96,8 @@ impl Case {
     pub fn has_blocks(&self) -> bool {
         let all = self.resources.iter().chain(self.steps.iter().flat_map(|step| &step.apply));
         all.map(Value::to_string).any(|text| {
-            text.contains("\"ipBlock\"") || text.contains("\"networks\"") || text.contains("\"nodes\"")
+            let names = ["ipBlock", "networks", "nodes", "nets", "notNets"];
+            names.iter().any(|name| text.contains(&format!("\"{name}\"")))
         })
     }
 
@@ -83,7 +105,7 @@ impl Case {
     pub fn unknown_kind(&self) -> Option<String> {
         let all = self.resources.iter().chain(self.steps.iter().flat_map(|step| &step.apply));
         let kinds = all.filter_map(|object| object.get("kind").and_then(Value::as_str));
-        kinds.filter(|kind| !KNOWN.contains(kind)).map(str::to_owned).next()
+        kinds.filter(|kind| !is_known(kind)).map(str::to_owned).next()
     }
 }
 
@@ -146,7 +168,7 @@ impl Standing {
         let text = serde_json::to_vec(&self.manifest())?;
         let parsed = manifest::parse(&text).map_err(anyhow::Error::msg)?;
         let (mut pods, mut namespaces) = (Vec::new(), Vec::new());
-        let mut policies: BTreeMap<&str, Vec<Read>> = KINDS.map(|kind| (kind, Vec::new())).into();
+        let mut said: BTreeMap<&str, Vec<Said>> = BTreeMap::new();
         for object in parsed.objects {
             match object {
                 Object::Pod(mut pod) => {
@@ -154,12 +176,12 @@ impl Standing {
                     pods.push(pod);
                 }
                 Object::Namespace(namespace) => namespaces.push(namespace),
-                Object::Policy(read) => policies.entry(read.policy.id.kind).or_default().push(read),
+                Object::Said(one) => said.entry(one.id().kind).or_default().push(one),
                 Object::Node(_) | Object::Mesh(..) => {}
             }
         }
         let mut events = vec![Event::Namespaces(namespaces), Event::Pods(pods)];
-        events.extend(policies.into_iter().map(|(kind, policies)| Event::Policies(kind, policies)));
+        events.extend(KINDS.iter().map(|kind| kind.all(said.remove(kind.name).unwrap_or_default())));
         Ok(events)
     }
 }

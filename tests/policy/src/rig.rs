@@ -62,6 +62,7 @@ pub fn settings() -> Settings {
     Settings {
         node: NODE.to_owned(),
         tunnels: ["sennit0".to_owned()].into(),
+        keyless: BTreeSet::new(),
         scope: nets(&["10.0.0.0/8", "fd00::/16"]),
         own: BTreeSet::new(),
         address: None,

@@ -98,16 +98,16 @@ fn what_nobody_takes_is_dropped_for_a_list_and_other_kinds_are_not() {
     feed.push(Event::Namespaces(Vec::new()));
     feed.push(Event::Pods(Vec::new()));
     for n in 0..=WAITING_MOST {
-        assert!(!feed.lost(Kind::Pod), "{n}");
+        assert!(!feed.lost(Kind::POD), "{n}");
         feed.push(gone(&format!("pod-{n}")));
     }
-    assert!(feed.lost(Kind::Pod) && !feed.lost(Kind::Namespace));
+    assert!(feed.lost(Kind::POD) && !feed.lost(Kind::NAMESPACE));
     feed.push(Event::Pod(pod("a", "1")));
     assert_eq!(feed.take(), [Event::Namespaces(Vec::new())], "a single event is nothing without the others");
-    assert!(feed.lost(Kind::Pod), "taking makes up for nothing");
+    assert!(feed.lost(Kind::POD), "taking makes up for nothing");
     feed.push(Event::Pods(vec![pod("a", "1")]));
     feed.push(Event::Pod(pod("b", "1")));
-    assert!(!feed.lost(Kind::Pod));
+    assert!(!feed.lost(Kind::POD));
     assert_eq!(feed.take(), [Event::Pods(vec![pod("a", "1")]), Event::Pod(pod("b", "1"))]);
 }
 

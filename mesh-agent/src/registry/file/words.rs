@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use mesh_policy::model::PolicyId;
-use mesh_policy::networkpolicy::Read;
+use mesh_policy::kind::KINDS;
+use mesh_policy::model::ObjectId;
 use mesh_policy::object::Key;
-use mesh_policy::{Event, KINDS};
+use mesh_policy::{Event, Kind, Said};
 
 use crate::manifest::{Object, Parsed};
 use crate::registry::Host;
@@ -35,8 +35,8 @@ pub enum Name {
     Namespace(String),
     /// A pod.
     Pod(Key),
-    /// A policy.
-    Policy(PolicyId),
+    /// A policy, or what policies refer to.
+    Said(ObjectId),
     /// A Mesh.
     Mesh(String),
 }
@@ -46,7 +46,7 @@ impl fmt::Display for Name {
         match self {
             Self::Namespace(name) => write!(f, "Namespace {name}"),
             Self::Pod(key) => write!(f, "Pod {key}"),
-            Self::Policy(id) => write!(f, "{id}"),
+            Self::Said(id) => write!(f, "{id}"),
             Self::Mesh(name) => write!(f, "Mesh {name}"),
         }
     }
@@ -58,7 +58,7 @@ fn name(object: &Object) -> Option<Name> {
         Object::Node(_) => return None,
         Object::Pod(pod) => Name::Pod(pod.key.clone()),
         Object::Namespace(namespace) => Name::Namespace(namespace.name.clone()),
-        Object::Policy(read) => Name::Policy(read.policy.id.clone()),
+        Object::Said(said) => Name::Said(said.id().clone()),
         Object::Mesh(name, _) => Name::Mesh(name.clone()),
     })
 }
@@ -118,17 +118,17 @@ pub fn meshes(files: &Files) -> BTreeMap<String, Result<Settings, String>> {
 pub fn all(files: &Files) -> PolicyWords {
     let counting = Counting::of(files, |_| true);
     let (mut pods, mut namespaces) = (Vec::new(), Vec::new());
-    let mut policies: BTreeMap<&str, Vec<Read>> = KINDS.map(|kind| (kind, Vec::new())).into();
+    let mut said: BTreeMap<&str, Vec<Said>> = BTreeMap::new();
     for (object, _) in counting.0.values() {
         match object {
             Object::Node(_) | Object::Mesh(..) => {}
             Object::Pod(pod) => pods.push(pod.clone()),
             Object::Namespace(namespace) => namespaces.push(namespace.clone()),
-            Object::Policy(read) => policies.entry(read.policy.id.kind).or_default().push(read.clone()),
+            Object::Said(one) => said.entry(one.id().kind).or_default().push(one.clone()),
         }
     }
     let mut events = vec![Event::Namespaces(namespaces), Event::Pods(pods)];
-    events.extend(policies.into_iter().map(|(kind, policies)| Event::Policies(kind, policies)));
+    events.extend(KINDS.iter().map(|kind| kind.all(said.remove(kind.name).unwrap_or_default())));
     PolicyWords { events, problems: counting.problems() }
 }
 
@@ -155,11 +155,11 @@ pub fn difference(
         Some(match (counting.0.get(&name), name) {
             (Some((Object::Namespace(namespace), _)), _) => Event::Namespace(namespace.clone()),
             (Some((Object::Pod(pod), _)), _) => Event::Pod(pod.clone()),
-            (Some((Object::Policy(read), _)), _) => Event::Policy(read.clone()),
+            (Some((Object::Said(said), _)), _) => said.clone().there(),
             (Some((Object::Node(_) | Object::Mesh(..), _)), _) | (None, Name::Mesh(_)) => return None,
             (None, Name::Namespace(name)) => Event::NamespaceGone(name),
             (None, Name::Pod(key)) => Event::PodGone(key),
-            (None, Name::Policy(id)) => Event::PolicyGone(id),
+            (None, Name::Said(id)) => Kind::named(id.kind)?.gone(id),
         })
     });
     Some(events.collect())

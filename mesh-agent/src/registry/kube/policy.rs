@@ -3,6 +3,8 @@
 //! Of each object only what counts is kept, from the moment that it is read: the rest of a page of pods is larger than all that is
 //! kept of a cluster.
 
+mod calico;
+
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
@@ -12,18 +14,17 @@ use kube::api::ObjectMeta;
 use kube::core::{DynamicResourceScope, Resource};
 use kube::{Api, Client};
 use mesh_keyring::ClusterName;
-use mesh_policy::Event;
-use mesh_policy::clusternetworkpolicy;
-use mesh_policy::model::{Labels, PolicyId};
-use mesh_policy::networkpolicy::{self, Read};
+use mesh_policy::kind::KINDS;
+use mesh_policy::model::Labels;
 use mesh_policy::object::{Key, Metadata, Namespace, Pod, PodStatus};
+use mesh_policy::{Event, Said, clusternetworkpolicy, networkpolicy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use super::reason;
 use super::watch::{RETRY_MOST, Sink, Watch};
+use super::{Watches, reason};
 use crate::registry::feed::{Feed, Kind};
 
 // What gives an agent the right that it lacks.
@@ -36,13 +37,16 @@ const MISSED: u32 = 4;
 const UNKNOWN: Duration = Duration::from_secs(300);
 
 /// Watches all kinds. In a mesh of several clusters, `cluster` is the name of this one.
-pub(super) fn watch(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> [JoinHandle<()>; 4] {
-    [
+pub(super) fn watch(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> Watches {
+    let (calico_client, calico_cluster) = (client.clone(), cluster.cloned());
+    let calico = calico::follow(calico_client, calico_cluster, feed.clone());
+    Watches(vec![
         begin::<Namespace>(client, cluster, feed),
-        begin::<Read>(client, cluster, feed),
-        begin::<ClusterWide>(client, cluster, feed),
+        begin::<Told<NETWORK_POLICY>>(client, cluster, feed),
+        begin::<Told<CLUSTER_NETWORK_POLICY>>(client, cluster, feed),
         begin::<Pod>(client, cluster, feed),
-    ]
+        tokio::spawn(calico),
+    ])
 }
 
 fn begin<T: Counted>(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> JoinHandle<()> {
@@ -60,13 +64,15 @@ fn begin<T: Counted>(client: &Client, cluster: Option<&ClusterName>, feed: &Feed
 
 /// What counts of an object.
 trait Counted: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {
-    const KIND: Kind;
-    const GROUP: &'static str;
-    const VERSION: &'static str = "v1";
-    const PLURAL: &'static str;
     /// Not every cluster knows the kind.
     const OPTIONAL: bool = false;
 
+    fn kind() -> Kind;
+    /// Group and version, as in manifests.
+    fn version() -> &'static str {
+        "v1"
+    }
+    fn plural() -> &'static str;
     fn read(sent: Sent) -> Result<Self, String>;
     /// Namespace and name.
     fn key(&self) -> (Option<&str>, &str);
@@ -80,9 +86,13 @@ trait Counted: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {
 }
 
 impl Counted for Pod {
-    const KIND: Kind = Kind::Pod;
-    const GROUP: &'static str = "";
-    const PLURAL: &'static str = "pods";
+    fn kind() -> Kind {
+        Kind::POD
+    }
+
+    fn plural() -> &'static str {
+        "pods"
+    }
 
     fn read(sent: Sent) -> Result<Self, String> {
         let status: PodStatus = part("status", sent.status)?;
@@ -123,9 +133,13 @@ impl Counted for Pod {
 }
 
 impl Counted for Namespace {
-    const KIND: Kind = Kind::Namespace;
-    const GROUP: &'static str = "";
-    const PLURAL: &'static str = "namespaces";
+    fn kind() -> Kind {
+        Kind::NAMESPACE
+    }
+
+    fn plural() -> &'static str {
+        "namespaces"
+    }
 
     fn read(sent: Sent) -> Result<Self, String> {
         Ok(Self::new(&sent.metadata.name.unwrap_or_default(), sent.metadata.labels.unwrap_or_default()))
@@ -148,73 +162,75 @@ impl Counted for Namespace {
     }
 }
 
-impl Counted for Read {
-    const KIND: Kind = Kind::NetworkPolicy;
-    const GROUP: &'static str = "networking.k8s.io";
-    const PLURAL: &'static str = "networkpolicies";
+/// An object of the kind that has this place among all. `STORED`: as Calico keeps it where it has no API server of its own.
+#[derive(Debug, Clone)]
+struct Told<const PLACE: usize, const STORED: bool = false>(Said);
+
+/// The place of a kind among all.
+const fn place(name: &str) -> usize {
+    let mut place = 0;
+    while place < KINDS.len() {
+        if same(KINDS[place].name, name) {
+            return place;
+        }
+        place += 1;
+    }
+    panic!("no such kind")
+}
+
+const fn same(one: &str, other: &str) -> bool {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    let mut at = 0;
+    while at < one.len() && at < other.len() && one[at] == other[at] {
+        at += 1;
+    }
+    at == one.len() && at == other.len()
+}
+
+const NETWORK_POLICY: usize = place(networkpolicy::KIND);
+const CLUSTER_NETWORK_POLICY: usize = place(clusternetworkpolicy::KIND);
+
+impl<const PLACE: usize, const STORED: bool> Told<PLACE, STORED> {
+    const OF: mesh_policy::Kind = KINDS[PLACE];
+}
+
+impl<const PLACE: usize, const STORED: bool> Counted for Told<PLACE, STORED> {
+    const OPTIONAL: bool = !KINDS[PLACE].everywhere;
+
+    fn kind() -> Kind {
+        Kind::of(Self::OF.name)
+    }
+
+    fn version() -> &'static str {
+        Self::OF.stored.filter(|_| STORED).unwrap_or(Self::OF.version)
+    }
+
+    fn plural() -> &'static str {
+        Self::OF.plural
+    }
 
     fn read(sent: Sent) -> Result<Self, String> {
-        let metadata = json!({"name": sent.metadata.name, "namespace": sent.metadata.namespace});
-        Ok(networkpolicy::read(&json!({"metadata": metadata, "spec": sent.spec})))
+        let SentMetadata { name, namespace, labels, annotations, .. } = sent.metadata;
+        let metadata =
+            json!({"name": name, "namespace": namespace, "labels": labels, "annotations": annotations});
+        Ok(Self(Self::OF.read(&json!({"metadata": metadata, "spec": sent.spec}))))
     }
 
     fn key(&self) -> (Option<&str>, &str) {
-        (self.policy.id.namespace.as_deref(), &self.policy.id.name)
+        let id = self.0.id();
+        (id.namespace.as_deref(), &id.name)
     }
 
     fn all(objects: Vec<Self>) -> Event {
-        Event::Policies(networkpolicy::KIND, objects)
+        Self::OF.all(objects.into_iter().map(|Self(said)| said))
     }
 
     fn there(self) -> Event {
-        Event::Policy(self)
+        self.0.there()
     }
 
     fn gone(namespace: Option<&str>, name: &str) -> Event {
-        let key = Key::new(namespace, name);
-        Event::PolicyGone(PolicyId {
-            kind: networkpolicy::KIND,
-            namespace: Some(key.namespace),
-            name: key.name,
-        })
-    }
-}
-
-/// A ClusterNetworkPolicy.
-#[derive(Debug, Clone)]
-struct ClusterWide(Read);
-
-impl Counted for ClusterWide {
-    const KIND: Kind = Kind::ClusterNetworkPolicy;
-    const GROUP: &'static str = "policy.networking.k8s.io";
-    const VERSION: &'static str = "v1alpha2";
-    const PLURAL: &'static str = "clusternetworkpolicies";
-    const OPTIONAL: bool = true;
-
-    fn read(sent: Sent) -> Result<Self, String> {
-        let object = json!({"metadata": {"name": sent.metadata.name}, "spec": sent.spec});
-        Ok(Self(clusternetworkpolicy::read(&object)))
-    }
-
-    fn key(&self) -> (Option<&str>, &str) {
-        (None, &self.0.policy.id.name)
-    }
-
-    fn all(objects: Vec<Self>) -> Event {
-        let policies = objects.into_iter().map(|Self(read)| read);
-        Event::Policies(clusternetworkpolicy::KIND, policies.collect())
-    }
-
-    fn there(self) -> Event {
-        Event::Policy(self.0)
-    }
-
-    fn gone(_: Option<&str>, name: &str) -> Event {
-        Event::PolicyGone(PolicyId {
-            kind: clusternetworkpolicy::KIND,
-            namespace: None,
-            name: name.to_owned(),
-        })
+        Self::OF.gone(Self::OF.id(namespace, name))
     }
 }
 
@@ -233,6 +249,7 @@ struct SentMetadata {
     name: Option<String>,
     namespace: Option<String>,
     labels: Option<Labels>,
+    annotations: Option<Labels>,
     uid: Option<String>,
     creation_timestamp: Option<String>,
     deletion_timestamp: Option<String>,
@@ -272,19 +289,19 @@ impl<T: Counted> Resource for Item<T> {
     type Scope = DynamicResourceScope;
 
     fn kind((): &()) -> Cow<'_, str> {
-        T::KIND.as_str().into()
+        T::kind().as_str().into()
     }
 
     fn group((): &()) -> Cow<'_, str> {
-        T::GROUP.into()
+        T::version().rsplit_once('/').map_or("", |(group, _)| group).into()
     }
 
     fn version((): &()) -> Cow<'_, str> {
-        T::VERSION.into()
+        T::version().rsplit_once('/').map_or(T::version(), |(_, version)| version).into()
     }
 
     fn plural((): &()) -> Cow<'_, str> {
-        T::PLURAL.into()
+        T::plural().into()
     }
 
     fn meta(&self) -> &ObjectMeta {
@@ -333,7 +350,7 @@ struct Intake<T> {
 impl<T: Counted> Intake<T> {
     fn title((namespace, name): (Option<&str>, &str)) -> String {
         let namespace = namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
-        format!("{} {namespace}{name}", T::KIND.as_str())
+        format!("{} {namespace}{name}", T::kind().as_str())
     }
 
     fn refuse(&mut self, title: String, reason: String) {
@@ -370,12 +387,12 @@ impl<T: Counted> Sink for Intake<T> {
             self.feed.refuse(title, None);
         }
         (self.known, self.unknown, self.missed) = (true, false, 0);
-        self.feed.trouble(T::KIND.as_str(), None);
+        self.feed.trouble(T::kind().as_str(), None);
         self.feed.push(T::all(objects));
     }
 
     fn connected(&mut self) {
-        self.feed.trouble(T::KIND.as_str(), None);
+        self.feed.trouble(T::kind().as_str(), None);
     }
 
     fn there(&mut self, Found(found): Found<T>) {
@@ -404,12 +421,12 @@ impl<T: Counted> Sink for Intake<T> {
             // One server may know less than another, for a moment.
             if self.known && self.missed < MISSED {
                 let told = format!("the cluster does not know the kind any more: {}", reason(error));
-                self.feed.trouble(T::KIND.as_str(), Some(told));
-            } else if self.known || !self.unknown || self.feed.lost(T::KIND) {
+                self.feed.trouble(T::kind().as_str(), Some(told));
+            } else if self.known || !self.unknown || self.feed.lost(T::kind()) {
                 self.listed(Vec::new());
                 (self.known, self.unknown) = (false, true);
             } else {
-                self.feed.trouble(T::KIND.as_str(), None);
+                self.feed.trouble(T::kind().as_str(), None);
             }
             return;
         }
@@ -418,11 +435,11 @@ impl<T: Counted> Sink for Intake<T> {
             kube::Error::Api(status) if status.code == 403 => format!("{}; {REMEDY}", reason(error)),
             error => reason(error),
         };
-        self.feed.trouble(T::KIND.as_str(), Some(told));
+        self.feed.trouble(T::kind().as_str(), Some(told));
     }
 
     fn whole(&self) -> bool {
-        self.missed == 0 && !self.feed.lost(T::KIND)
+        self.missed == 0 && !self.feed.lost(T::kind())
     }
 
     fn retry_most(&self) -> Duration {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_policy::Event;
-use mesh_policy::model::{Action, Order, Peer, Policy, PolicyId, Rule, Sites, Subject, Tier};
+use mesh_policy::model::{Action, ObjectId, Order, Peer, Policy, Rule, Sites, Subject, Tier};
 use mesh_policy::networkpolicy::Read;
 use mesh_policy::nft::{Foreign, Watch};
 use mesh_policy::world::Node;
@@ -227,10 +227,11 @@ fn stance() -> Event {
         policy: Policy {
             tier: Tier::sites(),
             order: Order(0.0),
-            id: PolicyId { kind: "Mesh", namespace: None, name: "m:here".to_owned() },
+            id: ObjectId { kind: "Mesh", namespace: None, name: "m:here".to_owned() },
             subject: Subject::Sites(Sites::Named("here".into())),
             egress: None,
             ingress: Some(rules),
+            staged: false,
         },
         fault: None,
     })

@@ -221,25 +221,29 @@ fn an_object_that_is_wrong_spoils_no_page() {
 fn a_policy_that_is_wrong_comes_through_and_isolates() {
     let mut wrong = policy("p");
     wrong["spec"]["ingress"] = json!([{"from": [{"nonsense": {}}]}]);
-    let read = parsed::<Read>(wrong).read.unwrap();
-    assert!(read.fault.is_some() && read.policy.ingress.is_some());
-    assert_eq!(read.policy.id.to_string(), "NetworkPolicy n/p");
-    assert_eq!(parsed::<Read>(policy("p")).read.unwrap().fault, None);
+    let read = parsed::<Told<NETWORK_POLICY>>(wrong).read.unwrap().0;
+    assert!(read.refusal().is_some());
+    assert!(matches!(&read, Said::Policy(read) if read.policy.ingress.is_some()));
+    assert_eq!(read.id().to_string(), "NetworkPolicy n/p");
+    assert_eq!(parsed::<Told<NETWORK_POLICY>>(policy("p")).read.unwrap().0.refusal(), None);
 }
 
 #[test]
 fn a_namespace_has_its_labels_and_its_name() {
     let namespace = json!({"metadata": {"name": "n", "labels": {"team": "a"}}, "spec": {"finalizers": []}});
     let read = parsed::<Namespace>(namespace).read.unwrap();
-    assert_eq!((read.labels.len(), read.labels["team"].as_str()), (2, "a"));
+    assert_eq!((read.labels.len(), read.labels["team"].as_str()), (3, "a"));
 }
 
 #[test]
 fn the_places_in_the_api_are_kubernetes_own() {
     assert_eq!(Item::<Pod>::url_path(&(), None), PODS);
     assert_eq!(Item::<Namespace>::url_path(&(), None), NAMESPACES);
-    assert_eq!(Item::<Read>::url_path(&(), None), POLICIES);
-    assert_eq!(Item::<ClusterWide>::url_path(&(), None), CLUSTER_WIDE);
+    assert_eq!(Item::<Told<NETWORK_POLICY>>::url_path(&(), None), POLICIES);
+    assert_eq!(Item::<Told<CLUSTER_NETWORK_POLICY>>::url_path(&(), None), CLUSTER_WIDE);
+    const TIER: usize = place("Tier");
+    assert_eq!(Item::<Told<TIER>>::url_path(&(), None), "/apis/projectcalico.org/v3/tiers");
+    assert_eq!(Item::<Told<TIER, true>>::url_path(&(), None), "/apis/crd.projectcalico.org/v1/tiers");
 }
 
 #[tokio::test]
@@ -395,10 +399,10 @@ async fn a_feed_that_lost_events_is_filled_by_another_list() {
     until(&feed, &mut State::default(), |state| state.world.pods().count() == 1).await;
     server.watched(&[PODS]).await;
     (0..=100_000).for_each(|n| feed.push(Event::PodGone(Key::new(None, &format!("gone-{n}")))));
-    assert!(feed.lost(Kind::Pod));
+    assert!(feed.lost(Kind::POD));
     server.say(PODS, "ADDED", &pod("b", "node-1", "10.0.0.2"));
     until(&feed, &mut State::default(), |state| state.world.pods().count() == 1).await;
-    assert!(!feed.lost(Kind::Pod));
+    assert!(!feed.lost(Kind::POD));
 }
 
 #[tokio::test]

@@ -1,0 +1,164 @@
+//! Tiers, network sets and host endpoints.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::{GLOBAL_NETWORK_SET, HOST_ENDPOINT, NETWORK_SET, TIER};
+use crate::field::{self, Faults, Result, known, list, shown};
+use crate::model::{End, Labels, ObjectId, Order, Tier};
+use crate::object::{Key, NAMESPACE, ObjectError};
+use crate::referent::{Referent, What};
+use crate::world::Networks;
+
+/// Of an object that has no namespace.
+fn id(kind: &'static str, manifest: &Value, faults: &mut Faults) -> ObjectId {
+    ObjectId { kind, namespace: None, name: name(manifest, faults) }
+}
+
+pub(super) fn name(manifest: &Value, faults: &mut Faults) -> String {
+    let name = manifest.pointer("/metadata/name").and_then(Value::as_str).filter(|name| !name.is_empty());
+    if name.is_none() {
+        faults.note(ObjectError::new("metadata.name", "it needs one"));
+    }
+    name.unwrap_or("(unnamed)").to_owned()
+}
+
+pub(super) fn namespace(manifest: &Value) -> String {
+    let namespace = manifest.pointer("/metadata/namespace").and_then(Value::as_str);
+    Key::new(namespace, "").namespace
+}
+
+fn labels(manifest: &Value) -> Result<Labels> {
+    match manifest.pointer("/metadata/labels") {
+        None | Some(Value::Null) => Ok(Labels::new()),
+        Some(labels) => serde_json::from_value(labels.clone())
+            .map_err(|_| ObjectError::new("metadata.labels", "is no object of texts")),
+    }
+}
+
+fn spec<'a>(
+    manifest: &'a Value,
+    fields: &[&str],
+    faults: &mut Faults,
+) -> Option<&'a serde_json::Map<String, Value>> {
+    let spec = manifest.get("spec").and_then(Value::as_object);
+    if spec.is_none() {
+        faults.note(ObjectError::new("spec", "is no object"));
+    }
+    faults.keep(known("spec", spec?, fields));
+    spec
+}
+
+/// Reads an order: a number, or nothing.
+pub(super) fn order(value: Option<&Value>) -> Result<Order> {
+    match value {
+        None | Some(Value::Null) => Ok(Order::LAST),
+        Some(value) => match value.as_f64().filter(|order| order.is_finite()) {
+            // Minus zero is zero.
+            Some(order) => Ok(Order(order + 0.0)),
+            None => Err(ObjectError::new("spec.order", format!("{:?} is no number", shown(value)))),
+        },
+    }
+}
+
+/// Reads a Tier.
+pub fn tier(manifest: &Value) -> Referent {
+    let mut faults = Faults::default();
+    let id = id(TIER, manifest, &mut faults);
+    let what = spec(manifest, &["order", "defaultAction"], &mut faults).map(|spec| {
+        // Of one that cannot be read the place is the last, as of one of which nobody says.
+        let order = faults.keep(order(spec.get("order"))).unwrap_or(Order::LAST);
+        let end = match spec.get("defaultAction").map(|value| (value, value.as_str())) {
+            None | Some((Value::Null, _)) | Some((_, Some("Deny"))) => End::Deny,
+            Some((_, Some("Pass"))) => End::Pass,
+            Some((value, _)) => {
+                let reason = format!("{:?}; use Deny or Pass", shown(value));
+                faults.note(ObjectError::new("spec.defaultAction", reason));
+                End::Deny
+            }
+        };
+        let known = Tier::named(&id.name);
+        // Those that everybody has stay where they are.
+        let order = if known.order == Order::LAST { order } else { known.order };
+        What::Tier(Tier { order, name: id.name.clone(), end })
+    });
+    Referent { id, what, fault: faults.first }
+}
+
+fn nets(spec: &serde_json::Map<String, Value>, faults: &mut Faults) -> BTreeSet<IpNet> {
+    let entries = faults.keep(list("spec.nets", spec.get("nets"))).unwrap_or_default();
+    let nets = entries.iter().enumerate().filter_map(|(index, entry)| {
+        // One that is wrong takes no other with it.
+        faults.keep(net(&format!("spec.nets[{index}]"), entry))
+    });
+    nets.collect()
+}
+
+/// A prefix, or an address alone.
+fn net(at: &str, value: &Value) -> Result<IpNet> {
+    let address: Option<std::net::IpAddr> = value.as_str().and_then(|text| text.parse().ok());
+    match address {
+        Some(address) => Ok(IpNet::from(address.to_canonical())),
+        None => field::net(at, value),
+    }
+}
+
+fn set(id: ObjectId, manifest: &Value, mut faults: Faults) -> Referent {
+    let what = spec(manifest, &["nets"], &mut faults).and_then(|spec| {
+        let nets = nets(spec, &mut faults);
+        let mut labels = faults.keep(labels(manifest))?;
+        if let Some(namespace) = &id.namespace {
+            labels.insert(NAMESPACE.to_owned(), namespace.clone());
+        }
+        Some(What::Networks(Networks { labels, nets, node: None }))
+    });
+    Referent { id, what, fault: faults.first }
+}
+
+/// Reads a GlobalNetworkSet.
+pub fn global_network_set(manifest: &Value) -> Referent {
+    let mut faults = Faults::default();
+    let id = id(GLOBAL_NETWORK_SET, manifest, &mut faults);
+    set(id, manifest, faults)
+}
+
+/// Reads a NetworkSet.
+pub fn network_set(manifest: &Value) -> Referent {
+    let mut faults = Faults::default();
+    let id = ObjectId { namespace: Some(namespace(manifest)), ..id(NETWORK_SET, manifest, &mut faults) };
+    set(id, manifest, faults)
+}
+
+/// Reads a HostEndpoint.
+pub fn host_endpoint(manifest: &Value) -> Referent {
+    let mut faults = Faults::default();
+    let id = id(HOST_ENDPOINT, manifest, &mut faults);
+    let fields = ["node", "interfaceName", "expectedIPs", "profiles", "ports"];
+    let what = spec(manifest, &fields, &mut faults).and_then(|spec| {
+        let labels = faults.keep(labels(manifest))?;
+        let node = spec.get("node").and_then(Value::as_str).filter(|node| !node.is_empty());
+        if node.is_none() {
+            faults.note(ObjectError::new("spec.node", "a host endpoint needs one"));
+        }
+        let entries = faults.keep(list("spec.expectedIPs", spec.get("expectedIPs"))).unwrap_or_default();
+        let addresses = entries
+            .iter()
+            .enumerate()
+            .filter_map(|(index, entry)| faults.keep(net(&format!("spec.expectedIPs[{index}]"), entry)));
+        let nets = addresses.collect();
+        match spec.get("interfaceName").and_then(Value::as_str) {
+            Some("*") => {}
+            _ => faults.note(ObjectError::new(
+                "spec.interfaceName",
+                "only \"*\" is done: the node as a whole, not one of its interfaces",
+            )),
+        }
+        if spec.get("ports").is_some_and(|ports| !ports.is_null() && ports != &Value::Array(vec![])) {
+            faults.note(ObjectError::new("spec.ports", "named ports of hosts are not done: use numbers"));
+        }
+        Some(What::Networks(Networks { labels, nets, node: Some(node?.to_owned()) }))
+    });
+    Referent { id, what, fault: faults.first }
+}

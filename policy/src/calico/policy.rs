@@ -1,0 +1,225 @@
+//! Policies of Calico, enforced and staged.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use super::object::{name, namespace, order};
+use super::rule::{action, expression, rule};
+use super::{GLOBAL, NAMESPACED, STAGED_GLOBAL, STAGED_KUBERNETES, STAGED_NAMESPACED};
+use crate::field::{Faults, Result, known, list, shown};
+use crate::model::{
+    Action, Direction, Namespaces, ObjectId, Order, PodSelector, Policy, Rule, Subject, Tier,
+};
+use crate::networkpolicy::{self, Read};
+use crate::object::ObjectError;
+use crate::selector::LabelSelector;
+
+/// The most rules of a direction, as Calico has it.
+const RULES_MOST: usize = 1024;
+/// What both kinds have.
+const FIELDS: [&str; 9] = [
+    "tier",
+    "order",
+    "ingress",
+    "egress",
+    "selector",
+    "types",
+    "serviceAccountSelector",
+    "performanceHints",
+    "stagedAction",
+];
+/// What global ones have beside that.
+const GLOBAL_FIELDS: [&str; 4] = ["namespaceSelector", "doNotTrack", "preDNAT", "applyOnForward"];
+
+/// Reads a GlobalNetworkPolicy.
+pub fn global(manifest: &Value) -> Read {
+    read(GLOBAL, manifest, false)
+}
+
+/// Reads a NetworkPolicy of Calico's.
+pub fn namespaced(manifest: &Value) -> Read {
+    read(NAMESPACED, manifest, false)
+}
+
+/// Reads a StagedGlobalNetworkPolicy.
+pub fn staged_global(manifest: &Value) -> Read {
+    read(STAGED_GLOBAL, manifest, true)
+}
+
+/// Reads a StagedNetworkPolicy.
+pub fn staged_namespaced(manifest: &Value) -> Read {
+    read(STAGED_NAMESPACED, manifest, true)
+}
+
+/// Reads a StagedKubernetesNetworkPolicy.
+pub fn kubernetes_staged(manifest: &Value) -> Read {
+    let mut inner = manifest.clone();
+    let action = match inner.get_mut("spec").and_then(Value::as_object_mut) {
+        Some(spec) => staged_action(spec.remove("stagedAction").as_ref()),
+        None => Ok(()),
+    };
+    let mut read = networkpolicy::read(&inner);
+    read.policy.id.kind = STAGED_KUBERNETES;
+    read.policy.staged = true;
+    if let Err(fault) = action {
+        (read.policy.egress, read.policy.ingress) = (None, None);
+        read.fault = Some(fault);
+    }
+    read
+}
+
+fn staged_action(value: Option<&Value>) -> Result<()> {
+    match value.and_then(Value::as_str) {
+        Some("Set") => Ok(()),
+        None if value.is_none_or(Value::is_null) => Ok(()),
+        _ => {
+            let said = shown(value.unwrap_or(&Value::Null));
+            let reason =
+                format!("{said:?}; only Set is done: what a policy would deny that is not there yet");
+            Err(ObjectError::new("spec.stagedAction", reason))
+        }
+    }
+}
+
+fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
+    let mut faults = Faults::default();
+    let is_global = [GLOBAL, STAGED_GLOBAL].contains(&kind);
+    let namespace = (!is_global).then(|| namespace(manifest));
+    let id = ObjectId { kind, namespace, name: name(manifest, &mut faults) };
+    let nothing = Map::new();
+    let spec = match manifest.get("spec") {
+        Some(Value::Object(spec)) => spec,
+        None | Some(Value::Null) => &nothing,
+        Some(_) => {
+            faults.note(ObjectError::new("spec", "is no object"));
+            &nothing
+        }
+    };
+    let mut fields = FIELDS.to_vec();
+    fields.extend(GLOBAL_FIELDS.iter().filter(|_| is_global));
+    fields.retain(|field| staged || *field != "stagedAction");
+    faults.keep(known("spec", spec, &fields));
+    let tier = match spec.get("tier") {
+        None | Some(Value::Null) => Tier::kubernetes(),
+        Some(value) => match value.as_str() {
+            Some("") => Tier::kubernetes(),
+            Some(name) => Tier::named(name),
+            None => {
+                faults.note(ObjectError::new("spec.tier", "is no text"));
+                Tier::kubernetes()
+            }
+        },
+    };
+    let order = faults.keep(order(spec.get("order"))).unwrap_or(Order::LAST);
+    let subject = subject(&id, spec).and_then(|subject| match staged {
+        true => staged_action(spec.get("stagedAction")).map(|()| subject),
+        false => Ok(subject),
+    });
+    let understood = subject.is_ok();
+    let subject = faults.keep(subject).unwrap_or_else(|| match &id.namespace {
+        // Whom it means is not known: everybody whom it may.
+        Some(namespace) => {
+            let own = Namespaces::Named(namespace.clone());
+            Subject::Pods(PodSelector::new(own, LabelSelector::default()))
+        }
+        None => Subject::Any(BTreeSet::new()),
+    });
+    let [egress, ingress] = [Direction::Egress, Direction::Ingress]
+        .map(|direction| rules(spec, direction, id.namespace.as_deref(), &mut faults));
+    let types = faults.keep(types(spec.get("types"))).unwrap_or_else(|| Some(Direction::BOTH.into()));
+    // What Calico's server fills in.
+    let types = types.unwrap_or_else(|| match (egress.is_empty(), ingress.is_empty()) {
+        (true, _) => [Direction::Ingress].into(),
+        (false, true) => [Direction::Egress].into(),
+        (false, false) => Direction::BOTH.into(),
+    });
+    let judged = |direction, rules: Vec<Rule>| {
+        types.contains(&direction).then(|| if understood { rules } else { Vec::new() })
+    };
+    let policy = Policy {
+        tier,
+        order,
+        subject,
+        egress: judged(Direction::Egress, egress),
+        ingress: judged(Direction::Ingress, ingress),
+        staged,
+        id,
+    };
+    Read { policy, fault: faults.first }
+}
+
+fn types(value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {
+    let at = "spec.types";
+    let types = list(at, value)?.iter().enumerate().map(|(index, entry)| match entry.as_str() {
+        Some("Ingress") => Ok(Direction::Ingress),
+        Some("Egress") => Ok(Direction::Egress),
+        _ => {
+            let reason = format!("{:?}; use Ingress or Egress", shown(entry));
+            Err(ObjectError::new(format!("{at}[{index}]"), reason))
+        }
+    });
+    let types: BTreeSet<Direction> = types.collect::<Result<_>>()?;
+    Ok(Some(types).filter(|types| !types.is_empty()))
+}
+
+/// Whom a policy applies to.
+fn subject(id: &ObjectId, spec: &Map<String, Value>) -> Result<Subject> {
+    for field in ["preDNAT", "doNotTrack", "applyOnForward"] {
+        if spec.get(field).is_some_and(|value| !value.is_null() && value != &Value::Bool(false)) {
+            let reason = match field {
+                "preDNAT" => "what is judged before destination NAT is not done",
+                "doNotTrack" => "connections are tracked: without, nobody could cut them",
+                _ => "what a node forwards is judged by the policies of pods and sites",
+            };
+            return Err(ObjectError::new(format!("spec.{field}"), reason));
+        }
+    }
+    let labels = expression("spec.selector", spec.get("selector"), false)?;
+    let labels = labels.map(|expression| expression.selector).unwrap_or_default();
+    let of = |field: &str| -> Result<Option<LabelSelector>> {
+        let found = expression(&format!("spec.{field}"), spec.get(field), false)?;
+        Ok(found.map(|expression| expression.selector))
+    };
+    let (namespaces, accounts) = (of("namespaceSelector")?, of("serviceAccountSelector")?);
+    let is_of_pods_alone = id.namespace.is_some() || namespaces.is_some() || accounts.is_some();
+    let namespaces = match (&id.namespace, namespaces) {
+        (Some(namespace), _) => Namespaces::Named(namespace.clone()),
+        (None, namespaces) => Namespaces::Selected(namespaces.unwrap_or_default()),
+    };
+    let pods = Subject::Pods(PodSelector { namespaces, pods: labels.clone(), accounts });
+    Ok(match is_of_pods_alone {
+        true => pods,
+        false => Subject::Any([pods, Subject::Hosts(labels)].into()),
+    })
+}
+
+fn rules(
+    spec: &Map<String, Value>,
+    direction: Direction,
+    namespace: Option<&str>,
+    faults: &mut Faults,
+) -> Vec<Rule> {
+    let field = direction.as_str();
+    let denial = |name: String| Rule { name, action: Action::Deny, when: BTreeSet::new() };
+    let entries = list(&format!("spec.{field}"), spec.get(field)).and_then(|entries| match entries.len() {
+        0..=RULES_MOST => Ok(entries),
+        more => {
+            let reason = format!("has {more} rules; at most {RULES_MOST}");
+            Err(ObjectError::new(format!("spec.{field}"), reason))
+        }
+    });
+    let Some(entries) = faults.keep(entries) else { return vec![denial(field.to_owned())] };
+    let rules = entries.iter().enumerate().filter_map(|(index, entry)| {
+        let name = format!("{field}[{index}]");
+        match rule(&name, entry, namespace) {
+            Ok(rule) => Some(rule),
+            Err(fault) => {
+                faults.note(fault);
+                let opens = matches!(action(entry), Some(Action::Allow | Action::Log));
+                (!opens).then(|| denial(name))
+            }
+        }
+    });
+    rules.collect()
+}

@@ -1,0 +1,240 @@
+//! What a rule asks for, as conditions of nf_tables.
+//!
+//! There all conditions of a rule have to hold, so that each alternative is a rule of its own.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::class::{SetUse, Source, Writer, digest};
+use super::ranges::cover;
+use crate::model::{Block, Condition, Icmp, Peer, Port, PortMatch, Rule as PolicyRule, Side};
+use crate::protocol::Protocol;
+use crate::ruleset::{End, Family, Kind, Match, Number, Way};
+use crate::world::Node;
+
+/// The same ports, with ranges that overlap or touch made one.
+fn joined(ports: &BTreeSet<Port>) -> Vec<Port> {
+    let mut all: Vec<Port> = Vec::new();
+    // A set's order has ranges of a protocol one after the other, by where they begin.
+    for port in ports {
+        if let (PortMatch::Range(first, last), Some(Port { protocol, ports: PortMatch::Range(_, end) })) =
+            (&port.ports, all.last_mut())
+            && *protocol == port.protocol
+            && u32::from(*first) <= u32::from(*end) + 1
+        {
+            *end = (*end).max(*last);
+        } else {
+            all.push(port.clone());
+        }
+    }
+    all
+}
+
+const WAYS: [Way; 2] = [Way::Original, Way::Reply];
+
+/// One way for a rule to match, of packets of this family or of both.
+#[derive(Debug, Clone, Default)]
+struct Alternative {
+    family: Option<Family>,
+    matches: Vec<Match>,
+}
+
+impl Alternative {
+    fn of(family: Family, matches: Vec<Match>) -> Self {
+        Self { family: Some(family), matches }
+    }
+
+    /// Both; `None` where no packet can be so.
+    fn and(&self, other: &Self) -> Option<Self> {
+        let family = match (self.family, other.family) {
+            (Some(one), Some(two)) if one != two => return None,
+            (one, two) => one.or(two),
+        };
+        let mut matches = self.matches.clone();
+        for more in &other.matches {
+            if !matches.contains(more) {
+                matches.push(more.clone());
+            }
+        }
+        Some(Self { family, matches })
+    }
+}
+
+fn end(side: Side) -> End {
+    match side {
+        Side::Source => End::Client,
+        Side::Destination => End::Server,
+    }
+}
+
+fn ports(side: Side, first: u16, last: u16, negated: bool) -> Match {
+    let number = match side {
+        Side::Source => Number::ClientPort,
+        Side::Destination => Number::ServerPort,
+    };
+    Match::Numbers { number, first, last, negated }
+}
+
+fn outside(within: &Match) -> Match {
+    match within.clone() {
+        Match::In { family, end, set, kind, negated } => {
+            Match::In { family, end, set, kind, negated: !negated }
+        }
+        other => other,
+    }
+}
+
+fn message(icmp: &Icmp, negated: bool) -> Alternative {
+    let code = |any| icmp.code.unwrap_or(any);
+    let of = |any| u16::from_be_bytes([icmp.kind, code(any)]);
+    let numbers = Match::Numbers { number: Number::Icmp, first: of(0), last: of(u8::MAX), negated };
+    let protocol = Match::Protocol(Protocol::icmp(icmp.family).0);
+    Alternative::of(icmp.family, vec![Match::Family(icmp.family), protocol, numbers])
+}
+
+impl Writer<'_> {
+    /// All combinations under which the rule matches.
+    pub(super) fn matches(&mut self, rule: &PolicyRule, allows: bool) -> Vec<Vec<Match>> {
+        let mut all = vec![Alternative::default()];
+        for condition in &rule.when {
+            let ways = self.condition(condition, allows);
+            all = all.iter().flat_map(|one| ways.iter().filter_map(|way| one.and(way))).collect();
+        }
+        all.into_iter().map(|alternative| alternative.matches).collect()
+    }
+
+    fn condition(&mut self, condition: &Condition, allows: bool) -> Vec<Alternative> {
+        let only = |matches| vec![Alternative { family: None, matches }];
+        match condition {
+            Condition::Family(family) => vec![Alternative::of(*family, vec![Match::Family(*family)])],
+            Condition::Protocol(protocol) => only(vec![Match::Protocol(protocol.0)]),
+            Condition::NotProtocol(protocol) => only(vec![Match::NotProtocol(protocol.0)]),
+            Condition::Icmp(icmp) => vec![message(icmp, false)],
+            Condition::NotIcmp(icmp) => vec![message(icmp, true)],
+            Condition::Ports(side, ports) => {
+                joined(ports).iter().flat_map(|port| self.port(*side, port, allows)).collect()
+            }
+            Condition::NotPorts(side, protocol, ports) => self.not_ports(*side, *protocol, ports),
+            Condition::Is(side, peers) => {
+                let found = self.peers(*side, peers, allows);
+                let alone = found.into_iter().map(|(family, set)| Alternative::of(family, vec![set]));
+                alone.collect()
+            }
+            Condition::IsNot(side, peers) => {
+                // Whoever comes into such a set loses what the rule gives.
+                let found = self.peers(*side, peers, false);
+                let families = Family::BOTH.into_iter().map(|family| {
+                    let sets = found.iter().filter(|(of, _)| *of == family).map(|(_, set)| outside(set));
+                    let none = std::iter::once(Match::Family(family));
+                    Alternative::of(family, none.chain(sets).collect())
+                });
+                families.collect()
+            }
+        }
+    }
+
+    fn port(&mut self, side: Side, port: &Port, allows: bool) -> Vec<Alternative> {
+        let protocol = port.protocol;
+        let only = |matches| vec![Alternative { family: None, matches }];
+        match &port.ports {
+            PortMatch::Any => only(vec![Match::Protocol(protocol.0)]),
+            PortMatch::Range(first, last) => {
+                only(vec![Match::Protocol(protocol.0), ports(side, *first, *last, false)])
+            }
+            PortMatch::Named(name) => {
+                let source = Source::Named(name.clone(), protocol);
+                let mut all = Vec::new();
+                for family in Family::BOTH {
+                    let set = self.set("p", family, source.clone(), allows);
+                    for way in WAYS {
+                        let (set, end) = (set.clone(), end(side));
+                        let named = Match::Named { family, end, set, way, negated: false };
+                        all.push(Alternative::of(family, vec![named]));
+                    }
+                }
+                all
+            }
+        }
+    }
+
+    fn not_ports(&mut self, side: Side, protocol: Protocol, none: &BTreeSet<PortMatch>) -> Vec<Alternative> {
+        let of_protocol = |ports: &PortMatch| Port { protocol, ports: ports.clone() };
+        let none = joined(&none.iter().map(of_protocol).collect());
+        let mut numbers = vec![Match::Protocol(protocol.0)];
+        let mut names = Vec::new();
+        for port in &none {
+            match &port.ports {
+                PortMatch::Any => return Vec::new(),
+                PortMatch::Range(first, last) => numbers.push(ports(side, *first, *last, true)),
+                PortMatch::Named(name) => names.push(name.clone()),
+            }
+        }
+        if names.is_empty() {
+            return vec![Alternative { family: None, matches: numbers }];
+        }
+        let mut all = Vec::new();
+        for family in Family::BOTH {
+            let named = |name: &String| Source::Named(name.clone(), protocol);
+            let sets: Vec<String> =
+                names.iter().map(|name| self.set("p", family, named(name), false)).collect();
+            for way in WAYS {
+                let (sets, end) = (sets.iter().cloned(), end(side));
+                let names = sets.map(|set| Match::Named { family, end, set, way, negated: true });
+                all.push(Alternative::of(family, numbers.iter().cloned().chain(names).collect()));
+            }
+        }
+        all
+    }
+
+    fn peers(&mut self, side: Side, peers: &BTreeSet<Peer>, allows: bool) -> Vec<(Family, Match)> {
+        let end = end(side);
+        let mut selectors = BTreeSet::new();
+        let mut blocks: Vec<&Block> = Vec::new();
+        let mut nets: BTreeSet<IpNet> = BTreeSet::new();
+        for peer in peers {
+            match peer {
+                Peer::Pods(selector) => drop(selectors.insert(selector.clone())),
+                Peer::Block(block) => blocks.push(block),
+                Peer::Nodes(selector) => {
+                    let is_meant =
+                        |node: &&Node| node.labels.as_ref().is_some_and(|labels| selector.matches(labels));
+                    let meant = self.world.nodes().values().filter(is_meant);
+                    let addresses = meant.flat_map(|node| node.addresses.union(&node.status_addresses));
+                    nets.extend(addresses.map(|address| IpNet::from(*address)));
+                }
+                Peer::Networks(selector) => {
+                    nets.extend(self.world.networks(selector).flat_map(|networks| &networks.nets));
+                }
+                Peer::Sites(sites) => {
+                    let nodes = self.world.nodes().values();
+                    for node in nodes.filter(|node| sites.contains(node.site.as_deref())) {
+                        nets.extend(node.prefixes.iter().map(IpNet::trunc));
+                        nets.extend(node.addresses.iter().map(|address| IpNet::from(*address)));
+                    }
+                }
+            }
+        }
+        let mut all = Vec::new();
+        for family in Family::BOTH {
+            let mut look = |set: String, kind| {
+                all.push((family, Match::In { family, end, set, kind, negated: false }));
+            };
+            if !selectors.is_empty() {
+                look(self.set("s", family, Source::Pods(selectors.clone()), allows), Kind::Addresses);
+            }
+            let ranges = cover(blocks.iter().copied(), nets.iter().copied(), family);
+            if !ranges.is_empty() {
+                look(self.set("c", family, Source::Ranges(ranges), allows), Kind::Ranges);
+            }
+        }
+        all
+    }
+
+    fn set(&mut self, letter: &str, family: Family, source: Source, allows: bool) -> String {
+        let name = format!("{letter}_{}{}", digest(&source), family.suffix());
+        let entry = self.sets.entry(name.clone()).or_insert(SetUse { family, source, allows });
+        entry.allows &= allows;
+        name
+    }
+}

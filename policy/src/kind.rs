@@ -1,0 +1,287 @@
+//! Kinds of objects that policy is decided from, beside pods and namespaces.
+
+use serde_json::Value;
+
+use crate::calico;
+use crate::networkpolicy::{self, Read};
+use crate::object::{self, Account, Key, ObjectError};
+use crate::referent::{Referent, What};
+use crate::state::Event;
+use crate::{clusternetworkpolicy, model::ObjectId};
+
+/// A kind, by where its objects come from.
+#[derive(Debug)]
+pub struct Kind {
+    /// Its name among all that policy knows.
+    pub name: &'static str,
+    /// As in manifests.
+    pub kind: &'static str,
+    /// Group and version, as in manifests.
+    pub version: &'static str,
+    /// Another group and version of the same, if there is one.
+    pub stored: Option<&'static str>,
+    /// Its name in addresses of the API.
+    pub plural: &'static str,
+    /// Its objects have namespaces.
+    pub namespaced: bool,
+    /// Each cluster knows it.
+    pub everywhere: bool,
+    read: fn(&Value) -> Said,
+}
+
+/// What an object says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// What is allowed.
+    Policy(Read),
+    /// What policies refer to.
+    Referent(Referent),
+}
+
+/// The annotation with which a policy is evaluated and told of, and decides nothing.
+const AUDIT: &str = "sennit.dev/audit";
+
+fn policy(read: fn(&Value) -> Read, manifest: &Value) -> Said {
+    let mut read = read(manifest);
+    match manifest.pointer("/metadata/annotations").and_then(|annotations| annotations.get(AUDIT)) {
+        None | Some(Value::Null) => {}
+        Some(value) => match value.as_str() {
+            Some("true") => read.policy.staged = true,
+            Some("false") => {}
+            _ => {
+                let field = format!("metadata.annotations[{AUDIT}]");
+                let wrong =
+                    ObjectError::new(field, "is neither \"true\" nor \"false\": the policy is enforced");
+                read.fault = read.fault.or(Some(wrong));
+            }
+        },
+    }
+    Said::Policy(read)
+}
+
+macro_rules! policies {
+    ($read:path) => {
+        |manifest| policy($read, manifest)
+    };
+}
+
+macro_rules! referents {
+    ($read:path) => {
+        |manifest| Said::Referent($read(manifest))
+    };
+}
+
+/// ServiceAccount.
+pub const ACCOUNT: &str = "ServiceAccount";
+
+const KUBERNETES: Kind = Kind {
+    name: "",
+    kind: "",
+    version: "",
+    stored: None,
+    plural: "",
+    namespaced: true,
+    everywhere: true,
+    read: policies!(networkpolicy::read),
+};
+const CALICO: Kind = Kind {
+    version: calico::API_VERSION,
+    stored: Some(calico::STORED_VERSION),
+    everywhere: false,
+    ..KUBERNETES
+};
+
+/// All of them. What policies refer to comes before them.
+pub const KINDS: [Kind; 12] = [
+    Kind {
+        name: ACCOUNT,
+        kind: ACCOUNT,
+        version: "v1",
+        plural: "serviceaccounts",
+        read: referents!(account),
+        ..KUBERNETES
+    },
+    Kind {
+        name: calico::TIER,
+        kind: calico::TIER,
+        plural: "tiers",
+        namespaced: false,
+        read: referents!(calico::tier),
+        ..CALICO
+    },
+    Kind {
+        name: calico::NETWORK_SET,
+        kind: calico::NETWORK_SET,
+        plural: "networksets",
+        read: referents!(calico::network_set),
+        ..CALICO
+    },
+    Kind {
+        name: calico::GLOBAL_NETWORK_SET,
+        kind: calico::GLOBAL_NETWORK_SET,
+        plural: "globalnetworksets",
+        namespaced: false,
+        read: referents!(calico::global_network_set),
+        ..CALICO
+    },
+    Kind {
+        name: calico::HOST_ENDPOINT,
+        kind: calico::HOST_ENDPOINT,
+        plural: "hostendpoints",
+        namespaced: false,
+        read: referents!(calico::host_endpoint),
+        ..CALICO
+    },
+    Kind {
+        name: networkpolicy::KIND,
+        kind: networkpolicy::KIND,
+        version: networkpolicy::API_VERSION,
+        plural: "networkpolicies",
+        ..KUBERNETES
+    },
+    Kind {
+        name: clusternetworkpolicy::KIND,
+        kind: clusternetworkpolicy::KIND,
+        version: clusternetworkpolicy::API_VERSION,
+        plural: "clusternetworkpolicies",
+        namespaced: false,
+        everywhere: false,
+        read: policies!(clusternetworkpolicy::read),
+        ..KUBERNETES
+    },
+    Kind {
+        name: calico::GLOBAL,
+        kind: calico::GLOBAL,
+        plural: "globalnetworkpolicies",
+        namespaced: false,
+        read: policies!(calico::global),
+        ..CALICO
+    },
+    Kind {
+        name: calico::NAMESPACED,
+        kind: "NetworkPolicy",
+        plural: "networkpolicies",
+        read: policies!(calico::namespaced),
+        ..CALICO
+    },
+    Kind {
+        name: calico::STAGED_GLOBAL,
+        kind: calico::STAGED_GLOBAL,
+        plural: "stagedglobalnetworkpolicies",
+        namespaced: false,
+        read: policies!(calico::staged_global),
+        ..CALICO
+    },
+    Kind {
+        name: calico::STAGED_NAMESPACED,
+        kind: calico::STAGED_NAMESPACED,
+        plural: "stagednetworkpolicies",
+        read: policies!(calico::staged_namespaced),
+        ..CALICO
+    },
+    Kind {
+        name: calico::STAGED_KUBERNETES,
+        kind: calico::STAGED_KUBERNETES,
+        plural: "stagedkubernetesnetworkpolicies",
+        read: policies!(calico::kubernetes_staged),
+        ..CALICO
+    },
+];
+
+fn account(manifest: &Value) -> Referent {
+    let text = |pointer: &str| manifest.pointer(pointer).and_then(Value::as_str);
+    let key = Key::new(text("/metadata/namespace"), text("/metadata/name").unwrap_or("(unnamed)"));
+    let id = ObjectId { kind: ACCOUNT, namespace: Some(key.namespace.clone()), name: key.name.clone() };
+    match serde_json::from_value::<object::Metadata>(manifest.get("metadata").cloned().unwrap_or_default()) {
+        Ok(metadata) => {
+            let account = Account::new(key, metadata.labels.unwrap_or_default());
+            Referent { id, what: Some(What::Account(account)), fault: None }
+        }
+        Err(e) => Referent { id, what: None, fault: Some(ObjectError::new("metadata", e.to_string())) },
+    }
+}
+
+impl Kind {
+    /// The kind of manifests that say this.
+    pub fn of(version: &str, kind: &str) -> Option<&'static Self> {
+        let is_meant =
+            |one: &&Self| one.kind == kind && (one.version == version || one.stored == Some(version));
+        ALL.iter().find(is_meant)
+    }
+
+    /// By its name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        ALL.iter().find(|kind| kind.name == name)
+    }
+
+    /// What a manifest of this kind says.
+    pub fn read(&self, manifest: &Value) -> Said {
+        (self.read)(manifest)
+    }
+
+    /// An object of this kind.
+    pub fn id(&self, namespace: Option<&str>, name: &str) -> ObjectId {
+        let namespace = self.namespaced.then(|| Key::new(namespace, "").namespace);
+        ObjectId { kind: self.name, namespace, name: name.to_owned() }
+    }
+
+    /// It is gone.
+    pub fn gone(&self, id: ObjectId) -> Event {
+        match self.has_policies() {
+            true => Event::PolicyGone(id),
+            false => Event::ReferentGone(id),
+        }
+    }
+
+    /// Whether its objects say what is allowed.
+    pub fn has_policies(&self) -> bool {
+        let referents =
+            [ACCOUNT, calico::TIER, calico::NETWORK_SET, calico::GLOBAL_NETWORK_SET, calico::HOST_ENDPOINT];
+        !referents.contains(&self.name)
+    }
+
+    /// These are all.
+    pub fn all(&self, all: impl IntoIterator<Item = Said>) -> Event {
+        let (mut policies, mut referents) = (Vec::new(), Vec::new());
+        for said in all {
+            match said {
+                Said::Policy(read) => policies.push(read),
+                Said::Referent(referent) => referents.push(referent),
+            }
+        }
+        match self.has_policies() {
+            true => Event::Policies(self.name, policies),
+            false => Event::Referents(self.name, referents),
+        }
+    }
+}
+
+static ALL: [Kind; KINDS.len()] = KINDS;
+
+impl Said {
+    /// The object.
+    pub fn id(&self) -> &ObjectId {
+        match self {
+            Self::Policy(read) => &read.policy.id,
+            Self::Referent(referent) => &referent.id,
+        }
+    }
+
+    /// What is wrong with it, for people.
+    pub fn refusal(&self) -> Option<String> {
+        match self {
+            Self::Policy(read) => {
+                read.fault.as_ref().map(|fault| networkpolicy::refusal(&read.policy, fault))
+            }
+            Self::Referent(referent) => referent.refusal(),
+        }
+    }
+
+    /// It is there, or is different now.
+    pub fn there(self) -> Event {
+        match self {
+            Self::Policy(read) => Event::Policy(read),
+            Self::Referent(referent) => Event::Referent(referent),
+        }
+    }
+}
