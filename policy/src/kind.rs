@@ -10,7 +10,7 @@ use crate::state::Event;
 use crate::{clusternetworkpolicy, model::ObjectId};
 
 /// A kind, by where its objects come from.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Kind {
     /// Its name among all that policy knows.
     pub name: &'static str,

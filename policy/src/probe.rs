@@ -130,6 +130,18 @@ impl Place {
 }
 
 impl Probe {
+    /// A flow from a port that is not said.
+    pub fn new(
+        from: Place,
+        to: Place,
+        protocol: ProtocolName,
+        port: Option<u16>,
+        family: Option<u8>,
+    ) -> Self {
+        let protocol = Some(protocol);
+        Self { from, to, protocol, port, family, src_port: None, icmp_type: None, icmp_code: None }
+    }
+
     /// The flow between addresses.
     ///
     /// # Errors

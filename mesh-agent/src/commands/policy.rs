@@ -131,8 +131,7 @@ pub(super) fn execute(command: PolicyCommand) -> anyhow::Result<()> {
             let loaded = load(&state, configured(config.as_deref())?.as_ref())?;
             warn(&loaded);
             let (port, protocol) = port_and_protocol(&port)?;
-            let probe =
-                Probe { from: place(&from)?, to: place(&to)?, protocol: Some(protocol), port, family };
+            let probe = Probe::new(place(&from)?, place(&to)?, protocol, port, family);
             let flow = probe.flow(&loaded.state)?;
             print(&explain(&loaded.state, &flow))
         }

@@ -76,7 +76,7 @@ pub struct KubeRegistry {
     mesh: Option<MeshName>,
     shared: Arc<Shared>,
     feed: Feed,
-    _watches: Watches,
+    watches: Watches,
     policy: Option<Watches>,
     // A change was taken notice of that `changed` has not answered for yet.
     stirred: bool,
@@ -147,7 +147,7 @@ impl KubeRegistry {
     pub fn resolve(&mut self, host: String, port: u16) {
         self.shared.directory.lock().reached_by_name();
         let shared = Arc::clone(&self.shared);
-        self.watches.push(tokio::spawn(async move {
+        self.watches.0.push(tokio::spawn(async move {
             let mut failures = 0;
             loop {
                 let told = match timeout(CONNECT, tokio::net::lookup_host((host.as_str(), port))).await {
@@ -218,7 +218,7 @@ impl KubeRegistry {
             mesh,
             shared,
             feed: Feed::new(),
-            _watches: Watches(watches),
+            watches: Watches(watches),
             policy: None,
             stirred: false,
         })

@@ -277,10 +277,10 @@ pub(super) fn expression(
 fn port(at: &str, value: &Value) -> Result<PortMatch> {
     let wrong = || {
         let reason =
-            format!("{:?}; use a port from 1 to 65535, a range such as \"80:90\", or a name", shown(value));
+            format!("{:?}; use a port from 0 to 65535, a range such as \"80:90\", or a name", shown(value));
         ObjectError::new(at, reason)
     };
-    let number = |text: &str| text.parse::<u16>().ok().filter(|number| *number > 0);
+    let number = |text: &str| text.parse::<u16>().ok();
     match value {
         Value::Number(_) => {
             let number = number(&value.to_string()).ok_or_else(wrong)?;

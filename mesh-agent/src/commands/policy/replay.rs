@@ -141,13 +141,9 @@ fn judge(
         replay.unknown += 1;
         return Ok(());
     }
-    let probe = Probe {
-        from: source.place(),
-        to: destination.place(),
-        protocol: Some(name),
-        port: destination.port,
-        family: Some(if source.ip.is_ipv4() { 4 } else { 6 }),
-    };
+    let family = Some(if source.ip.is_ipv4() { 4 } else { 6 });
+    let ends = (source.place(), destination.place());
+    let probe = Probe { src_port: source.port, ..Probe::new(ends.0, ends.1, name, destination.port, family) };
     let Answer { egress, ingress, .. } = probe.answer(state);
     let decision = match line.direction.as_str() {
         "egress" => egress,
