@@ -182,6 +182,16 @@ pub enum PolicyCommand {
         #[arg(short, long, value_enum, default_value_t = PolicyOutput::Table)]
         output: PolicyOutput,
     },
+    /// Tell which manifests of policies would be enforced and which would not, with the line of each fault. Nothing has to be converted:
+    /// Calico's objects are read as they are.
+    Import {
+        /// The directory, and those in it.
+        #[arg(long, value_name = "DIR")]
+        check: PathBuf,
+        /// Form of the output.
+        #[arg(short, long, value_enum, default_value_t = PolicyOutput::Table)]
+        output: PolicyOutput,
+    },
     /// Tell what decides about a flow, which rules came near, and what would allow it.
     Explain {
         /// The directory.

@@ -1,5 +1,7 @@
 //! Kubernetes manifests, as far as the mesh reads them.
 
+pub mod lines;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -129,25 +131,32 @@ pub struct Parsed {
 /// # Errors
 /// A sentence with line and column when the file as a whole is no YAML; then nothing of it counts.
 pub fn parse(bytes: &[u8]) -> Result<Parsed, String> {
+    let mut parsed = Parsed::default();
+    for document in documents(bytes)? {
+        take(document, &mut parsed);
+    }
+    Ok(parsed)
+}
+
+/// The documents of a file, whatever they say.
+///
+/// # Errors
+/// As [`parse`].
+pub fn documents(bytes: &[u8]) -> Result<Vec<Value>, String> {
     let text = std::str::from_utf8(bytes).map_err(|e| format!("no UTF-8 text: {e}"))?;
     if text.contains('\0') {
         return Err("a NUL byte: this is no YAML".to_owned());
     }
     // No snippets: a message must not carry what somebody else put into the file.
     let options = serde_saphyr::options! { with_snippet: false };
-    let documents: Vec<Value> = if text.trim_start().starts_with('{') {
+    if text.trim_start().starts_with('{') {
         serde_json::Deserializer::from_str(text)
             .into_iter::<Value>()
             .collect::<Result<_, _>>()
-            .map_err(|e| e.to_string())?
+            .map_err(|e| e.to_string())
     } else {
-        serde_saphyr::from_multiple_with_options(text, options).map_err(|e| e.to_string())?
-    };
-    let mut parsed = Parsed::default();
-    for document in documents {
-        take(document, &mut parsed);
+        serde_saphyr::from_multiple_with_options(text, options).map_err(|e| e.to_string())
     }
-    Ok(parsed)
 }
 
 fn take(document: Value, parsed: &mut Parsed) {

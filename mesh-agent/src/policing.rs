@@ -16,7 +16,6 @@ use mesh_overlay::address::{Carried, carrier_prefix};
 use mesh_policy::compile::{Logging, Settings};
 use mesh_policy::enforce::Backend as _;
 use mesh_policy::model::{Labels, ObjectId};
-use mesh_policy::networkpolicy::Read;
 use mesh_policy::nft::{Foreign, Ownership, Table, Watch};
 use mesh_policy::world::Node;
 use mesh_policy::{Compiler, Enforcer, Event};
@@ -301,7 +300,7 @@ impl Shared {
             self.tell(Event::PolicyGone(id));
         }
         for policy in stances {
-            self.tell(Event::Policy(Read { policy, fault: None }));
+            self.tell(Event::Policy(policy.into()));
         }
     }
 

@@ -36,10 +36,8 @@ pub fn read(manifest: &Value) -> Read {
     if name.is_none() {
         faults.note(ObjectError::new("metadata.name", "a policy needs one"));
     }
-    let policy = faults.keep(policy(&id, manifest)).map(|(policy, fault)| {
-        fault.into_iter().for_each(|fault| faults.note(fault));
-        policy
-    });
+    let policy = policy(&id, manifest, &mut faults);
+    let policy = faults.keep(policy);
     let nothing = || Policy {
         tier: Tier::baseline(),
         order: Order(0.0),
@@ -49,13 +47,12 @@ pub fn read(manifest: &Value) -> Read {
         ingress: None,
         staged: false,
     };
-    Read { policy: policy.unwrap_or_else(nothing), fault: faults.first }
+    Read { policy: policy.unwrap_or_else(nothing), fault: faults.first, more: faults.more }
 }
 
-fn policy(id: &ObjectId, manifest: &Value) -> Result<(Policy, Option<ObjectError>)> {
+fn policy(id: &ObjectId, manifest: &Value, faults: &mut Faults) -> Result<Policy> {
     let spec = manifest.get("spec").and_then(Value::as_object);
     let spec = spec.ok_or_else(|| ObjectError::new("spec", "is no object"))?;
-    let mut faults = Faults::default();
     // One of a later version says something that is not done; the rest of it is.
     faults.keep(known("spec", spec, &["tier", "priority", "subject", "ingress", "egress"]));
     let tier = match spec.get("tier").and_then(Value::as_str) {
@@ -73,11 +70,11 @@ fn policy(id: &ObjectId, manifest: &Value) -> Result<(Policy, Option<ObjectError
     })?;
     let (field, value) = one_of("spec.subject", spec.get("subject"), &["namespaces", "pods"])?;
     let subject = Subject::Pods(pods(&format!("spec.subject.{field}"), field, value)?);
-    let egress = rules(spec, Direction::Egress, &mut faults);
-    let ingress = rules(spec, Direction::Ingress, &mut faults);
+    let egress = rules(spec, Direction::Egress, faults);
+    let ingress = rules(spec, Direction::Ingress, faults);
     // Without rules of a direction it does not judge that.
     let judged = |rules: Vec<Rule>| Some(rules).filter(|rules| !rules.is_empty());
-    let policy = Policy {
+    Ok(Policy {
         tier,
         order: Order(priority as f64),
         id: id.clone(),
@@ -85,8 +82,7 @@ fn policy(id: &ObjectId, manifest: &Value) -> Result<(Policy, Option<ObjectError
         egress: judged(egress),
         ingress: judged(ingress),
         staged: false,
-    };
-    Ok((policy, faults.first))
+    })
 }
 
 fn pods(at: &str, field: &str, value: &Value) -> Result<PodSelector> {

@@ -11,15 +11,23 @@ const LIST_MOST: usize = 10_000;
 
 pub(crate) type Result<T> = std::result::Result<T, ObjectError>;
 
-/// What is wrong with an object: the first of it is told.
+/// The most faults of an object that are told, beside the first.
+const FAULTS_MOST: usize = 256;
+
+/// What is wrong with an object.
 #[derive(Default)]
 pub(crate) struct Faults {
     pub(crate) first: Option<ObjectError>,
+    pub(crate) more: Vec<ObjectError>,
 }
 
 impl Faults {
     pub(crate) fn note(&mut self, error: ObjectError) {
-        self.first.get_or_insert(error);
+        match &self.first {
+            None => self.first = Some(error),
+            Some(_) if self.more.len() < FAULTS_MOST => self.more.push(error),
+            Some(_) => {}
+        }
     }
 
     pub(crate) fn keep<T>(&mut self, result: Result<T>) -> Option<T> {

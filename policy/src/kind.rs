@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::calico;
 use crate::networkpolicy::{self, Read};
 use crate::object::{self, Account, Key, ObjectError};
-use crate::referent::{Referent, What};
+use crate::referent::{self, Referent, What};
 use crate::state::Event;
 use crate::{clusternetworkpolicy, model::ObjectId};
 
@@ -195,9 +195,14 @@ fn account(manifest: &Value) -> Referent {
     match serde_json::from_value::<object::Metadata>(manifest.get("metadata").cloned().unwrap_or_default()) {
         Ok(metadata) => {
             let account = Account::new(key, metadata.labels.unwrap_or_default());
-            Referent { id, what: Some(What::Account(account)), fault: None }
+            Referent { id, what: Some(What::Account(account)), fault: None, more: Vec::new() }
         }
-        Err(e) => Referent { id, what: None, fault: Some(ObjectError::new("metadata", e.to_string())) },
+        Err(e) => Referent {
+            id,
+            what: None,
+            fault: Some(ObjectError::new("metadata", e.to_string())),
+            more: Vec::new(),
+        },
     }
 }
 
@@ -267,6 +272,15 @@ impl Said {
         }
     }
 
+    /// All that is wrong with it.
+    pub fn faults(&self) -> impl Iterator<Item = &ObjectError> {
+        let (fault, more) = match self {
+            Self::Policy(read) => (&read.fault, &read.more),
+            Self::Referent(referent) => (&referent.fault, &referent.more),
+        };
+        fault.iter().chain(more)
+    }
+
     /// What is wrong with it, for people.
     pub fn refusal(&self) -> Option<String> {
         match self {
@@ -274,6 +288,14 @@ impl Said {
                 read.fault.as_ref().map(|fault| networkpolicy::refusal(&read.policy, fault))
             }
             Self::Referent(referent) => referent.refusal(),
+        }
+    }
+
+    /// What it does until that is mended.
+    pub fn meanwhile(&self) -> &'static str {
+        match self {
+            Self::Policy(read) => networkpolicy::meanwhile(&read.policy),
+            Self::Referent(referent) => referent::meanwhile(referent.what.is_some()),
         }
     }
 

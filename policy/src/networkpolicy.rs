@@ -33,18 +33,31 @@ pub struct Read {
     pub policy: Policy,
     /// Why it was refused.
     pub fault: Option<ObjectError>,
+    /// What else is wrong with it.
+    pub more: Vec<ObjectError>,
+}
+
+impl From<Policy> for Read {
+    /// One that nothing is wrong with.
+    fn from(policy: Policy) -> Self {
+        Self { policy, fault: None, more: Vec::new() }
+    }
 }
 
 /// What people are told of a policy that was refused, or of which a part was: why, and what it does until that is mended.
 pub fn refusal(policy: &Policy, fault: &ObjectError) -> String {
+    format!("{}: {fault}; until it is mended, {}", policy.id, meanwhile(policy))
+}
+
+/// What a policy does of which something was refused.
+pub(crate) fn meanwhile(policy: &Policy) -> &'static str {
     let isolates = [KIND, calico::STAGED_KUBERNETES].contains(&policy.id.kind);
-    let closed = match (isolates, policy.egress.is_some() || policy.ingress.is_some()) {
+    match (isolates, policy.egress.is_some() || policy.ingress.is_some()) {
         _ if policy.staged => "what it would do is not told in full",
         (true, _) => "it isolates what it selects and allows nothing",
         (false, true) => "such a rule accepts nothing, or denies all",
         (false, false) => "it counts for nothing",
-    };
-    format!("{}: {fault}; until it is mended, {closed}", policy.id)
+    }
 }
 
 /// The key of a manifest.
@@ -62,7 +75,7 @@ pub fn read(object: &Value) -> Read {
         None | Some(Value::Null) => (&everything, None),
         Some(_) => (&everything, Some(ObjectError::new("spec", "is no object"))),
     };
-    let mut faults = Faults { first: shape };
+    let mut faults = Faults { first: shape, more: Vec::new() };
     if object.pointer("/metadata/name").and_then(Value::as_str).is_none_or(str::is_empty) {
         faults.note(ObjectError::new("metadata.name", "a policy needs one"));
     }
@@ -91,7 +104,7 @@ pub fn read(object: &Value) -> Read {
         subject: Subject::Pods(PodSelector::new(Namespaces::Named(key.namespace.clone()), pods)),
         id: ObjectId { kind: KIND, namespace: Some(key.namespace), name: key.name },
     };
-    Read { policy, fault: faults.first }
+    Read { policy, fault: faults.first, more: faults.more }
 }
 
 fn types(value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {

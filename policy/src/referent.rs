@@ -13,6 +13,8 @@ pub struct Referent {
     pub what: Option<What>,
     /// What is wrong with it.
     pub fault: Option<ObjectError>,
+    /// What else.
+    pub more: Vec<ObjectError>,
 }
 
 /// What it is.
@@ -35,6 +37,9 @@ impl Referent {
 
 /// What people are told of an object that was refused, as a whole or in part.
 pub(crate) fn refusal(id: &ObjectId, fault: &ObjectError, counts: bool) -> String {
-    let rest = if counts { "the rest of it counts" } else { "it counts for nothing" };
-    format!("{id}: {fault}; until it is mended, {rest}")
+    format!("{id}: {fault}; until it is mended, {}", meanwhile(counts))
+}
+
+pub(crate) fn meanwhile(counts: bool) -> &'static str {
+    if counts { "the rest of it counts" } else { "it counts for nothing" }
 }

@@ -123,7 +123,7 @@ impl State {
         touched
     }
 
-    fn put_referent(&mut self, Referent { id, what, fault }: Referent, touched: &mut Touched) {
+    fn put_referent(&mut self, Referent { id, what, fault, .. }: Referent, touched: &mut Touched) {
         let Some(what) = what else {
             self.remove_referent(&id, touched);
             self.faults.extend(fault.map(|fault| (id, fault)));
@@ -209,7 +209,7 @@ impl State {
     }
 
     // Both return to whom something different applies now.
-    fn put_policy(&mut self, Read { mut policy, fault }: Read) -> impl Iterator<Item = Subject> + use<> {
+    fn put_policy(&mut self, Read { mut policy, fault, .. }: Read) -> impl Iterator<Item = Subject> + use<> {
         if let Some(tier) = self.tiers.get(&policy.tier.name).filter(|_| policy.tier != Tier::sites()) {
             policy.tier = tier.clone();
         }

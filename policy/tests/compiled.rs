@@ -295,6 +295,7 @@ fn tiered_policy() -> impl Strategy<Value = Read> {
                 staged,
             },
             fault: None,
+            more: vec![],
         },
     )
 }
@@ -313,6 +314,7 @@ fn networks() -> impl Strategy<Value = Referent> {
                 node: None,
             })),
             fault: None,
+            more: vec![],
         }
     })
 }

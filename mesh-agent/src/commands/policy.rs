@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod examples;
+mod import;
 mod replay;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,6 @@ use mesh_keyring::MeshName;
 use mesh_overlay::{Advertisement, Endpoint, NodeRecord, address};
 use mesh_policy::compile::Settings;
 use mesh_policy::explain::explain;
-use mesh_policy::networkpolicy::Read;
 use mesh_policy::object::Pod;
 use mesh_policy::probe::{Answer, Place, Probe, ProtocolName};
 use mesh_policy::render::{self, Slot};
@@ -75,7 +75,7 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
     let sites = nodes.values().filter_map(|node| node.site.clone()).collect();
     let stances = own.unwrap_or(said).policies(&mesh, &sites);
     let mut events = words.events;
-    events.extend(stances.into_iter().map(|policy| Event::Policy(Read { policy, fault: None })));
+    events.extend(stances.into_iter().map(|policy| Event::Policy(policy.into())));
     stand_in(&mut events);
     let mut state = State::default();
     state.world.set_nodes(nodes);
@@ -126,6 +126,7 @@ pub(super) fn execute(command: PolicyCommand) -> anyhow::Result<()> {
         PolicyCommand::Replay { flows, state, config, output } => {
             replay::execute(&state, &flows, configured(config.as_deref())?.as_ref(), output)
         }
+        PolicyCommand::Import { check, output } => import::check(&check, output),
         PolicyCommand::Compile { state, node, config } => compile(&state, &node, config.as_deref()),
         PolicyCommand::Explain { state, from, to, port, family, config } => {
             let loaded = load(&state, configured(config.as_deref())?.as_ref())?;

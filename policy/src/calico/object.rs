@@ -84,7 +84,7 @@ pub fn tier(manifest: &Value) -> Referent {
         let order = if known.order == Order::LAST { order } else { known.order };
         What::Tier(Tier { order, name: id.name.clone(), end })
     });
-    Referent { id, what, fault: faults.first }
+    Referent { id, what, fault: faults.first, more: faults.more }
 }
 
 fn nets(spec: &serde_json::Map<String, Value>, faults: &mut Faults) -> BTreeSet<IpNet> {
@@ -114,7 +114,7 @@ fn set(id: ObjectId, manifest: &Value, mut faults: Faults) -> Referent {
         }
         Some(What::Networks(Networks { labels, nets, node: None }))
     });
-    Referent { id, what, fault: faults.first }
+    Referent { id, what, fault: faults.first, more: faults.more }
 }
 
 /// Reads a GlobalNetworkSet.
@@ -160,5 +160,5 @@ pub fn host_endpoint(manifest: &Value) -> Referent {
         }
         Some(What::Networks(Networks { labels, nets, node: Some(node?.to_owned()) }))
     });
-    Referent { id, what, fault: faults.first }
+    Referent { id, what, fault: faults.first, more: faults.more }
 }

@@ -146,7 +146,7 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
         staged,
         id,
     };
-    Read { policy, fault: faults.first }
+    Read { policy, fault: faults.first, more: faults.more }
 }
 
 fn types(value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {

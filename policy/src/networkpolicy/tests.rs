@@ -136,10 +136,7 @@ fn a_refused_policy_isolates_what_it_selects_and_allows_nothing() {
         let Subject::Pods(PodSelector { pods, .. }) = &read.policy.subject else { panic!() };
         pods.matches(&[("app".to_owned(), app.to_owned())].into())
     };
-    assert!(selects(
-        &Read { policy: policy(json!({"podSelector": {"matchLabels": {"app": "a"}}})).policy, fault: None },
-        "a"
-    ));
+    assert!(selects(&Read::from(policy(json!({"podSelector": {"matchLabels": {"app": "a"}}})).policy), "a"));
     // Where its types cannot be read either, it isolates in both directions; where its selector cannot, the whole namespace.
     let read = policy(json!({"policyTypes": ["Both"], "podSelector": {"matchLabels": 7}}));
     assert_eq!((&read.policy.ingress, &read.policy.egress), (&Some(vec![]), &Some(vec![])));

@@ -54,13 +54,8 @@ fn state(examples: &[&str]) -> State {
 }
 
 fn verdict(state: &State, from: &str, to: &str, port: u16, protocol: &str) -> &'static str {
-    let probe = Probe {
-        from: Place::Pod(from.to_owned()),
-        to: Place::Pod(to.to_owned()),
-        protocol: Some(ProtocolName::Name(protocol.to_owned())),
-        port: Some(port),
-        family: None,
-    };
+    let [from, to] = [from, to].map(|pod| Place::Pod(pod.to_owned()));
+    let probe = Probe::new(from, to, ProtocolName::Name(protocol.to_owned()), Some(port), None);
     let answer = probe.answer(state);
     assert_eq!(answer.error, None);
     answer.verdict

@@ -279,7 +279,7 @@ mod tests {
         for object in manifest::parse(list.as_bytes()).unwrap().objects {
             match object {
                 Object::Pod(pod) => drop(state.take(Event::Pod(Pod::clone(&pod)))),
-                Object::Policy(read) => drop(state.take(Event::Policy(read))),
+                Object::Said(said) => drop(state.take(said.there())),
                 _ => {}
             }
         }

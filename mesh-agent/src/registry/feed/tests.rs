@@ -83,9 +83,10 @@ fn it_is_complete_when_each_kind_was_listed_and_stays_so() {
     feed.push(Event::Namespaces(Vec::new()));
     feed.push(Event::Policy(policy("p")));
     assert!(!feed.complete());
-    feed.push(Event::Policies(networkpolicy::KIND, Vec::new()));
-    assert!(!feed.complete());
-    feed.push(Event::Policies(clusternetworkpolicy::KIND, Vec::new()));
+    for kind in &KINDS {
+        assert!(!feed.complete());
+        feed.push(kind.all([]));
+    }
     assert!(feed.complete());
     feed.take();
     feed.trouble("Pod", Some("away".into()));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_policy::Event;
-use mesh_policy::model::{Action, ObjectId, Order, Peer, Policy, Rule, Sites, Subject, Tier};
+use mesh_policy::model::{Action, Direction, ObjectId, Order, Peer, Policy, Rule, Sites, Subject, Tier};
 use mesh_policy::networkpolicy::Read;
 use mesh_policy::nft::{Foreign, Watch};
 use mesh_policy::world::Node;
@@ -213,11 +213,9 @@ fn traffic_that_has_nothing_to_do_with_the_mesh_is_left_alone() {
 
 /// What the site `here` does with what begins in others: `friend` may, the others may not.
 fn stance() -> Event {
-    let rule = |name: &str, action, from| Rule {
-        name: name.to_owned(),
-        action,
-        peers: Some([Peer::Sites(from)].into()),
-        ports: None,
+    let rule = |name: &str, action, from| {
+        let from = Some([Peer::Sites(from)].into());
+        Rule::between(name.to_owned(), action, Direction::Ingress, from, None)
     };
     let rules = vec![
         rule("pairs[0]", Action::Allow, Sites::Named("friend".into())),
@@ -234,6 +232,7 @@ fn stance() -> Event {
             staged: false,
         },
         fault: None,
+        more: vec![],
     })
 }
 

@@ -1,0 +1,319 @@
+//! What of a directory of manifests would be enforced, what would not, and where that stands: before anybody moves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use mesh_policy::calico::{API_VERSION, STORED_VERSION};
+use mesh_policy::model::{Order, Tier};
+use mesh_policy::referent::What;
+use mesh_policy::{Kind, Said};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::cli::PolicyOutput;
+use crate::commands::{print, shown};
+use crate::manifest::lines::Lines;
+use crate::manifest::{self, FILE_MOST};
+
+/// What becomes of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Outcome {
+    /// It means here what it means there.
+    Works,
+    /// Something of it is refused.
+    Refused,
+    /// It is Calico's, and has nothing to do with policy: it is not read.
+    NotRead,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Finding {
+    file: String,
+    line: u64,
+    object: String,
+    outcome: Outcome,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    faults: Vec<Fault>,
+    /// What it does until that is mended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    meanwhile: Option<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Fault {
+    line: u64,
+    field: String,
+    reason: String,
+}
+
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    objects: Vec<Finding>,
+    /// Files that could not be read, with the reason.
+    unreadable: Vec<String>,
+    /// Objects that are neither policy nor Calico's.
+    others: usize,
+}
+
+pub(super) fn check(dir: &Path, output: PolicyOutput) -> anyhow::Result<()> {
+    let report = report(dir)?;
+    match output {
+        PolicyOutput::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
+        PolicyOutput::Table => print(&table(&report))?,
+    }
+    let refused = report.objects.iter().filter(|found| found.outcome == Outcome::Refused).count();
+    if refused + report.unreadable.len() > 0 {
+        bail!("{refused} objects and {} files are not what they are meant to be", report.unreadable.len());
+    }
+    Ok(())
+}
+
+fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| shown(dir))? {
+        let path = entry.with_context(|| shown(dir))?.path();
+        if fs::symlink_metadata(&path).with_context(|| shown(&path))?.is_dir() {
+            all.extend(files(&path)?);
+        } else if path.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e == *known)) {
+            all.push(path);
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
+fn report(dir: &Path) -> anyhow::Result<Report> {
+    let mut report = Report::default();
+    let mut tiers: BTreeSet<String> = BTreeSet::new();
+    // Tiers that policies are in, by where they say so.
+    let mut asked: Vec<(usize, u64, String)> = Vec::new();
+    for path in files(dir)? {
+        let file = path.strip_prefix(dir).unwrap_or(&path).display().to_string();
+        let text = match fs::metadata(&path).map(|metadata| metadata.len()) {
+            Ok(length) if length > FILE_MOST => Err(format!("larger than {FILE_MOST} bytes")),
+            _ => fs::read_to_string(&path).map_err(|e| e.to_string()),
+        };
+        let documents = text.and_then(|text| Ok((manifest::documents(text.as_bytes())?, Lines::of(&text))));
+        let (documents, lines) = match documents {
+            Ok(found) => found,
+            Err(why) => {
+                report.unreadable.push(format!("{file}: {why}"));
+                continue;
+            }
+        };
+        // Without lines where the two do not agree of what there is.
+        let known = lines.len() == documents.len();
+        let mut lines = lines.into_iter();
+        for document in documents {
+            let lines = lines.next().filter(|_| known);
+            for (object, lines) in items(document, lines) {
+                look(&file, &object, lines.as_ref(), &mut report, &mut tiers, &mut asked);
+            }
+        }
+    }
+    for (index, line, tier) in asked {
+        if !tiers.contains(&tier) {
+            let reason =
+                "no Tier of this name is here: it comes last, and denies what none of its rules decides";
+            let found = &mut report.objects[index];
+            found.outcome = Outcome::Refused;
+            found.faults.push(Fault { line, field: "spec.tier".to_owned(), reason: reason.to_owned() });
+        }
+    }
+    Ok(report)
+}
+
+/// The objects of a list, or the one that is none.
+fn items(document: Value, lines: Option<Lines>) -> Vec<(Value, Option<Lines>)> {
+    let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).map(str::to_owned);
+    let kind = text(&document, "kind").unwrap_or_default();
+    let (Some(of), Some(Value::Array(items))) = (kind.strip_suffix("List"), document.get("items")) else {
+        return vec![(document, lines)];
+    };
+    let version = text(&document, "apiVersion");
+    let lines = lines.map(Lines::into_items).unwrap_or_default();
+    let mut lines = lines.into_iter();
+    let whole = |item: &Value| {
+        let mut item = item.clone();
+        if let (false, Value::Object(fields)) = (of.is_empty(), &mut item) {
+            fields.entry("kind").or_insert_with(|| Value::from(of));
+            fields.entry("apiVersion").or_insert_with(|| Value::from(version.clone()));
+        }
+        item
+    };
+    items.iter().map(|item| (whole(item), lines.next())).collect()
+}
+
+fn look(
+    file: &str,
+    object: &Value,
+    lines: Option<&Lines>,
+    report: &mut Report,
+    tiers: &mut BTreeSet<String>,
+    asked: &mut Vec<(usize, u64, String)>,
+) {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let (version, kind) = (text("/apiVersion"), text("/kind"));
+    let line = |field: &str| lines.map_or(0, |lines| lines.field(field));
+    let first = lines.map_or(0, Lines::first);
+    let mut found = |object: String, outcome, faults: Vec<Fault>, meanwhile| {
+        let file = file.to_owned();
+        report.objects.push(Finding { file, line: first, object, outcome, faults, meanwhile });
+        report.objects.len() - 1
+    };
+    let Some(known) = Kind::of(version, kind) else {
+        let is_calicos = [API_VERSION, STORED_VERSION].contains(&version);
+        match is_calicos {
+            true => drop(found(format!("{kind} {}", text("/metadata/name")), Outcome::NotRead, vec![], None)),
+            false => report.others += 1,
+        }
+        return;
+    };
+    let said = known.read(object);
+    let faults: Vec<Fault> = said
+        .faults()
+        .map(|fault| Fault {
+            line: line(&fault.field),
+            field: fault.field.clone(),
+            reason: fault.reason.clone(),
+        })
+        .collect();
+    let outcome = if faults.is_empty() { Outcome::Works } else { Outcome::Refused };
+    let meanwhile = said.refusal().is_some().then(|| said.meanwhile());
+    let index = found(said.id().to_string(), outcome, faults, meanwhile);
+    match &said {
+        Said::Policy(read) if read.policy.tier.order == Order::LAST => {
+            asked.push((index, line("spec.tier"), read.policy.tier.name.clone()));
+        }
+        Said::Referent(referent) => match &referent.what {
+            Some(What::Tier(Tier { name, .. })) => drop(tiers.insert(name.clone())),
+            _ => {}
+        },
+        Said::Policy(_) => {}
+    }
+}
+
+fn table(report: &Report) -> String {
+    let mut text = String::new();
+    let mut counts: BTreeMap<Outcome, usize> = BTreeMap::new();
+    for found in &report.objects {
+        *counts.entry(found.outcome).or_default() += 1;
+        let Finding { file, object, .. } = found;
+        match found.outcome {
+            Outcome::Works => {}
+            Outcome::NotRead => {
+                text.push_str(&format!(
+                    "{file}:{}: {object}: is not about policy, and is not read\n",
+                    found.line
+                ));
+            }
+            Outcome::Refused => {
+                for Fault { line, field, reason } in &found.faults {
+                    text.push_str(&format!("{file}:{line}: {object}: {field}: {reason}\n"));
+                }
+                if let Some(meanwhile) = found.meanwhile {
+                    text.push_str(&format!(
+                        "{file}:{}: {object}: until that is mended, {meanwhile}\n",
+                        found.line
+                    ));
+                }
+            }
+        }
+    }
+    for unreadable in &report.unreadable {
+        text.push_str(&format!("{unreadable}\n"));
+    }
+    let count = |outcome| counts.get(&outcome).copied().unwrap_or_default();
+    text.push_str(&format!(
+        "{} objects work as they are, {} do not, {} of Calico's are not about policy, {} others; {} files cannot be read\n",
+        count(Outcome::Works),
+        count(Outcome::Refused),
+        count(Outcome::NotRead),
+        report.others,
+        report.unreadable.len(),
+    ));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICIES: &str = "\
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata:
+  name: web
+spec:
+  selector: role == 'web'
+  tier: platform
+  ingress:
+  - action: Allow
+    protocol: TCP
+    destination:
+      ports: [80, '8080:8090']
+  - action: Allow
+    http:
+      methods: [GET]
+  - action: Deny
+    source:
+      selector: role = 'x'
+---
+apiVersion: crd.projectcalico.org/v1
+kind: NetworkPolicyList
+items:
+- metadata: {name: default.ok, namespace: shop}
+  spec: {selector: all()}
+- metadata: {name: default.bad, namespace: shop}
+  spec:
+    order: first
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: pool}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: s}
+";
+
+    fn checked(extra: &str) -> Report {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("deep")).unwrap();
+        fs::write(dir.path().join("deep/policies.yaml"), POLICIES).unwrap();
+        fs::write(dir.path().join("tier.yml"), extra).unwrap();
+        fs::write(dir.path().join("notes.txt"), "no: [manifest").unwrap();
+        report(dir.path()).unwrap()
+    }
+
+    #[test]
+    fn each_fault_has_its_file_and_line() {
+        let report = checked("a: [");
+        let text = table(&report);
+        for line in [
+            "deep/policies.yaml:14: GlobalNetworkPolicy web: spec.ingress[1].http: what is inside of HTTP",
+            "deep/policies.yaml:18: GlobalNetworkPolicy web: spec.ingress[2].source.selector: \"role = 'x'\": character 6",
+            "deep/policies.yaml:7: GlobalNetworkPolicy web: spec.tier: no Tier of this name",
+            "deep/policies.yaml:27: NetworkPolicy.projectcalico.org shop/default.bad: spec.order: \"first\" is no number",
+            "deep/policies.yaml:29: IPPool pool: is not about policy",
+            "tier.yml: ",
+            "1 objects work as they are, 2 do not, 1 of Calico's are not about policy, 1 others; 1 files",
+        ] {
+            assert!(text.contains(line), "{line}\nis not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_tier_that_is_there_is_found_wherever_it_is() {
+        let tier =
+            "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {name: platform}\nspec: {order: 5}\n";
+        let report = checked(tier);
+        assert!(report.unreadable.is_empty());
+        assert!(!table(&report).contains("spec.tier"));
+    }
+}
