@@ -10,9 +10,10 @@ use serde_json::{Map, Value};
 use crate::field::{
     Faults, Result, known, list, net, number, object, one_of, port_name, required_selector, shown,
 };
+use crate::meshpolicy;
 use crate::model::{
-    Action, Block, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy, Port, PortMatch, Rule,
-    Subject, Tier,
+    Action, Block, Condition, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy, Port,
+    PortMatch, Rule, Side, Subject, Tier,
 };
 use crate::networkpolicy::Read;
 use crate::object::ObjectError;
@@ -28,15 +29,28 @@ const LIST_MOST: usize = 25;
 /// The most characters of a rule's name, as the API has it.
 const NAME_MOST: usize = 100;
 
+/// Whose way of saying things a manifest has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// Kubernetes' own.
+    Cluster,
+    /// The mesh's, with sites.
+    Mesh,
+}
+
 /// Reads a manifest.
 pub fn read(manifest: &Value) -> Read {
+    read_as(KIND, Dialect::Cluster, manifest)
+}
+
+pub(crate) fn read_as(kind: &'static str, dialect: Dialect, manifest: &Value) -> Read {
     let name = manifest.pointer("/metadata/name").and_then(Value::as_str).filter(|name| !name.is_empty());
-    let id = ObjectId { kind: KIND, namespace: None, name: name.unwrap_or("(unnamed)").to_owned() };
+    let id = ObjectId { kind, namespace: None, name: name.unwrap_or("(unnamed)").to_owned() };
     let mut faults = Faults::default();
     if name.is_none() {
         faults.note(ObjectError::new("metadata.name", "a policy needs one"));
     }
-    let policy = policy(&id, manifest, &mut faults);
+    let policy = policy(&id, dialect, manifest, &mut faults);
     let policy = faults.keep(policy);
     let nothing = || Policy {
         tier: Tier::baseline(),
@@ -50,7 +64,7 @@ pub fn read(manifest: &Value) -> Read {
     Read { policy: policy.unwrap_or_else(nothing), fault: faults.first, more: faults.more }
 }
 
-fn policy(id: &ObjectId, manifest: &Value, faults: &mut Faults) -> Result<Policy> {
+fn policy(id: &ObjectId, dialect: Dialect, manifest: &Value, faults: &mut Faults) -> Result<Policy> {
     let spec = manifest.get("spec").and_then(Value::as_object);
     let spec = spec.ok_or_else(|| ObjectError::new("spec", "is no object"))?;
     // One of a later version says something that is not done; the rest of it is.
@@ -68,10 +82,15 @@ fn policy(id: &ObjectId, manifest: &Value, faults: &mut Faults) -> Result<Policy
         let said = shown(spec.get("priority").unwrap_or(&Value::Null));
         ObjectError::new("spec.priority", format!("{said:?}; use a number from 0 to 1000"))
     })?;
-    let (field, value) = one_of("spec.subject", spec.get("subject"), &["namespaces", "pods"])?;
-    let subject = Subject::Pods(pods(&format!("spec.subject.{field}"), field, value)?);
-    let egress = rules(spec, Direction::Egress, faults);
-    let ingress = rules(spec, Direction::Ingress, faults);
+    let subject = match dialect {
+        Dialect::Cluster => {
+            let (field, value) = one_of("spec.subject", spec.get("subject"), &["namespaces", "pods"])?;
+            Subject::Pods(pods(&format!("spec.subject.{field}"), field, value)?)
+        }
+        Dialect::Mesh => meshpolicy::subject("spec.subject", spec.get("subject"))?,
+    };
+    let egress = rules(spec, dialect, Direction::Egress, faults);
+    let ingress = rules(spec, dialect, Direction::Ingress, faults);
     // Without rules of a direction it does not judge that.
     let judged = |rules: Vec<Rule>| Some(rules).filter(|rules| !rules.is_empty());
     Ok(Policy {
@@ -85,7 +104,7 @@ fn policy(id: &ObjectId, manifest: &Value, faults: &mut Faults) -> Result<Policy
     })
 }
 
-fn pods(at: &str, field: &str, value: &Value) -> Result<PodSelector> {
+pub(crate) fn pods(at: &str, field: &str, value: &Value) -> Result<PodSelector> {
     if field == "namespaces" {
         let namespaces = Namespaces::Selected(required_selector(at, Some(value))?);
         return Ok(PodSelector::new(namespaces, LabelSelector::default()));
@@ -100,7 +119,12 @@ fn pods(at: &str, field: &str, value: &Value) -> Result<PodSelector> {
     Ok(PodSelector::new(Namespaces::Selected(namespaces), selector("podSelector")?))
 }
 
-fn rules(spec: &Map<String, Value>, direction: Direction, faults: &mut Faults) -> Vec<Rule> {
+fn rules(
+    spec: &Map<String, Value>,
+    dialect: Dialect,
+    direction: Direction,
+    faults: &mut Faults,
+) -> Vec<Rule> {
     let field = direction.as_str();
     let denial = |name: &str| Rule {
         name: name.chars().take(2 * NAME_MOST).collect(),
@@ -113,7 +137,7 @@ fn rules(spec: &Map<String, Value>, direction: Direction, faults: &mut Faults) -
     entries
         .iter()
         .enumerate()
-        .filter_map(|(index, entry)| {
+        .flat_map(|(index, entry)| {
             let place = format!("{field}[{index}]");
             let name = entry.get("name").and_then(Value::as_str).filter(|name| !name.is_empty());
             let name = name.map_or_else(|| place.clone(), |name| format!("{place} {name}"));
@@ -123,20 +147,30 @@ fn rules(spec: &Map<String, Value>, direction: Direction, faults: &mut Faults) -
                 Some("Pass") => Some(Action::Pass),
                 _ => None,
             };
-            match rule(&format!("spec.{place}"), entry, direction, action) {
-                Ok((peers, ports)) => Some(Rule::between(name, action?, direction, Some(peers), ports)),
-                Err(fault) => {
+            match (rule(&format!("spec.{place}"), entry, dialect, direction, action), action) {
+                (Ok(alternatives), Some(action)) => {
+                    alternatives.into_iter().map(|when| Rule { name: name.clone(), action, when }).collect()
+                }
+                (Ok(_), None) => Vec::new(),
+                (Err(fault), action) => {
                     faults.note(fault);
-                    (action != Some(Action::Allow)).then(|| denial(&name))
+                    (action != Some(Action::Allow)).then(|| denial(&name)).into_iter().collect::<Vec<_>>()
                 }
             }
         })
         .collect()
 }
 
-type Matches = (BTreeSet<Peer>, Option<BTreeSet<Port>>);
+/// What a rule asks for: one of these.
+type Alternatives = Vec<BTreeSet<Condition>>;
 
-fn rule(at: &str, entry: &Value, direction: Direction, action: Option<Action>) -> Result<Matches> {
+fn rule(
+    at: &str,
+    entry: &Value,
+    dialect: Dialect,
+    direction: Direction,
+    action: Option<Action>,
+) -> Result<Alternatives> {
     let side = if direction == Direction::Ingress { "from" } else { "to" };
     let rule = object(at, entry, &["name", "action", side, "protocols"])?;
     if action.is_none() {
@@ -158,8 +192,16 @@ fn rule(at: &str, entry: &Value, direction: Direction, action: Option<Action>) -
         return Err(ObjectError::new(peers_at, "names nobody; name all by namespaces: {}"));
     }
     let mut peers = BTreeSet::new();
+    let mut apart: Alternatives = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
-        peers.extend(peer(&format!("{peers_at}[{index}]"), entry, direction)?);
+        let at = format!("{peers_at}[{index}]");
+        match dialect {
+            Dialect::Cluster => peers.extend(peer(&at, entry, dialect, direction)?),
+            Dialect::Mesh => match meshpolicy::peer(&at, entry, direction)? {
+                meshpolicy::Meant::Anywhere(meant) => peers.extend(meant),
+                meshpolicy::Meant::InSites(conditions) => apart.push(conditions),
+            },
+        }
     }
     let ports_at = format!("{at}.protocols");
     let mut ports = BTreeSet::new();
@@ -167,11 +209,25 @@ fn rule(at: &str, entry: &Value, direction: Direction, action: Option<Action>) -
         ports.extend(protocol(&format!("{ports_at}[{index}]"), entry)?);
     }
     let is_named = |port: &Port| matches!(port.ports, PortMatch::Named(_));
-    if ports.iter().any(is_named) && !peers.iter().all(|peer| matches!(peer, Peer::Pods(_))) {
+    let other = Side::other(direction);
+    if !peers.is_empty() {
+        apart.push([Condition::Is(other, peers)].into());
+    }
+    let of_pods = |condition: &Condition| match condition {
+        Condition::Is(_, peers) => peers.iter().all(|peer| matches!(peer, Peer::Pods(_))),
+        _ => false,
+    };
+    if ports.iter().any(is_named) && !apart.iter().all(|conditions| conditions.iter().any(of_pods)) {
         let reason = "destinationNamedPort goes with pods and namespaces alone: only pods name ports";
         return Err(ObjectError::new(ports_at, reason));
     }
-    Ok((peers, Some(ports).filter(|ports| !ports.is_empty())))
+    if !ports.is_empty() {
+        let ports = Condition::Ports(Side::Destination, ports);
+        for conditions in &mut apart {
+            conditions.insert(ports.clone());
+        }
+    }
+    Ok(apart)
 }
 
 fn short_list<'a>(at: &str, value: Option<&'a Value>) -> Result<&'a [Value]> {
@@ -185,8 +241,9 @@ fn short_list<'a>(at: &str, value: Option<&'a Value>) -> Result<&'a [Value]> {
     Ok(list)
 }
 
-fn peer(at: &str, entry: &Value, direction: Direction) -> Result<Vec<Peer>> {
+pub(crate) fn peer(at: &str, entry: &Value, dialect: Dialect, direction: Direction) -> Result<Vec<Peer>> {
     let fields: &[&str] = match direction {
+        _ if dialect == Dialect::Mesh => &["namespaces", "pods", "nodes", "networks"],
         Direction::Egress => &["namespaces", "pods", "nodes", "networks", "domainNames"],
         Direction::Ingress => &["namespaces", "pods"],
     };

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::calico;
+use crate::meshpolicy;
 use crate::networkpolicy::{self, Read};
 use crate::object::{self, Account, Key, ObjectError};
 use crate::referent::{self, Referent, What};
@@ -92,7 +93,7 @@ const CALICO: Kind = Kind {
 };
 
 /// All of them. What policies refer to comes before them.
-pub const KINDS: [Kind; 12] = [
+pub const KINDS: [Kind; 13] = [
     Kind {
         name: ACCOUNT,
         kind: ACCOUNT,
@@ -147,6 +148,16 @@ pub const KINDS: [Kind; 12] = [
         namespaced: false,
         everywhere: false,
         read: policies!(clusternetworkpolicy::read),
+        ..KUBERNETES
+    },
+    Kind {
+        name: meshpolicy::KIND,
+        kind: meshpolicy::KIND,
+        version: meshpolicy::API_VERSION,
+        plural: "meshpolicies",
+        namespaced: false,
+        everywhere: false,
+        read: policies!(meshpolicy::read),
         ..KUBERNETES
     },
     Kind {

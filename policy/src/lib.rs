@@ -17,6 +17,7 @@ pub mod explain;
 mod field;
 pub mod flowlog;
 pub mod kind;
+pub mod meshpolicy;
 pub mod model;
 pub mod networkpolicy;
 pub mod nft;

@@ -279,6 +279,8 @@ pub enum Subject {
     Pods(PodSelector),
     /// Whatever has an address of a site: pods, nodes, hosts.
     Sites(Sites),
+    /// Nodes with labels that match.
+    Nodes(LabelSelector),
     /// Nodes of which a host endpoint has labels that match.
     Hosts(LabelSelector),
     /// Whom any of these means.
@@ -291,7 +293,7 @@ impl Subject {
     /// Whether it depends on host endpoints.
     pub fn is_about_hosts(&self) -> bool {
         match self {
-            Self::Pods(_) | Self::Sites(_) => false,
+            Self::Pods(_) | Self::Sites(_) | Self::Nodes(_) => false,
             Self::Hosts(_) => true,
             Self::Any(subjects) | Self::All(subjects) => subjects.iter().any(Self::is_about_hosts),
         }

@@ -287,6 +287,11 @@ impl World {
         self.claimants.get(&address).into_iter().flatten()
     }
 
+    fn is_node(&self, selector: &LabelSelector, address: IpAddr) -> bool {
+        let mut labels = self.claimants(address).filter_map(|name| self.nodes.get(name)?.labels.as_ref());
+        labels.any(|labels| selector.matches(labels))
+    }
+
     fn in_sites(&self, sites: &Sites, address: IpAddr) -> bool {
         sites.contains(self.site_of(address))
     }
@@ -296,6 +301,7 @@ impl World {
         match subject {
             Subject::Pods(selector) => self.holder(address).is_some_and(|pod| self.selects(selector, pod)),
             Subject::Sites(sites) => self.in_sites(sites, address),
+            Subject::Nodes(selector) => self.is_node(selector, address),
             Subject::Hosts(labels) => self.claimants(address).any(|node| {
                 let mut all = self.networks.values();
                 all.any(|host| host.node.as_ref() == Some(node) && labels.matches(&host.labels))
@@ -310,11 +316,7 @@ impl World {
         match peer {
             Peer::Pods(selector) => self.holder(address).is_some_and(|pod| self.selects(selector, pod)),
             Peer::Block(block) => block.contains(address),
-            Peer::Nodes(selector) => {
-                let names = self.claimants(address);
-                let mut labels = names.filter_map(|name| self.nodes.get(name)?.labels.as_ref());
-                labels.any(|labels| selector.matches(labels))
-            }
+            Peer::Nodes(selector) => self.is_node(selector, address),
             Peer::Networks(selector) => {
                 self.networks(selector).any(|networks| networks.nets.iter().any(|net| net.contains(&address)))
             }

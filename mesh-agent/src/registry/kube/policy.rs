@@ -17,7 +17,7 @@ use mesh_keyring::ClusterName;
 use mesh_policy::kind::KINDS;
 use mesh_policy::model::Labels;
 use mesh_policy::object::{Key, Metadata, Namespace, Pod, PodStatus};
-use mesh_policy::{Event, Said, clusternetworkpolicy, networkpolicy};
+use mesh_policy::{Event, Said, clusternetworkpolicy, meshpolicy, networkpolicy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
@@ -44,6 +44,7 @@ pub(super) fn watch(client: &Client, cluster: Option<&ClusterName>, feed: &Feed)
         begin::<Namespace>(client, cluster, feed),
         begin::<Told<NETWORK_POLICY>>(client, cluster, feed),
         begin::<Told<CLUSTER_NETWORK_POLICY>>(client, cluster, feed),
+        begin::<Told<MESH_POLICY>>(client, cluster, feed),
         begin::<Pod>(client, cluster, feed),
         tokio::spawn(calico),
     ])
@@ -189,6 +190,7 @@ const fn same(one: &str, other: &str) -> bool {
 
 const NETWORK_POLICY: usize = place(networkpolicy::KIND);
 const CLUSTER_NETWORK_POLICY: usize = place(clusternetworkpolicy::KIND);
+const MESH_POLICY: usize = place(meshpolicy::KIND);
 
 impl<const PLACE: usize, const STORED: bool> Told<PLACE, STORED> {
     const OF: mesh_policy::Kind = KINDS[PLACE];
