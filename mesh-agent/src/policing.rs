@@ -46,11 +46,20 @@ pub fn settings(policy: &Policy, strangers: bool) -> Settings {
         own: BTreeSet::new(),
         address: None,
         strangers: policy.unknown.map_or(strangers, |stance| stance == Stance::Allow),
+        carriers: BTreeSet::new(),
+        failsafe: policy.failsafe(),
         check_sources: policy.check_sources,
         audit: policy.mode == Mode::Audit,
         log: Logging { group: policy.log.group, denied: policy.log.denied, allowed: policy.log.allowed },
         mask: policy.ct_mark_mask,
     }
+}
+
+/// The UDP ports that carry the mesh.
+fn carriers(plan: &MeshPlan) -> BTreeSet<u16> {
+    let vxlan = plan.guard.cleartext.iter().map(|cleartext| cleartext.vxlan_port);
+    let tunnels = plan.vxlan.iter().map(|device| device.port);
+    vxlan.chain(tunnels).chain([plan.device.listen_port]).collect()
 }
 
 /// The same, with a node's surroundings by its plan.
@@ -69,6 +78,7 @@ fn around(config: &Config, plan: &MeshPlan, strangers: bool) -> Settings {
         scope: inside.copied().chain(links).collect(),
         own: guard.local.clone(),
         address: plan.addresses.iter().map(IpNet::addr).find(IpAddr::is_ipv6),
+        carriers: carriers(plan),
         ..settings(&config.policy, strangers)
     }
 }

@@ -21,6 +21,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::evaluate::is_protected;
+use crate::failsafe::FailSafe;
 use crate::flowlog::RuleName;
 use crate::model::{Direction, Labels};
 use crate::object::Pod;
@@ -58,6 +60,10 @@ pub struct Settings {
     pub own: BTreeSet<IpNet>,
     /// The node's own address in the mesh.
     pub address: Option<IpAddr>,
+    /// UDP ports that carry the mesh between hosts.
+    pub carriers: BTreeSet<u16>,
+    /// What always reaches a node whose policies protect it as such, and what it always reaches.
+    pub failsafe: FailSafe,
     /// Whether addresses in this node's prefixes that no known pod has may speak, and be spoken to.
     pub strangers: bool,
     /// Whether packets of local pods have to come in by the interface that a route leads back by (Linux 5.19). Not where a CNI routes
@@ -100,8 +106,10 @@ pub struct Compiler {
     // Of the node itself, and of local addresses that no known pod has.
     node: String,
     stranger: String,
-    // The last two, and whether some class denies something, as the base chains were written for.
-    based: Option<((String, String), bool)>,
+    // Of what the node itself begins, where it is protected as such.
+    host: Option<String>,
+    // The last three, and whether some class denies something, as the base chains were written for.
+    based: Option<((String, String, Option<String>), bool)>,
     epoch: Option<u32>,
     // What stands when all changes that were handed out are made.
     standing: Ruleset,
@@ -121,6 +129,7 @@ impl Compiler {
             locals: BTreeMap::new(),
             node: String::new(),
             stranger: String::new(),
+            host: None,
             based: None,
             epoch: None,
             standing: Ruleset::default(),
@@ -139,6 +148,7 @@ impl Compiler {
     /// These are the node's settings, and all nodes.
     pub fn configure(&mut self, settings: Settings, nodes: BTreeMap<String, Node>) {
         self.stale |= self.state.world.set_nodes(nodes) | (self.settings != settings);
+        self.state.world.failsafe = settings.failsafe.clone();
         self.settings = settings;
     }
 
@@ -189,7 +199,7 @@ impl Compiler {
         self.members(&touched.addresses, &mut edit);
         if self.classify(stale, &touched) {
             self.raise(&mut edit);
-            let anybody = (self.node.clone(), self.stranger.clone());
+            let anybody = (self.node.clone(), self.stranger.clone(), self.host.clone());
             let strict = self.classes.values().any(|class| class.denies);
             let based = Some((anybody, strict));
             if stale || self.based != based {
@@ -220,7 +230,7 @@ impl Compiler {
     fn classify(&mut self, stale: bool, touched: &Touched) -> bool {
         let (world, settings, policies) = (&self.state.world, &self.settings, &self.state.policies);
         let is_local = |pod: &Pod| pod.node.as_deref() == Some(settings.node.as_str());
-        let before = (self.locals.clone(), self.node.clone(), self.stranger.clone());
+        let before = (self.locals.clone(), self.node.clone(), self.stranger.clone(), self.host.clone());
         let mut addresses = touched.addresses.clone();
         match stale {
             true => {
@@ -240,7 +250,8 @@ impl Compiler {
         let mut class_of = |address: IpAddr, direction: Direction| {
             let tiers = policies.applying(world, address, direction);
             let proposed = policies.proposed(world, address, direction);
-            let class = class::compile(world, settings, direction, &Applying { tiers, proposed });
+            let closed = world.host_at(address).filter(|(_, host)| !host.open).map(|(id, _)| id);
+            let class = class::compile(world, settings, direction, &Applying { tiers, proposed, closed });
             let name = class.name.clone();
             // One of the same rules may have other names for them.
             classes.insert(name.clone(), Arc::new(class));
@@ -262,7 +273,14 @@ impl Compiler {
         }
         if stale || !touched.subjects.is_empty() {
             let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-            self.node = class_of(settings.address.unwrap_or(anywhere), Direction::Ingress);
+            // By any of its own: policies know nodes, not their addresses.
+            let own = world.nodes().get(&settings.node).into_iter();
+            let mut own = own.flat_map(|node| node.addresses.iter().chain(&node.status_addresses));
+            let own = settings.address.or(own.next().copied()).unwrap_or(anywhere);
+            self.node = class_of(own, Direction::Ingress);
+            let protects = |direction| is_protected(world, &policies.applying(world, own, direction), own);
+            let protected = Direction::BOTH.into_iter().any(protects);
+            self.host = protected.then(|| class_of(own, Direction::Egress));
             // Of strangers only the site is known.
             let strangers = settings.own.iter().flat_map(|net| [net.addr(), net.broadcast()]);
             let stranger = strangers.into_iter().find(|address| world.holder(*address).is_none());
@@ -273,9 +291,12 @@ impl Compiler {
             .values()
             .flat_map(|local| [&local.egress, &local.ingress])
             .chain([&self.node, &self.stranger])
+            .chain(&self.host)
             .collect();
         self.classes.retain(|name, _| needed.contains(name));
-        stale || (&self.locals, &self.node, &self.stranger) != (&before.0, &before.1, &before.2)
+        stale
+            || (&self.locals, &self.node, &self.stranger, &self.host)
+                != (&before.0, &before.1, &before.2, &before.3)
     }
 
     /// Makes sets and chains of classes that do not stand yet.
@@ -321,15 +342,19 @@ impl Compiler {
             edit.add_set(&base::egress_map(family), family, Kind::Chains);
             edit.add_set(&base::ingress_map(family), family, Kind::Chains);
         }
-        let mut chains = base::chains(&self.settings, &self.node, &self.stranger, strict);
+        let host = self.host.as_deref();
+        let mut chains = base::chains(&self.settings, &self.node, host, &self.stranger, strict);
         chains
             .extend(base::epoch(*mask, self.epoch).map(|(name, rules)| (name, Chain { hook: None, rules })));
         for (name, chain) in &chains {
             edit.add_chain(name, chain.hook);
         }
+        let names: BTreeSet<String> = chains.iter().map(|(name, _)| name.clone()).collect();
         for (name, chain) in chains {
             edit.put_chain(&name, chain);
         }
+        // What nothing leads to any more.
+        edit.keep_chains(|name| is_of_class(name) || names.contains(name));
     }
 
     /// Puts the local addresses into the maps.

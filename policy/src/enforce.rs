@@ -220,6 +220,8 @@ mod tests {
             own: ["10.0.1.0/24".parse().unwrap()].into(),
             address: None,
             strangers: false,
+            carriers: [].into(),
+            failsafe: crate::failsafe::FailSafe::default(),
             check_sources: false,
             audit: false,
             log: Logging { group: 5, denied: 10, allowed: 0 },

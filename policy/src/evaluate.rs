@@ -147,6 +147,10 @@ pub enum Reason {
     OwnAddress,
     /// A pod and its own node may always reach each other.
     OwnNode,
+    /// It is among what no policy takes from a node.
+    FailSafe,
+    /// No policy decides, and no profile of this host endpoint allows it.
+    Unprofiled(ObjectId),
 }
 
 /// What is decided in one direction.
@@ -182,7 +186,7 @@ pub fn evaluate(world: &World, policies: &PolicySet, flow: &Flow) -> Judgement {
     }
     let [egress, ingress] = Direction::BOTH.map(|direction| {
         let own = flow.address(Side::own(direction));
-        decide(world, &policies.applying(world, own, direction), flow, direction)
+        judge(world, &policies.applying(world, own, direction), flow, direction)
     });
     Judgement { egress, ingress }
 }
@@ -198,7 +202,7 @@ pub fn propose(world: &World, policies: &PolicySet, flow: &Flow) -> Option<Judge
         let proposed = policies.proposed(world, own, direction);
         staged |= proposed.is_some();
         let tiers = proposed.unwrap_or_else(|| policies.applying(world, own, direction));
-        decide(world, &tiers, flow, direction)
+        judge(world, &tiers, flow, direction)
     });
     staged.then_some(Judgement { egress, ingress })
 }
@@ -212,6 +216,27 @@ fn exempt(world: &World, flow: &Flow) -> Option<Reason> {
         (world.node_at(other)? == node).then_some(Reason::OwnNode)
     };
     own_node(flow.source, flow.destination).or_else(|| own_node(flow.destination, flow.source))
+}
+
+/// Whether a node is protected that these policies apply to.
+pub(crate) fn is_protected(world: &World, tiers: &[(&Tier, Vec<&Policy>)], address: IpAddr) -> bool {
+    let mut all = tiers.iter().flat_map(|(_, policies)| policies);
+    world.host_at(address).is_some()
+        || all.any(|policy| policy.subject.is_about_nodes() && world.is_node_at(address))
+}
+
+fn judge(world: &World, tiers: &[(&Tier, Vec<&Policy>)], flow: &Flow, direction: Direction) -> Decision {
+    let own = flow.address(Side::own(direction));
+    if is_protected(world, tiers, own) && world.failsafe.holds(direction, flow.protocol, flow.port) {
+        return Decision { allowed: true, reason: Reason::FailSafe };
+    }
+    let decision = decide(world, tiers, flow, direction);
+    match world.host_at(own) {
+        Some((id, host)) if !host.open && decision.reason == Reason::Unjudged => {
+            Decision { allowed: false, reason: Reason::Unprofiled(id.clone()) }
+        }
+        _ => decision,
+    }
 }
 
 fn decide(world: &World, tiers: &[(&Tier, Vec<&Policy>)], flow: &Flow, direction: Direction) -> Decision {

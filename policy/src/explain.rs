@@ -78,6 +78,10 @@ fn sentence(decision: &Decision) -> String {
         }
         Reason::Unjudged => format!("{verdict}: no policy judges it"),
         Reason::OwnAddress => format!("{verdict}: a pod always reaches its own address"),
+        Reason::FailSafe => format!("{verdict}: no policy takes this from a node"),
+        Reason::Unprofiled(host) => {
+            format!("{verdict}: no policy decides, and no profile of {host} allows it")
+        }
         Reason::OwnNode => format!("{verdict}: a pod and its own node always reach each other"),
     }
 }

@@ -14,6 +14,7 @@ pub mod compile;
 pub mod enforce;
 pub mod evaluate;
 pub mod explain;
+pub mod failsafe;
 mod field;
 pub mod flowlog;
 pub mod kind;

@@ -290,6 +290,15 @@ pub enum Subject {
 }
 
 impl Subject {
+    /// Whether it means nodes as such.
+    pub fn is_about_nodes(&self) -> bool {
+        match self {
+            Self::Pods(_) | Self::Sites(_) => false,
+            Self::Nodes(_) | Self::Hosts(_) => true,
+            Self::Any(subjects) | Self::All(subjects) => subjects.iter().any(Self::is_about_nodes),
+        }
+    }
+
     /// Whether it depends on host endpoints.
     pub fn is_about_hosts(&self) -> bool {
         match self {

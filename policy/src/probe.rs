@@ -240,12 +240,12 @@ pub struct Proposed {
 pub struct AnswerDecision {
     /// `allow` or `deny`.
     pub verdict: &'static str,
-    /// `rule`, `isolated`, `unjudged`, `own-address` or `own-node`.
+    /// `rule`, `isolated`, `unjudged`, `own-address`, `own-node`, `fail-safe` or `unprofiled`.
     pub reason: &'static str,
     /// The tier that decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier: Option<String>,
-    /// The policy whose rule decided, or those that isolate, separated by commas.
+    /// The policy whose rule decided, or those that isolate, separated by commas; or the host endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
     /// The rule that decided.
@@ -290,6 +290,8 @@ impl From<&Decision> for AnswerDecision {
             Reason::Unjudged => plain("unjudged"),
             Reason::OwnAddress => plain("own-address"),
             Reason::OwnNode => plain("own-node"),
+            Reason::FailSafe => plain("fail-safe"),
+            Reason::Unprofiled(host) => ("unprofiled", None, Some(host.to_string()), None),
         };
         Self { verdict: verdict(decision.allowed), reason, tier, policy, rule }
     }

@@ -141,6 +141,7 @@ fn hook_text(hook: Hook) -> &'static str {
     match hook {
         Hook::Input => "type filter hook input priority filter; policy accept;",
         Hook::Forward => "type filter hook forward priority filter; policy accept;",
+        Hook::Output => "type filter hook output priority filter; policy accept;",
     }
 }
 
@@ -244,6 +245,7 @@ fn match_text(parts: &mut Parts<'_, '_>, condition: &Match, slot: Slot) -> fmt::
     match condition {
         // A star at the end would stand for whatever follows.
         Match::Interface(name) => parts.put(format_args!("iifname \"{}\"", name.replace('*', "\\*"))),
+        Match::Leaves(name) => parts.put(format_args!("oifname \"{}\"", name.replace('*', "\\*"))),
         Match::In { family, end, set, kind, negated } => {
             let end = end_text(*end, *family);
             let protocol = if *kind == Kind::Ranges { " . meta l4proto" } else { "" };

@@ -104,6 +104,8 @@ pub enum State {
 pub enum Match {
     /// The packet came in by this interface.
     Interface(String),
+    /// The packet goes out by this interface.
+    Leaves(String),
     /// An address is in a set of kind [`Kind::Addresses`] or [`Kind::Ranges`], or is not. Never holds for packets of the other family.
     In {
         /// Of the set.
@@ -246,6 +248,8 @@ pub enum Hook {
     Input,
     /// Through this host.
     Forward,
+    /// From this host.
+    Output,
 }
 
 /// A chain.

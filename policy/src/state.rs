@@ -8,6 +8,7 @@ use crate::model::{Condition, Direction, ObjectId, Policy, Subject, Tier};
 use crate::networkpolicy::{Read, refusal};
 use crate::object::{Key, Namespace, ObjectError, Pod};
 use crate::referent::{self, Referent, What};
+use crate::selector::LabelSelector;
 use crate::world::World;
 
 /// One thing that a registry has to say.
@@ -198,6 +199,8 @@ impl State {
                 || rules.any(|rule| rule.when.iter().any(Condition::is_about_networks))
         });
         touched.subjects.extend(concerned.map(|policy| policy.subject.clone()));
+        // A node is protected, or not, whatever policies say.
+        touched.subjects.insert(Subject::Hosts(LabelSelector::default()));
     }
 
     /// What people are told of objects that were refused, or of which a part was.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::failsafe::FailSafe;
 use crate::model::{Labels, Namespaces, NetworkSelector, ObjectId, Peer, PodSelector, Scope, Sites, Subject};
 use crate::object::{Account, Key, Namespace, Pod};
 use crate::selector::LabelSelector;
@@ -32,8 +33,17 @@ pub struct Networks {
     pub labels: Labels,
     /// The prefixes.
     pub nets: BTreeSet<IpNet>,
-    /// The node that a host endpoint is of.
-    pub node: Option<String>,
+    /// What it is beside that, of a host endpoint.
+    pub host: Option<HostOf>,
+}
+
+/// What a host endpoint says of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostOf {
+    /// The node.
+    pub node: String,
+    /// Its profiles allow what no policy decides.
+    pub open: bool,
 }
 
 /// All identities. No two pods have one address here, whatever their objects say.
@@ -52,6 +62,8 @@ pub struct World {
     node_addresses: HashMap<IpAddr, String>,
     // All that claim one, whether the mesh or their cluster knows them by it.
     claimants: HashMap<IpAddr, Vec<String>>,
+    /// What always reaches a protected node, and what it always reaches.
+    pub failsafe: FailSafe,
 }
 
 impl World {
@@ -177,6 +189,15 @@ impl World {
             .map(|(_, networks)| networks)
     }
 
+    /// The host endpoint of the node that has this address, the first by name.
+    pub fn host_at(&self, address: IpAddr) -> Option<(&ObjectId, &HostOf)> {
+        let mut claimants = self.claimants(address).peekable();
+        claimants.peek()?;
+        let nodes: Vec<&String> = claimants.collect();
+        let hosts = self.networks.iter().filter_map(|(id, networks)| Some((id, networks.host.as_ref()?)));
+        hosts.into_iter().find(|(_, host)| nodes.contains(&&host.node))
+    }
+
     /// These are all nodes. Returns whether that changed anything.
     pub fn set_nodes(&mut self, nodes: BTreeMap<String, Node>) -> bool {
         if self.nodes == nodes {
@@ -287,6 +308,11 @@ impl World {
         self.claimants.get(&address).into_iter().flatten()
     }
 
+    /// Whether a node is known by this address.
+    pub fn is_node_at(&self, address: IpAddr) -> bool {
+        self.claimants.contains_key(&address)
+    }
+
     fn is_node(&self, selector: &LabelSelector, address: IpAddr) -> bool {
         let mut labels = self.claimants(address).filter_map(|name| self.nodes.get(name)?.labels.as_ref());
         labels.any(|labels| selector.matches(labels))
@@ -304,7 +330,8 @@ impl World {
             Subject::Nodes(selector) => self.is_node(selector, address),
             Subject::Hosts(labels) => self.claimants(address).any(|node| {
                 let mut all = self.networks.values();
-                all.any(|host| host.node.as_ref() == Some(node) && labels.matches(&host.labels))
+                let is_of = |host: &Networks| host.host.as_ref().is_some_and(|host| host.node == *node);
+                all.any(|host| is_of(host) && labels.matches(&host.labels))
             }),
             Subject::Any(subjects) => subjects.iter().any(|subject| self.is_subject(subject, address)),
             Subject::All(subjects) => subjects.iter().all(|subject| self.is_subject(subject, address)),

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use interpreter::{Packet, passes};
 use mesh_policy::compile::{Logging, MASK, Settings};
+use mesh_policy::failsafe::FailSafe;
 use mesh_policy::model::{
     Action, Block, Condition, Direction, End, Icmp, Namespaces, NetworkSelector, ObjectId, Order, Peer,
     PodSelector, Policy, Port, PortMatch, Rule, Scope, Side, Sites, Subject, Tier,
@@ -18,7 +19,7 @@ use mesh_policy::object::{Key, Namespace, Pod};
 use mesh_policy::protocol::Family;
 use mesh_policy::referent::{Referent, What};
 use mesh_policy::ruleset::{Hook, Match, State as Ct, Statement, Way};
-use mesh_policy::world::{Networks, Node};
+use mesh_policy::world::{HostOf, Networks, Node};
 use mesh_policy::{Compiler, Event, Flow, LabelSelector, Protocol, State, clusternetworkpolicy, evaluate};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -36,6 +37,8 @@ fn settings(node: &str) -> Settings {
         .into(),
         address: Some(format!("fd00:ffff::{}", &node[1..]).parse().unwrap()),
         strangers: false,
+        carriers: [].into(),
+        failsafe: FailSafe::default(),
         check_sources: false,
         audit: false,
         log: Logging { group: 5, denied: 10, allowed: 0 },
@@ -280,8 +283,17 @@ fn tiered_policy() -> impl Strategy<Value = Read> {
             })
         })
     };
-    let subject =
-        prop_oneof![sites.prop_map(Subject::Sites), network_policy().prop_map(|read| read.policy.subject)];
+    let subject = prop_oneof![
+        2 => sites.clone().prop_map(Subject::Sites),
+        4 => network_policy().prop_map(|read| read.policy.subject),
+        1 => rack().prop_map(|rack| Subject::Nodes(serde_json::from_value(rack).unwrap())),
+        1 => (network_policy(), sites).prop_map(|(read, sites)| Subject::All([read.policy.subject, Subject::Sites(sites)].into())),
+        2 => prop::sample::select(vec![json!({}), json!({"matchLabels": {"set": "a"}})]).prop_map(|labels| {
+            let anywhere = Namespaces::Selected(LabelSelector::default());
+            let pods = Subject::Pods(PodSelector::new(anywhere, LabelSelector::default()));
+            Subject::Any([pods, Subject::Hosts(serde_json::from_value(labels).unwrap())].into())
+        }),
+    ];
     let staged = prop::sample::select(vec![false, false, true]);
     (tier, subject, rules(), rules(), 0..4u8, 0..3u8, staged).prop_map(
         |(tier, subject, egress, ingress, number, order, staged)| Read {
@@ -300,6 +312,21 @@ fn tiered_policy() -> impl Strategy<Value = Read> {
     )
 }
 
+/// Host endpoints of this node and another, which may be open.
+fn host() -> impl Strategy<Value = Referent> {
+    let of = (1..3u8, prop::option::of(prop::sample::select(vec!["a", "b"])), any::<bool>());
+    of.prop_map(|(node, set, open)| Referent {
+        id: ObjectId { kind: "HostEndpoint", namespace: None, name: format!("h{node}") },
+        what: Some(What::Networks(Networks {
+            labels: set.map(|set| ("set".to_owned(), set.to_owned())).into_iter().collect(),
+            nets: [format!("192.168.0.{node}/32").parse().unwrap()].into(),
+            host: Some(HostOf { node: format!("n{node}"), open }),
+        })),
+        fault: None,
+        more: vec![],
+    })
+}
+
 fn networks() -> impl Strategy<Value = Referent> {
     let nets = prop::sample::subsequence(
         vec!["10.0.1.0/28", "10.0.2.4/32", "fd00:0:0:1::/64", "172.16.0.0/12"],
@@ -311,7 +338,7 @@ fn networks() -> impl Strategy<Value = Referent> {
             what: Some(What::Networks(Networks {
                 labels: set.map(|set| ("set".to_owned(), set.to_owned())).into_iter().collect(),
                 nets: nets.iter().map(|net| net.parse().unwrap()).collect(),
-                node: None,
+                host: None,
             })),
             fault: None,
             more: vec![],
@@ -340,6 +367,8 @@ fn event() -> impl Strategy<Value = Event> {
         2 => cluster_policy().prop_map(Event::Policy),
         1 => network_policy().prop_map(|read| Event::PolicyGone(read.policy.id)),
         1 => networks().prop_map(Event::Referent),
+        1 => host().prop_map(Event::Referent),
+        1 => host().prop_map(|host| Event::ReferentGone(host.id)),
         1 => networks().prop_map(|networks| Event::ReferentGone(networks.id)),
     ]
 }
@@ -513,6 +542,43 @@ proptest! {
         let after = allowed(&compiler);
         let lost = before.iter().any(|flow| !after.contains(flow));
         prop_assert!(delta.revokes || !lost, "{:?}", delta.changes);
+    }
+}
+
+/// What the node's ruleset does with a flow between the node itself and somebody who is none of its pods, by a device that is no tunnel.
+fn of_the_node(compiler: &Compiler, flow: &Flow, hook: Hook) -> bool {
+    let mut packet = Packet::new(flow.source, flow.destination, flow.protocol.0, flow.port);
+    (packet.client_port, packet.icmp) = (flow.source_port, flow.icmp);
+    if !compiler.ruleset().chains.values().any(|chain| chain.hook == Some(hook)) {
+        return true;
+    }
+    passes(compiler.ruleset(), hook, &mut packet)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_protected_node_is_judged_as_its_host_endpoint(events in prop::collection::vec(event(), 1..40)) {
+        let compiler = compiler("n1", &events);
+        let State { world, policies, .. } = compiler.state();
+        let own: Vec<IpAddr> = ["192.168.0.1", "fd00:ffff::1"].map(|text| text.parse().unwrap()).into();
+        let others = ["10.0.2.4", "fd00:0:0:2::4", "172.16.0.3", "2001:db8::1", "192.168.0.2"].map(|text| text.parse::<IpAddr>().unwrap());
+        // Where nothing protects the node, what goes by no tunnel is not judged.
+        let protected = compiler.ruleset().chains.contains_key("output");
+        for (own, other) in own.iter().flat_map(|own| others.iter().map(move |other| (*own, *other))) {
+            if own.is_ipv4() != other.is_ipv4() {
+                continue;
+            }
+            for (protocol, port) in [(Protocol::TCP, 22), (Protocol::TCP, 80), (Protocol::UDP, 53), (Protocol::UDP, 81), (Protocol(47), 0)] {
+                let towards = Flow::new(other, own, protocol, port);
+                let away = Flow::new(own, other, protocol, port);
+                let [ingress, egress] = [evaluate(world, policies, &towards).ingress, evaluate(world, policies, &away).egress];
+                let [ingress, egress] = [ingress, egress].map(|decision| !protected || decision.allowed);
+                prop_assert_eq!(of_the_node(&compiler, &towards, Hook::Input), ingress, "{:?}", towards);
+                prop_assert_eq!(of_the_node(&compiler, &away, Hook::Output), egress, "{:?}", away);
+            }
+        }
     }
 }
 

@@ -1,10 +1,13 @@
 //! The `policy` section of agent.yaml, and what a Mesh says of sites.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use mesh_keyring::{MeshName, SiteName};
+use mesh_policy::Protocol;
 use mesh_policy::compile::MASK;
+use mesh_policy::failsafe::FailSafe;
 use mesh_policy::model::{
     Action, Direction, ObjectId, Order, Peer, Policy as Judged, Rule, Sites, Subject, Tier,
 };
@@ -50,6 +53,58 @@ pub struct Policy {
     pub log: FlowLog,
     /// What sites may do to each other; before what the Mesh says.
     pub sites: SiteStances,
+    /// What always reaches this node, where policies protect it as such; absent: what Calico has.
+    pub failsafe_inbound: Option<Vec<SafePort>>,
+    /// What this node always reaches then.
+    pub failsafe_outbound: Option<Vec<SafePort>>,
+}
+
+/// A port that no policy takes from a node.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SafePort {
+    /// The protocol.
+    pub protocol: SafeProtocol,
+    /// The port.
+    pub port: NonZeroU16,
+}
+
+/// A protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum SafeProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Policy {
+    /// What no policy takes from this node.
+    pub fn failsafe(&self) -> FailSafe {
+        let known = FailSafe::default();
+        let said = |ports: &Option<Vec<SafePort>>, known: BTreeSet<(Protocol, u16)>| match ports {
+            None => known,
+            Some(ports) => ports.iter().map(SafePort::both).collect(),
+        };
+        FailSafe {
+            inbound: said(&self.failsafe_inbound, known.inbound),
+            outbound: said(&self.failsafe_outbound, known.outbound),
+        }
+    }
+}
+
+impl SafePort {
+    fn both(&self) -> (Protocol, u16) {
+        let protocol = match self.protocol {
+            SafeProtocol::Tcp => Protocol::TCP,
+            SafeProtocol::Udp => Protocol::UDP,
+            SafeProtocol::Sctp => Protocol::SCTP,
+        };
+        (protocol, self.port.get())
+    }
 }
 
 impl Default for Policy {
@@ -61,6 +116,8 @@ impl Default for Policy {
             ct_mark_mask: MASK,
             log: FlowLog::default(),
             sites: SiteStances::default(),
+            failsafe_inbound: None,
+            failsafe_outbound: None,
         }
     }
 }

@@ -10,7 +10,10 @@ use crate::field::{self, Faults, Result, known, list, shown};
 use crate::model::{End, Labels, ObjectId, Order, Tier};
 use crate::object::{Key, NAMESPACE, ObjectError};
 use crate::referent::{Referent, What};
-use crate::world::Networks;
+use crate::world::{HostOf, Networks};
+
+/// The profile of host endpoints that allow what no policy decides.
+const OPEN: &str = "projectcalico-default-allow";
 
 /// Of an object that has no namespace.
 fn id(kind: &'static str, manifest: &Value, faults: &mut Faults) -> ObjectId {
@@ -112,7 +115,7 @@ fn set(id: ObjectId, manifest: &Value, mut faults: Faults) -> Referent {
         if let Some(namespace) = &id.namespace {
             labels.insert(NAMESPACE.to_owned(), namespace.clone());
         }
-        Some(What::Networks(Networks { labels, nets, node: None }))
+        Some(What::Networks(Networks { labels, nets, host: None }))
     });
     Referent { id, what, fault: faults.first, more: faults.more }
 }
@@ -158,7 +161,19 @@ pub fn host_endpoint(manifest: &Value) -> Referent {
         if spec.get("ports").is_some_and(|ports| !ports.is_null() && ports != &Value::Array(vec![])) {
             faults.note(ObjectError::new("spec.ports", "named ports of hosts are not done: use numbers"));
         }
-        Some(What::Networks(Networks { labels, nets, node: Some(node?.to_owned()) }))
+        let mut open = false;
+        let profiles = faults.keep(list("spec.profiles", spec.get("profiles"))).unwrap_or_default();
+        for (index, profile) in profiles.iter().enumerate() {
+            match profile.as_str() {
+                Some(OPEN) => open = true,
+                _ => faults.note(ObjectError::new(
+                    format!("spec.profiles[{index}]"),
+                    format!("{:?}; only {OPEN} is known: say the rest by policies", shown(profile)),
+                )),
+            }
+        }
+        let host = Some(HostOf { node: node?.to_owned(), open });
+        Some(What::Networks(Networks { labels, nets, host }))
     });
     Referent { id, what, fault: faults.first, more: faults.more }
 }

@@ -1,9 +1,12 @@
 //! What is the same for all endpoints: what is in scope, what cannot be believed, what was judged before.
 
+use std::collections::BTreeSet;
+
 use super::Settings;
 use super::class::refusal;
 use crate::flowlog::Direction;
-use crate::ruleset::{Chain, End, Family, Hook, Kind, Match, Rule, State, Statement, Verdict, Way};
+use crate::protocol::Protocol;
+use crate::ruleset::{Chain, End, Family, Hook, Kind, Match, Number, Rule, State, Statement, Verdict, Way};
 
 /// Counters of the table.
 pub(super) const COUNTERS: [&str; 6] =
@@ -14,6 +17,10 @@ pub(super) const ESTABLISHED: &str = "established";
 const KNOWN: &str = "known";
 /// Chain that does so with packets that come from a tunnel.
 const KNOWN_TUNNEL: &str = "known_tunnel";
+/// Chain of what always reaches a protected node.
+const FAILSAFE_INPUT: &str = "failsafe_input";
+/// Chain of what a protected node always reaches.
+const FAILSAFE_OUTPUT: &str = "failsafe_output";
 /// Chain that marks what was judged.
 pub(super) const STAMP: &str = "stamp";
 /// Map from a local pod's address to the class of what it begins.
@@ -51,18 +58,28 @@ fn goto(chain: &str) -> Verdict {
 
 /// The chains that do not depend on who is local. `node` is the class of the node itself, `stranger` that of local addresses that no
 /// known pod has, where those may speak at all. `strict`: some class denies something.
-pub(super) fn chains(settings: &Settings, node: &str, stranger: &str, strict: bool) -> Vec<(String, Chain)> {
+/// `host`: the class of what the node begins, where it is protected as such.
+pub(super) fn chains(
+    settings: &Settings,
+    node: &str,
+    host: Option<&str>,
+    stranger: &str,
+    strict: bool,
+) -> Vec<(String, Chain)> {
     let plain = |name: &str, rules| (name.to_owned(), Chain { hook: None, rules });
     let mut all = vec![
         ("forward".to_owned(), Chain { hook: Some(Hook::Forward), rules: forward(settings, stranger) }),
-        (
-            "input".to_owned(),
-            Chain { hook: Some(Hook::Input), rules: from_tunnels(settings, "tunnel_input") },
-        ),
+        ("input".to_owned(), Chain { hook: Some(Hook::Input), rules: input(settings, host.is_some()) }),
         plain("tunnel_forward", tunnel_forward(settings)),
-        plain("tunnel_input", tunnel_input(node)),
+        plain("tunnel_input", tunnel_input(node, host.is_some())),
         plain("judged_before", judged_before(strict)),
     ];
+    if let Some(host) = host {
+        all.push(("output".to_owned(), Chain { hook: Some(Hook::Output), rules: output(host) }));
+        all.push(plain("host_input", host_input(node)));
+        all.push(plain(FAILSAFE_INPUT, failsafe(settings, &settings.failsafe.inbound)));
+        all.push(plain(FAILSAFE_OUTPUT, failsafe(settings, &settings.failsafe.outbound)));
+    }
     for name in ["spoofed", "unknown"] {
         all.push(plain(&format!("x_{name}"), refusal(settings, Direction::Tunnel, name, name)));
     }
@@ -174,10 +191,71 @@ fn tunnel_forward(settings: &Settings) -> Vec<Rule> {
     rules
 }
 
-fn tunnel_input(node: &str) -> Vec<Rule> {
+fn input(settings: &Settings, protected: bool) -> Vec<Rule> {
+    let mut rules = from_tunnels(settings, "tunnel_input");
+    if protected {
+        // What came out of a tunnel was judged there.
+        let rest = Verdict::Jump("host_input".to_owned());
+        rules.push(Rule::new(vec![], rest));
+    }
+    rules
+}
+
+/// Of a protected node: what has to come through whatever policies say.
+fn failsafe(settings: &Settings, ports: &BTreeSet<(Protocol, u16)>) -> Vec<Rule> {
+    let numbers = |number, port| Match::Numbers { number, first: port, last: port, negated: false };
+    let accept = |protocol: Protocol, number, port| {
+        Rule::new(vec![Match::Protocol(protocol.0), numbers(number, port)], Verdict::Accept)
+    };
+    // What carries the mesh, whoever began it.
+    let carriers = settings.carriers.iter().flat_map(|port| {
+        [Number::ServerPort, Number::ClientPort].map(|number| accept(Protocol::UDP, number, *port))
+    });
+    carriers
+        .chain(ports.iter().map(|(protocol, port)| accept(*protocol, Number::ServerPort, *port)))
+        .collect()
+}
+
+/// Whom a protected node always hears, and is always heard by: its own pods and itself; and neighbours, or nothing could be sent.
+fn always_heard(itself: Match, end: End) -> Vec<Rule> {
+    let pods = Family::BOTH.map(|family| within(family, end, local_set(family), Kind::Addresses));
+    let always = [itself, Match::Icmp6(133, 137)].into_iter().chain(pods);
+    always.map(|condition| Rule::new(vec![condition], Verdict::Accept)).collect()
+}
+
+/// Of a protected node: what comes in by devices that are no tunnels.
+fn host_input(node: &str) -> Vec<Rule> {
+    let mut rules = always_heard(Match::Interface("lo".to_owned()), End::Source);
+    rules.extend([
+        Rule::new(vec![], Verdict::Jump(FAILSAFE_INPUT.to_owned())),
+        Rule::new(vec![], Verdict::Jump("judged_before".to_owned())),
+        // What answers the node was begun by it.
+        Rule::new(vec![Match::Direction(Way::Original)], Verdict::Jump(node.to_owned())),
+        Rule::new(vec![], goto(STAMP)),
+    ]);
+    rules
+}
+
+/// Of a protected node: what it sends.
+fn output(host: &str) -> Vec<Rule> {
+    let mut rules = always_heard(Match::Leaves("lo".to_owned()), End::Destination);
+    rules.extend([
+        Rule::new(vec![], Verdict::Jump(FAILSAFE_OUTPUT.to_owned())),
+        Rule::new(vec![], Verdict::Jump("judged_before".to_owned())),
+        // What it answers was judged when it came in.
+        Rule::new(vec![Match::Direction(Way::Original)], Verdict::Jump(host.to_owned())),
+        Rule::new(vec![], goto(STAMP)),
+    ]);
+    rules
+}
+
+fn tunnel_input(node: &str, protected: bool) -> Vec<Rule> {
     // Router and neighbour discovery (RFC 4861), from addresses of the link.
     let mut rules = vec![Rule::new(vec![Match::Icmp6(133, 137)], Verdict::Accept)];
     rules.extend(not_believed());
+    if protected {
+        rules.push(Rule::new(vec![], Verdict::Jump(FAILSAFE_INPUT.to_owned())));
+    }
     rules.push(Rule::new(vec![], Verdict::Jump("judged_before".to_owned())));
     // What answers the node was begun by it.
     rules.push(Rule::new(vec![Match::Direction(Way::Original)], Verdict::Jump(node.to_owned())));

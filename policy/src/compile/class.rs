@@ -8,7 +8,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Logging, Settings};
 use crate::flowlog::{self, Label, RuleName};
-use crate::model::{Action, Direction, End as TierEnd, PodSelector, Policy, Rule as PolicyRule, Tier};
+use crate::model::{
+    Action, Direction, End as TierEnd, ObjectId, PodSelector, Policy, Rule as PolicyRule, Tier,
+};
 use crate::protocol::Protocol;
 use crate::ruleset::{Element, Family, Kind, Match, Rule, State, Statement, Verdict, Way};
 use crate::world::World;
@@ -70,6 +72,8 @@ pub(super) struct Applying<'a> {
     pub(super) tiers: Vec<(&'a Tier, Vec<&'a Policy>)>,
     /// The same with what is staged, if anything is.
     pub(super) proposed: Option<Vec<(&'a Tier, Vec<&'a Policy>)>>,
+    /// The host endpoint that allows nothing by itself.
+    pub(super) closed: Option<&'a ObjectId>,
 }
 
 /// Compiles what applies to an endpoint in a direction.
@@ -88,10 +92,13 @@ pub(super) fn compile(
         denials: BTreeMap::new(),
         proposed: false,
     };
-    let bodies = writer.tiers(&applying.tiers);
+    let mut bodies = writer.tiers(&applying.tiers, applying.closed.is_some());
+    if let Some(host) = applying.closed {
+        bodies.push(writer.closed(host));
+    }
     let denies = bodies.iter().flatten().any(|rule| !is_harmless(rule));
     writer.proposed = true;
-    let proposed = applying.proposed.as_ref().map(|tiers| writer.tiers(tiers)).unwrap_or_default();
+    let proposed = applying.proposed.as_ref().map(|tiers| writer.tiers(tiers, false)).unwrap_or_default();
     let Writer { sets, names, denials, .. } = writer;
     let side = if direction == Direction::Egress { "e" } else { "i" };
     let name = format!("{side}_{}", digest(&(&bodies, &proposed, &denials)));
@@ -109,6 +116,16 @@ pub(super) fn compile(
         first.insert(0, Rule::new(begun, Verdict::Jump(shadow(0))));
     }
     put(&mut chains, proposed, &shadow);
+    // What no rule looks into, since no packet can be as all of its rule asks, is not a part of it.
+    let rules = chains.values().flatten();
+    let used: BTreeSet<&String> = rules
+        .flat_map(|rule| &rule.matches)
+        .filter_map(|condition| match condition {
+            Match::In { set, .. } | Match::Named { set, .. } => Some(set),
+            _ => None,
+        })
+        .collect();
+    let sets = sets.into_iter().filter(|(name, _)| used.contains(name)).collect();
     Class { name, chains, sets, names, denies }
 }
 
@@ -200,11 +217,11 @@ pub(super) struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// The rules of each tier.
-    fn tiers(&mut self, tiers: &[(&Tier, Vec<&Policy>)]) -> Vec<Vec<Rule>> {
+    /// The rules of each tier. `closed`: something comes after the last.
+    fn tiers(&mut self, tiers: &[(&Tier, Vec<&Policy>)], closed: bool) -> Vec<Vec<Rule>> {
         let mut bodies = Vec::new();
         for (index, (tier, policies)) in tiers.iter().enumerate() {
-            let next = match index + 1 < tiers.len() {
+            let next = match index + 1 < tiers.len() || closed {
                 true => Verdict::Goto(placeholder(index + 1)),
                 false => Verdict::Return,
             };
@@ -232,6 +249,14 @@ impl Writer<'_> {
         let ids: Vec<String> = policies.iter().map(|policy| policy.id.to_string()).collect();
         let id = format!("t_{}", digest(&(self.direction, &tier.name, &ids)));
         let name = RuleName { tier: tier.name.clone(), policies: ids, rule: None };
+        self.names.insert(id.clone(), name);
+        self.denial(&id)
+    }
+
+    /// What becomes of what no policy of a host endpoint decides.
+    fn closed(&mut self, host: &ObjectId) -> Vec<Rule> {
+        let id = format!("h_{}", digest(&(self.direction, host)));
+        let name = RuleName { tier: "profiles".to_owned(), policies: vec![host.to_string()], rule: None };
         self.names.insert(id.clone(), name);
         self.denial(&id)
     }

@@ -32,6 +32,7 @@ const REG_2: u32 = 2;
 const REG32_00: u32 = 8;
 
 const META_IIFNAME: u32 = 6;
+const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 
@@ -242,14 +243,17 @@ impl Writer<'_> {
         self.payload(NETWORK_HEADER, offset, length, REG_1);
     }
 
+    fn interface(&mut self, key: u32, name: &str) {
+        let mut padded = [0; IFNAMSIZ];
+        padded.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+        self.meta(key, REG_1);
+        self.compare(CMP_EQ, &padded);
+    }
+
     fn condition(&mut self, condition: &Match) {
         match condition {
-            Match::Interface(name) => {
-                let mut padded = [0; IFNAMSIZ];
-                padded.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
-                self.meta(META_IIFNAME, REG_1);
-                self.compare(CMP_EQ, &padded);
-            }
+            Match::Interface(name) => self.interface(META_IIFNAME, name),
+            Match::Leaves(name) => self.interface(META_OIFNAME, name),
             Match::In { family, end, set, kind, negated } => {
                 self.address(*end, *family);
                 if *kind == Kind::Ranges {

@@ -116,7 +116,12 @@ pub(super) fn chain(batch: &mut Batch, slot: Slot, name: &str, hook: Option<Hook
         batch.be32(5, 1);
         let nest = batch.nest(4);
         // NF_INET_LOCAL_IN, NF_INET_FORWARD; NF_IP_PRI_FILTER
-        batch.be32(1, if hook == Hook::Input { 1 } else { 2 });
+        let number = match hook {
+            Hook::Input => 1,
+            Hook::Forward => 2,
+            Hook::Output => 3,
+        };
+        batch.be32(1, number);
         batch.be32(2, 0);
         batch.end_nest(nest);
     }

@@ -10,6 +10,7 @@ use mesh_policy::ruleset::{
 #[derive(Debug, Clone)]
 pub(crate) struct Packet {
     pub(crate) interface: String,
+    pub(crate) leaves_by: String,
     pub(crate) client: IpAddr,
     pub(crate) server: IpAddr,
     pub(crate) protocol: u8,
@@ -31,6 +32,7 @@ impl Packet {
     pub(crate) fn new(client: IpAddr, server: IpAddr, protocol: u8, port: u16) -> Self {
         Self {
             interface: "eth0".to_owned(),
+            leaves_by: "eth1".to_owned(),
             client,
             server,
             protocol,
@@ -112,6 +114,7 @@ fn address(packet: &Packet, end: End) -> IpAddr {
 fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
     match condition {
         Match::Interface(name) => packet.interface == *name,
+        Match::Leaves(name) => packet.leaves_by == *name,
         // Of what is not tracked nobody knows who began it.
         Match::In { end: End::Client | End::Server, .. } | Match::Named { .. }
             if packet.state == State::Untracked =>

@@ -57,11 +57,11 @@ impl Random {
         }
         let mut chains = BTreeMap::new();
         for (n, name) in names.iter().enumerate() {
-            let rules = self.rules(&sets, &names[n + 1..], false);
+            let rules = self.rules(&sets, &names[n + 1..], None);
             chains.insert(name.clone(), Chain { hook: None, rules });
         }
-        for (name, hook) in [("in", Hook::Input), ("fwd", Hook::Forward)] {
-            let rules = self.rules(&sets, &names, true);
+        for (name, hook) in [("in", Hook::Input), ("fwd", Hook::Forward), ("out", Hook::Output)] {
+            let rules = self.rules(&sets, &names, Some(hook));
             chains.insert(name.to_owned(), Chain { hook: Some(hook), rules });
         }
         Ruleset { counters, sets, chains }
@@ -93,15 +93,20 @@ impl Random {
         elements
     }
 
-    fn rules(&mut self, sets: &BTreeMap<String, Set>, chains: &[String], base: bool) -> Vec<Rule> {
-        (0..self.below(5)).map(|_| self.rule(sets, chains, base)).collect()
+    fn rules(&mut self, sets: &BTreeMap<String, Set>, chains: &[String], hook: Option<Hook>) -> Vec<Rule> {
+        (0..self.below(5)).map(|_| self.rule(sets, chains, hook)).collect()
     }
 
-    fn rule(&mut self, sets: &BTreeMap<String, Set>, chains: &[String], base: bool) -> Rule {
+    fn rule(&mut self, sets: &BTreeMap<String, Set>, chains: &[String], hook: Option<Hook>) -> Rule {
         let family = self.one_of(&Family::BOTH);
         let mut matches = Vec::new();
         if self.below(3) == 0 {
-            matches.push(Match::Interface(format!("if{}", self.below(3))));
+            let name = format!("if{}", self.below(3));
+            // What comes in has not been routed yet.
+            matches.push(match hook {
+                Some(Hook::Output) => Match::Leaves(name),
+                _ => Match::Interface(name),
+            });
         }
         let of_family: Vec<_> = sets.iter().filter(|(_, set)| set.family == family).collect();
         for _ in 0..self.below(3) {
@@ -155,7 +160,9 @@ impl Random {
         let maps: Vec<_> =
             of_family.iter().filter(|(_, set)| set.kind == Kind::Chains).map(|(name, _)| *name).collect();
         let verdict = match self.below(6) {
-            0 if base => Verdict::Lookup { family, end: self.one_of(&ENDS), map: self.one_of(&maps).clone() },
+            0 if hook.is_some() => {
+                Verdict::Lookup { family, end: self.one_of(&ENDS), map: self.one_of(&maps).clone() }
+            }
             1 if !chains.is_empty() => Verdict::Jump(self.one_of(chains)),
             2 if !chains.is_empty() => Verdict::Goto(self.one_of(chains)),
             3 => Verdict::Drop,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use mesh_policy::compile::{Logging, MASK, Settings};
+use mesh_policy::failsafe::FailSafe;
 use mesh_policy::nft::{Ownership, Table};
 use mesh_policy::world::Node;
 use mesh_policy::{Compiler, Enforcer, Event};
@@ -67,6 +68,8 @@ pub fn settings() -> Settings {
         own: BTreeSet::new(),
         address: None,
         strangers: false,
+        carriers: BTreeSet::new(),
+        failsafe: FailSafe::default(),
         check_sources: false,
         audit: false,
         log: Logging { group: 5180, denied: 10, allowed: 0 },
