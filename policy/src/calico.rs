@@ -35,3 +35,6 @@ pub const NETWORK_SET: &str = "NetworkSet";
 pub const GLOBAL_NETWORK_SET: &str = "GlobalNetworkSet";
 /// HostEndpoint.
 pub const HOST_ENDPOINT: &str = "HostEndpoint";
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! What no public suite covers, with real packets through the kernel.
 
+mod calico;
 mod live;
 mod places;
 mod rules;

@@ -1,0 +1,224 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::{Action, Condition, Direction, Peer, Policy, Side, Subject};
+use crate::networkpolicy::Read;
+
+fn global_with(spec: Value) -> Read {
+    global(&json!({"apiVersion": API_VERSION, "kind": GLOBAL, "metadata": {"name": "p"}, "spec": spec}))
+}
+
+fn fault(read: &Read) -> String {
+    read.fault.as_ref().map(ToString::to_string).unwrap_or_default()
+}
+
+fn ingress(policy: &Policy) -> Vec<Action> {
+    policy.rules(Direction::Ingress).unwrap_or_default().iter().map(|rule| rule.action).collect()
+}
+
+#[test]
+fn types_that_are_not_written_follow_from_what_is() {
+    let directions = |spec: Value| {
+        let read = global_with(spec);
+        assert_eq!(fault(&read), "");
+        (read.policy.ingress.is_some(), read.policy.egress.is_some())
+    };
+    let rule = json!([{"action": "Allow"}]);
+    assert_eq!(directions(json!({})), (true, false));
+    assert_eq!(directions(json!({"egress": rule})), (false, true), "other than in Kubernetes");
+    assert_eq!(directions(json!({"egress": rule, "ingress": rule})), (true, true));
+    assert_eq!(directions(json!({"egress": rule, "types": ["Ingress"]})), (true, false));
+}
+
+#[test]
+fn both_groups_mean_the_same() {
+    for version in [API_VERSION, STORED_VERSION] {
+        let kind = crate::Kind::of(version, "NetworkPolicy").unwrap();
+        assert_eq!(kind.name, NAMESPACED);
+    }
+    assert_eq!(crate::Kind::of("networking.k8s.io/v1", "NetworkPolicy").unwrap().name, "NetworkPolicy");
+    assert!(crate::Kind::of("projectcalico.org/v1", "NetworkPolicy").is_none());
+}
+
+#[test]
+fn a_global_policy_means_pods_and_host_endpoints_unless_it_speaks_of_namespaces() {
+    let subject = |spec: Value| global_with(spec).policy.subject;
+    assert!(subject(json!({"selector": "a == 'b'"})).is_about_hosts());
+    for field in ["namespaceSelector", "serviceAccountSelector"] {
+        let subject = subject(json!({"selector": "a == 'b'", field: "c == 'd'"}));
+        assert!(matches!(subject, Subject::Pods(_)), "{subject:?}");
+    }
+    let manifest = json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {}});
+    assert!(matches!(namespaced(&manifest).policy.subject, Subject::Pods(_)));
+}
+
+#[test]
+fn nothing_that_is_not_done_is_passed_over() {
+    let wrong = [
+        (json!({"http": {"methods": ["GET"]}}), "http: what is inside"),
+        (json!({"later": 1}), "later: no such field"),
+        (json!({"source": {"services": {"name": "s"}}}), "source.services: services are not"),
+        (json!({"source": {"planet": "x"}}), "source.planet: no such field"),
+        (json!({"source": {"selector": "a ="}}), "source.selector: \"a =\": character 3"),
+        (json!({"source": {"selector": "global()"}}), "source.selector: global()"),
+        (json!({"source": {"selector": "pcns.a == 'b'"}}), "source.selector: label \"pcns.a\""),
+        (json!({"source": {"nets": ["10.0.0.0"]}}), "source.nets[0]"),
+        (json!({"source": {"ports": [80]}}), "source.ports: needs protocol"),
+        (
+            json!({"destination": {"notPorts": [80]}, "protocol": "ICMP"}),
+            "destination.notPorts: needs protocol",
+        ),
+        (json!({"destination": {"ports": [70_000]}, "protocol": "TCP"}), "destination.ports[0]"),
+        (json!({"destination": {"ports": ["9:8"]}, "protocol": "TCP"}), "destination.ports[0]"),
+        (json!({"destination": {"ports": ["Web"]}, "protocol": "TCP"}), "destination.ports[0]"),
+        (json!({"protocol": "TPC"}), "protocol: \"TPC\"; use TCP"),
+        (json!({"protocol": 0}), "protocol: \"0\""),
+        (json!({"ipVersion": 5}), "ipVersion: \"5\"; use 4 or 6"),
+        (json!({"icmp": {"type": 8}}), "icmp: needs protocol ICMP"),
+        (json!({"icmp": {"code": 8}, "protocol": "ICMP"}), "icmp.type: is needed"),
+        (json!({"notICMP": {"type": 256}, "protocol": "ICMPv6"}), "notICMP.type: is no number"),
+        (json!({"source": {"serviceAccounts": {"names": [1]}}}), "serviceAccounts.names[0]"),
+        (json!({"source": {"serviceAccounts": {"selector": "a in b"}}}), "serviceAccounts.selector"),
+    ];
+    for (rule, told) in wrong {
+        for (action, left) in
+            [("Allow", None), ("Log", None), ("Deny", Some(Action::Deny)), ("Pass", Some(Action::Deny))]
+        {
+            let mut rule = rule.clone();
+            rule["action"] = json!(action);
+            let read = global_with(json!({"ingress": [{"action": "Allow"}, rule]}));
+            assert!(fault(&read).starts_with("spec.ingress[1]."), "{}", fault(&read));
+            assert!(fault(&read).contains(told), "{}\nnot {told}", fault(&read));
+            let expected: Vec<Action> = [Action::Allow].into_iter().chain(left).collect();
+            assert_eq!(ingress(&read.policy), expected, "{action}: {told}");
+        }
+    }
+    let read = global_with(json!({"ingress": [{"action": "allow"}]}));
+    assert!(fault(&read).contains("use Allow, Deny, Pass or Log"), "{}", fault(&read));
+    assert_eq!(ingress(&read.policy), [Action::Deny]);
+}
+
+#[test]
+fn a_policy_of_which_nobody_knows_whom_it_means_isolates_its_namespace_or_nobody() {
+    let rules = json!([{"action": "Allow"}]);
+    for (field, value, told) in [
+        ("selector", json!("a == b"), "spec.selector"),
+        ("serviceAccountSelector", json!("a =="), "spec.serviceAccountSelector"),
+        ("preDNAT", json!(true), "spec.preDNAT: what is judged before"),
+        ("doNotTrack", json!(true), "spec.doNotTrack: connections are tracked"),
+        ("applyOnForward", json!(true), "spec.applyOnForward"),
+    ] {
+        let mut spec = json!({"ingress": rules});
+        spec[field] = value;
+        let read = global_with(spec.clone());
+        assert!(fault(&read).starts_with(told), "{}", fault(&read));
+        assert_eq!(read.policy.subject, Subject::Any([].into()));
+        if spec.get("selector").is_some() {
+            let read = namespaced(&json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec}));
+            assert_eq!((ingress(&read.policy).len(), read.policy.ingress.is_some()), (0, true));
+            assert!(matches!(read.policy.subject, Subject::Pods(_)));
+        }
+    }
+    assert_eq!(fault(&global_with(json!({"doNotTrack": false, "preDNAT": null}))), "");
+    let read = namespaced(&json!({"metadata": {"name": "p"}, "spec": {"doNotTrack": true}}));
+    assert!(fault(&read).starts_with("spec.doNotTrack: no such field"), "{}", fault(&read));
+}
+
+#[test]
+fn all_faults_of_a_policy_are_known() {
+    let read = global_with(
+        json!({"order": "x", "ingress": [{"action": "Allow", "http": {"a": 1}}, {"action": "Do"}]}),
+    );
+    let all: Vec<&str> = read.fault.iter().chain(&read.more).map(|fault| fault.field.as_str()).collect();
+    assert_eq!(all, ["spec.order", "spec.ingress[0].http", "spec.ingress[1].action"]);
+}
+
+#[test]
+fn staged_policies_are_staged_and_other_actions_are_not_done() {
+    let spec =
+        |action: &str| json!({"metadata": {"name": "s"}, "spec": {"stagedAction": action, "ingress": []}});
+    let kinds: [fn(&Value) -> Read; 3] = [staged_global, staged_namespaced, kubernetes_staged];
+    for read in kinds {
+        let set = read(&spec("Set"));
+        assert!(set.policy.staged && set.policy.ingress.is_some() && set.fault.is_none(), "{set:?}");
+        let delete = read(&spec("Delete"));
+        assert!(fault(&delete).starts_with("spec.stagedAction: \"Delete\"; only Set"), "{}", fault(&delete));
+        assert!(delete.policy.staged);
+    }
+    assert!(fault(&global(&spec("Set"))).starts_with("spec.stagedAction: no such field"));
+}
+
+#[test]
+fn a_lone_not_selector_means_the_own_namespace_of_a_namespaced_policy_and_anybody_else_of_a_global_one() {
+    let spec = json!({"ingress": [{"action": "Allow", "source": {"notSelector": "a == 'b'"}}]});
+    let whens = |read: Read| read.policy.ingress.unwrap().remove(0).when;
+    let of_global = whens(global_with(spec.clone()));
+    assert!(matches!(of_global.first(), Some(Condition::IsNot(Side::Source, _))) && of_global.len() == 1);
+    let own = whens(namespaced(&json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec})));
+    assert!(matches!(own.first(), Some(Condition::Is(Side::Source, peers)) if peers.len() == 2), "{own:?}");
+    assert_eq!(own.len(), 2);
+}
+
+#[test]
+fn no_network_has_an_account() {
+    let source = json!({"serviceAccounts": {"names": ["a"]}, "selector": "x == 'y'"});
+    let read = global_with(json!({"ingress": [{"action": "Allow", "source": source}]}));
+    let when = read.policy.ingress.unwrap().remove(0).when;
+    assert!(
+        matches!(when.first(), Some(Condition::Is(_, peers)) if peers.iter().all(|peer| matches!(peer, Peer::Pods(_))))
+    );
+}
+
+mod referents {
+    use super::*;
+    use crate::model::{End, Order};
+    use crate::referent::What;
+
+    #[test]
+    fn a_tier_has_its_order_and_its_end() {
+        let tier_of = |name: &str, spec: Value| {
+            let referent = tier(&json!({"metadata": {"name": name}, "spec": spec}));
+            let Some(What::Tier(tier)) = referent.what else { panic!("{referent:?}") };
+            (tier.order, tier.end, referent.fault.map(|fault| fault.field))
+        };
+        assert_eq!(
+            tier_of("t", json!({"order": 5.5, "defaultAction": "Pass"})),
+            (Order(5.5), End::Pass, None)
+        );
+        assert_eq!(tier_of("t", json!({})), (Order::LAST, End::Deny, None));
+        let wrong = json!({"order": "5", "defaultAction": "Drop"});
+        assert_eq!(tier_of("t", wrong), (Order::LAST, End::Deny, Some("spec.order".to_owned())));
+        assert_eq!(tier_of("default", json!({"order": 5})).0, Order(1e6), "it stays where it is");
+    }
+
+    #[test]
+    fn a_net_that_is_none_takes_no_other_with_it() {
+        let nets = json!(["10.0.0.0/8", "10.1.2.3", "fd00::1", "everywhere", "::ffff:10.0.0.1/128"]);
+        let read = network_set(&json!({"metadata": {"name": "s", "namespace": "n"}, "spec": {"nets": nets}}));
+        let Some(What::Networks(networks)) = &read.what else { panic!("{read:?}") };
+        assert_eq!(networks.nets.len(), 3);
+        assert_eq!(networks.labels["projectcalico.org/namespace"], "n");
+        assert_eq!(read.fault.as_ref().unwrap().field, "spec.nets[3]");
+        assert!(read.refusal().unwrap().ends_with("the rest of it counts"));
+    }
+
+    #[test]
+    fn of_a_host_endpoint_what_is_not_done_is_named() {
+        let read = |spec: Value| host_endpoint(&json!({"metadata": {"name": "h"}, "spec": spec}));
+        let fault = |spec: Value| read(spec).fault.unwrap().to_string();
+        assert_eq!(read(json!({"node": "n", "interfaceName": "*", "expectedIPs": ["10.0.0.1"]})).fault, None);
+        assert!(
+            fault(json!({"node": "n", "interfaceName": "eth0"}))
+                .starts_with("spec.interfaceName: only \"*\"")
+        );
+        assert!(fault(json!({"interfaceName": "*"})).starts_with("spec.node"));
+        assert!(
+            fault(json!({"node": "n", "interfaceName": "*", "profiles": ["own"]}))
+                .starts_with("spec.profiles[0]")
+        );
+        assert!(
+            fault(json!({"node": "n", "interfaceName": "*", "ports": [{"name": "a"}]}))
+                .starts_with("spec.ports")
+        );
+    }
+}

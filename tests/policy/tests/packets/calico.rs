@@ -1,0 +1,539 @@
+//! What no public suite covers of Calico's policies.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use mesh_policy::compile::Settings;
+use mesh_policy::flowlog::{Decision, Label, Listener};
+use mesh_policy::object::Pod;
+use mesh_policy::world::Node;
+use mesh_policy::{Event, Kind};
+use policy_tests::objects::{namespace, pod, policy, remote, with_port};
+use policy_tests::rig::{NODE, settings};
+use policy_tests::{Link, Packet, Rig};
+use serde_json::{Value, json};
+
+use crate::{TCP, UDP, address, in_rig, with_settings};
+
+const A: [&str; 2] = ["10.0.1.1", "fd00:1::1"];
+const B: [&str; 2] = ["10.0.1.2", "fd00:1::2"];
+const C: [&str; 2] = ["10.0.1.3", "fd00:1::3"];
+
+const CALICO: &str = "projectcalico.org/v3";
+
+fn said(version: &str, kind: &str, metadata: Value, spec: Value) -> Event {
+    let kind = Kind::of(version, kind).expect("a kind");
+    let said = kind.read(&json!({"metadata": metadata, "spec": spec}));
+    assert_eq!(said.refusal(), None);
+    said.there()
+}
+
+fn calico(kind: &str, name: &str, spec: Value) -> Event {
+    said(CALICO, kind, json!({"name": name, "namespace": "x"}), spec)
+}
+
+fn gone(kind: &str, name: &str) -> Event {
+    let kind = Kind::of(CALICO, kind).expect("a kind");
+    kind.gone(kind.id(Some("x"), name))
+}
+
+fn as_account(mut pod: Pod, account: &str) -> Event {
+    pod.service_account = account.to_owned();
+    let labels = std::sync::Arc::make_mut(&mut pod.labels);
+    labels.insert("projectcalico.org/serviceaccount".to_owned(), account.to_owned());
+    Event::Pod(pod)
+}
+
+/// Whether each of these gets through, of both families.
+fn check(rig: &mut Rig, flows: &[(&str, &[&str; 2], &[&str; 2], u8, u16, bool)]) -> anyhow::Result<()> {
+    for (what, from, to, protocol, port, expected) in flows {
+        for family in 0..2 {
+            let number = rig.number();
+            let packet = Packet::first(address(from[family]), address(to[family]), *protocol, *port, number);
+            assert_eq!(rig.passes(Link::Pods, &packet)?, *expected, "{what}: {packet:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_namespaced_policy_means_its_own_namespace() {
+    in_rig("a_namespaced_policy_means_its_own_namespace", |mut rig| {
+        let elsewhere = |name: &str, app: &str, addresses: &[&str]| {
+            let mut pod = pod(name, app, addresses);
+            pod.key.namespace = "y".to_owned();
+            let labels = std::sync::Arc::make_mut(&mut pod.labels);
+            labels.insert("projectcalico.org/namespace".to_owned(), "y".to_owned());
+            Event::Pod(pod)
+        };
+        rig.tell([
+            Event::Pod(pod("server", "server", &A)),
+            Event::Pod(pod("client", "client", &B)),
+            elsewhere("client", "client", &C),
+            namespace("y", "team", "blue"),
+        ])?;
+        let with = |source: Value| {
+            calico(
+                "NetworkPolicy",
+                "p",
+                json!({"selector": "app == 'server'", "ingress": [{"action": "Allow", "source": source}]}),
+            )
+        };
+        rig.tell([with(json!({"selector": "app == 'client'"}))])?;
+        let both = |rig: &mut Rig, near, far| {
+            check(
+                rig,
+                &[
+                    ("near", &B, &A, TCP, 80, near),
+                    ("far", &C, &A, TCP, 80, far),
+                    ("not selected", &A, &B, TCP, 80, true),
+                ],
+            )
+        };
+        both(&mut rig, true, false)?;
+        rig.tell([with(json!({"selector": "app == 'client'", "namespaceSelector": "team == 'blue'"}))])?;
+        both(&mut rig, false, true)?;
+        rig.tell([with(json!({"namespaceSelector": "all()"}))])?;
+        both(&mut rig, true, true)?;
+        rig.tell([with(json!({"namespaceSelector": "projectcalico.org/name == 'y'"}))])?;
+        both(&mut rig, false, true)?;
+        rig.tell([with(
+            json!({"selector": "projectcalico.org/namespace == 'y'", "namespaceSelector": "all()"}),
+        )])?;
+        both(&mut rig, false, true)?;
+        // One that says whom not means its own namespace then.
+        rig.tell([with(json!({"notSelector": "app == 'other'"}))])?;
+        both(&mut rig, true, false)?;
+        // And all of it is gone with the policy: profiles of namespaces allow everything.
+        rig.tell([gone("NetworkPolicy", "p")])?;
+        both(&mut rig, true, true)
+    });
+}
+
+#[test]
+fn egress_rules_judge_what_is_begun_and_ports_of_both_ends() {
+    in_rig("egress_rules_judge_what_is_begun_and_ports_of_both_ends", |mut rig| {
+        rig.tell([
+            Event::Pod(pod("client", "client", &A)),
+            Event::Pod(with_port(pod("one", "server", &B), "web", 8080)),
+            Event::Pod(with_port(pod("two", "server", &C), "web", 9090)),
+            calico("GlobalNetworkPolicy", "p", json!({
+                "selector": "app in {'client'}", "types": ["Egress"],
+                "egress": [
+                    {"action": "Deny", "protocol": "TCP", "source": {"ports": ["1000:2000"]}},
+                    {"action": "Allow", "protocol": "TCP", "destination": {"ports": ["web", "443:445"], "notPorts": [444]}},
+                    {"action": "Allow", "protocol": "UDP", "destination": {"notPorts": ["web", 53]}},
+                    {"action": "Allow", "notProtocol": "TCP", "ipVersion": 6},
+                ],
+            })),
+        ])?;
+        check(
+            &mut rig,
+            &[
+                ("web of the one", &A, &B, TCP, 8080, true),
+                ("web of the other", &A, &B, TCP, 9090, false),
+                ("web of the other", &A, &C, TCP, 9090, true),
+                ("in the range", &A, &B, TCP, 445, true),
+                ("left out of it", &A, &B, TCP, 444, false),
+                ("any but web", &A, &B, UDP, 81, true),
+                ("it judges no ingress", &B, &A, TCP, 1, true),
+            ],
+        )?;
+        for (to, port, family, expected) in
+            [(B, 8080, 0, false), (B, 8080, 1, true), (B, 53, 0, false), (B, 9090, 0, true)]
+        {
+            let number = rig.number();
+            let packet = Packet::first(address(A[family]), address(to[family]), UDP, port, number);
+            assert_eq!(rig.passes(Link::Pods, &packet)?, expected, "{packet:?}");
+        }
+        for (source_port, expected) in [(999, true), (1000, false), (2000, false), (2001, true)] {
+            let number = rig.number();
+            let packet =
+                Packet { source_port, ..Packet::first(address(A[0]), address(B[0]), TCP, 8080, number) };
+            assert_eq!(rig.passes(Link::Pods, &packet)?, expected, "from {source_port}");
+            // What answers is no other flow.
+            let number = rig.number();
+            assert_eq!(rig.passes(Link::Pods, &packet.answer(number))?, expected, "to {source_port}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn service_accounts_are_meant_by_name_and_by_label() {
+    in_rig("service_accounts_are_meant_by_name_and_by_label", |mut rig| {
+        let account = |name: &str, labels: Value| {
+            said(
+                "v1",
+                "ServiceAccount",
+                json!({"name": name, "namespace": "x", "labels": labels}),
+                Value::Null,
+            )
+        };
+        let policy = |spec: Value| calico("GlobalNetworkPolicy", "p", spec);
+        rig.tell([
+            as_account(pod("server", "server", &A), "servers"),
+            as_account(pod("one", "one", &B), "alice"),
+            as_account(pod("two", "two", &C), "bob"),
+            policy(json!({
+                "serviceAccountSelector": "projectcalico.org/name == 'servers'",
+                "ingress": [{"action": "Allow", "source": {"serviceAccounts": {"names": ["alice"]}}}],
+            })),
+        ])?;
+        let both = |rig: &mut Rig, alice, bob| {
+            check(
+                rig,
+                &[
+                    ("alice", &B, &A, TCP, 80, alice),
+                    ("bob", &C, &A, TCP, 80, bob),
+                    ("not selected", &A, &C, TCP, 80, true),
+                ],
+            )
+        };
+        both(&mut rig, true, false)?;
+        rig.tell([policy(json!({
+            "serviceAccountSelector": "projectcalico.org/name == 'servers'",
+            "ingress": [{"action": "Allow", "source": {"serviceAccounts": {"selector": "role == 'reader'"}}}],
+        }))])?;
+        both(&mut rig, false, false)?;
+        rig.tell([account("bob", json!({"role": "reader"}))])?;
+        both(&mut rig, false, true)?;
+        rig.tell([account("bob", json!({})), account("alice", json!({"role": "reader"}))])?;
+        both(&mut rig, true, false)
+    });
+}
+
+#[test]
+fn network_sets_are_selected_like_pods_and_change_at_once() {
+    in_rig("network_sets_are_selected_like_pods_and_change_at_once", |mut rig| {
+        let set = |kind: &str, name: &str, labels: Value, nets: &[&str]| {
+            said(
+                CALICO,
+                kind,
+                json!({"name": name, "namespace": "x", "labels": labels}),
+                json!({"nets": nets}),
+            )
+        };
+        let (near, far) = (["192.0.2.1", "2001:db8::1"], ["198.51.100.1", "2001:db8:1::1"]);
+        rig.tell([
+            Event::Pod(pod("server", "server", &A)),
+            Event::Pod(pod("client", "client", &B)),
+            set("GlobalNetworkSet", "g", json!({"zone": "near"}), &["192.0.2.0/24", "2001:db8::/64"]),
+            calico(
+                "GlobalNetworkPolicy",
+                "p",
+                json!({
+                    "selector": "app == 'server'", "order": 5,
+                    "ingress": [{"action": "Allow", "source": {"selector": "zone == 'near'"}}],
+                }),
+            ),
+        ])?;
+        let both = |rig: &mut Rig, first, second, pod| {
+            check(
+                rig,
+                &[
+                    ("near", &near, &A, TCP, 80, first),
+                    ("far", &far, &A, TCP, 80, second),
+                    ("pod", &B, &A, TCP, 80, pod),
+                ],
+            )
+        };
+        both(&mut rig, true, false, false)?;
+        rig.tell([set(
+            "GlobalNetworkSet",
+            "g",
+            json!({"zone": "near"}),
+            &["198.51.100.1", "2001:db8:1::1"],
+        )])?;
+        both(&mut rig, false, true, false)?;
+        rig.tell([set("NetworkSet", "n", json!({"zone": "near"}), &["192.0.2.1/32", "2001:db8::1/128"])])?;
+        both(&mut rig, true, true, false)?;
+        // Without a namespaceSelector a namespaced policy means no global set; with global() nothing else.
+        rig.tell([
+            gone("GlobalNetworkPolicy", "p"),
+            calico("NetworkPolicy", "p", json!({"selector": "app == 'server'", "ingress": [{"action": "Allow", "source": {"selector": "zone == 'near'"}}]})),
+        ])?;
+        both(&mut rig, true, false, false)?;
+        let source = json!({"selector": "all()", "namespaceSelector": "global()"});
+        rig.tell([calico(
+            "NetworkPolicy",
+            "p",
+            json!({"selector": "app == 'server'", "ingress": [{"action": "Allow", "source": source}]}),
+        )])?;
+        both(&mut rig, false, true, false)?;
+        // A label that is not there is not the one asked for: known endpoints alone, or everybody else.
+        let ingress = |source: Value| {
+            calico(
+                "NetworkPolicy",
+                "p",
+                json!({"selector": "app == 'server'", "ingress": [{"action": "Allow", "source": source}]}),
+            )
+        };
+        rig.tell([ingress(json!({"selector": "zone != 'near'"}))])?;
+        both(&mut rig, false, false, true)?;
+        rig.tell([gone("NetworkPolicy", "p"), calico("GlobalNetworkPolicy", "p", json!({
+            "selector": "app == 'server'", "ingress": [{"action": "Allow", "source": {"notSelector": "zone == 'near'"}}],
+        }))])?;
+        both(&mut rig, false, false, true)?;
+        check(&mut rig, &[("nobody's", &["203.0.113.9", "2001:db8:9::9"], &A, TCP, 80, true)])
+    });
+}
+
+#[test]
+fn tiers_decide_by_their_order_and_end_as_they_say() {
+    in_rig("tiers_decide_by_their_order_and_end_as_they_say", |mut rig| {
+        let tier = |order: f64, end: &str| {
+            said(CALICO, "Tier", json!({"name": "first"}), json!({"order": order, "defaultAction": end}))
+        };
+        let with_tier = |name: &str, order: Value, action: &str| {
+            calico(
+                "GlobalNetworkPolicy",
+                name,
+                json!({
+                    "tier": "first", "order": order, "selector": "app == 'server'",
+                    "ingress": [{"action": action, "protocol": "TCP", "destination": {"ports": [80]}}],
+                }),
+            )
+        };
+        let allow = policy(
+            "k",
+            json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"ports": [{"port": 81}]}]}),
+        );
+        rig.tell([
+            Event::Pod(pod("server", "server", &A)),
+            Event::Pod(pod("client", "client", &B)),
+            tier(10.0, "Pass"),
+            with_tier("b", json!(2), "Deny"),
+            allow,
+        ])?;
+        let both = |rig: &mut Rig, port_80, port_81| {
+            check(rig, &[("80", &B, &A, TCP, 80, port_80), ("81", &B, &A, TCP, 81, port_81)])
+        };
+        both(&mut rig, false, true)?;
+        rig.tell([with_tier("a", json!(1), "Allow")])?;
+        both(&mut rig, true, true)?;
+        // Without an order it comes last.
+        rig.tell([with_tier("a", Value::Null, "Allow")])?;
+        both(&mut rig, false, true)?;
+        rig.tell([gone("GlobalNetworkPolicy", "b")])?;
+        both(&mut rig, true, true)?;
+        rig.tell([tier(10.0, "Deny")])?;
+        both(&mut rig, true, false)?;
+        // Behind the developers' tier it has nothing to say any more of what that denies.
+        rig.tell([tier(2e6, "Pass")])?;
+        both(&mut rig, false, true)?;
+        rig.tell([gone("GlobalNetworkPolicy", "a")])?;
+        both(&mut rig, false, true)
+    });
+}
+
+/// What is told of these packets, by who decided.
+fn told(rig: &mut Rig, group: u16, packets: &[Packet]) -> anyhow::Result<Vec<(bool, Decision)>> {
+    let mut listener = Listener::new(group, 1 << 20)?;
+    let passed = rig.pass(Link::Pods, packets)?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut decisions = BTreeMap::new();
+    while decisions.len() < packets.len() && Instant::now() < deadline {
+        listener.receive(|logged| {
+            let number = policy_tests::packet::number(logged.packet);
+            let label = Label::parse(logged.prefix);
+            if let (Some(number), Some(label)) = (number, label) {
+                decisions.insert(number, label.decision());
+            }
+        })?;
+        std::thread::yield_now();
+    }
+    let each = packets.iter().zip(passed);
+    each.map(|(packet, passed)| {
+        Ok((passed, *decisions.get(&packet.number).context("nothing is told of a packet")?))
+    })
+    .collect()
+}
+
+#[test]
+fn what_is_staged_decides_nothing_and_tells_what_it_would_deny() {
+    let logged = Settings {
+        log: mesh_policy::compile::Logging { group: 5181, denied: 1000, allowed: 1000 },
+        ..settings()
+    };
+    with_settings("what_is_staged_decides_nothing_and_tells_what_it_would_deny", logged, |mut rig| {
+        let spec = json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}]}]});
+        let tells = |rig: &mut Rig, from: &str| {
+            let number = rig.number();
+            told(rig, 5181, &[Packet::first(address(from), address(A[0]), TCP, 80, number)]).map(|all| all[0])
+        };
+        rig.tell([
+            Event::Pod(pod("server", "server", &A)),
+            Event::Pod(pod("friend", "friend", &B)),
+            Event::Pod(pod("other", "other", &C)),
+            said(
+                CALICO,
+                "StagedKubernetesNetworkPolicy",
+                json!({"name": "s", "namespace": "x"}),
+                spec.clone(),
+            ),
+        ])?;
+        assert_eq!(tells(&mut rig, C[0])?, (true, Decision::WouldBeDenied));
+        // An annotation does the same with any policy.
+        let kind = Kind::of("networking.k8s.io/v1", "NetworkPolicy").expect("a kind");
+        let metadata = json!({"name": "a", "namespace": "x", "annotations": {"sennit.dev/audit": "true"}});
+        rig.tell([
+            gone("StagedKubernetesNetworkPolicy", "s"),
+            kind.read(&json!({"metadata": metadata, "spec": spec})).there(),
+        ])?;
+        assert_eq!(tells(&mut rig, C[0])?, (true, Decision::WouldBeDenied));
+        rig.tell([
+            kind.read(&json!({"metadata": {"name": "a", "namespace": "x"}, "spec": spec})).there(),
+            calico("StagedGlobalNetworkPolicy", "d", json!({
+                "stagedAction": "Set", "order": 1, "selector": "app == 'server'", "ingress": [{"action": "Deny"}],
+            })),
+        ])?;
+        assert_eq!(tells(&mut rig, C[0])?.0, false, "what is enforced is enforced");
+        let number = rig.number();
+        let friend = Packet::first(address(B[0]), address(A[0]), TCP, 80, number);
+        assert!(rig.passes(Link::Pods, &friend)?);
+        Ok(())
+    });
+}
+
+/// The rig's node has this address, and another node one beside it.
+const HOST: &str = "192.168.7.1";
+
+fn host_rig(name: &str, test: impl FnOnce(Rig) -> anyhow::Result<()> + Send + 'static) {
+    let settings = Settings { carriers: [51820].into(), ..settings() };
+    with_settings(name, settings.clone(), move |mut rig| {
+        rig.run("ip", &format!("address add {HOST}/32 dev lo"))?;
+        let node = |address: &str| Node {
+            addresses: [address.parse().expect("an address")].into(),
+            ..Node::default()
+        };
+        let nodes =
+            BTreeMap::from([(NODE.to_owned(), node(HOST)), ("other".to_owned(), node("192.168.7.2"))]);
+        rig.enforcer.compiler.configure(settings, nodes);
+        rig.settle()?;
+        test(rig)
+    });
+}
+
+fn host(profiles: Value) -> Event {
+    let spec = json!({"node": NODE, "interfaceName": "*", "expectedIPs": [HOST], "profiles": profiles});
+    said(CALICO, "HostEndpoint", json!({"name": "here", "labels": {"role": "node"}}), spec)
+}
+
+/// Whether a datagram from outside reaches a socket of the node.
+fn reaches(rig: &mut Rig, from: &str, port: u16) -> anyhow::Result<bool> {
+    let socket = UdpSocket::bind((HOST, port))?;
+    socket.set_nonblocking(true)?;
+    let number = rig.number();
+    let packet = Packet::first(address(from), address(HOST), UDP, port, number);
+    // When the call returns, the packet has been judged.
+    rig.pass(Link::Pods, &[packet])?;
+    let mut buffer = [0; 64];
+    Ok(socket.recv(&mut buffer).is_ok_and(|length| buffer[..length].starts_with(&number.to_be_bytes())))
+}
+
+/// Whether a datagram of the node's leaves it.
+fn leaves(rig: &mut Rig, to: &str, port: u16) -> anyhow::Result<bool> {
+    let socket = UdpSocket::bind((HOST, 0))?;
+    let number = rig.number();
+    let to: IpAddr = address(to);
+    match socket.send_to(&number.to_be_bytes().repeat(2), (to, port)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(false),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(rig.send(Link::Pods, &[])?.contains(&number))
+}
+
+#[test]
+fn a_host_endpoint_closes_a_node_but_for_what_is_allowed_and_safe() {
+    host_rig("a_host_endpoint_closes_a_node_but_for_what_is_allowed_and_safe", |mut rig| {
+        const OUT: &str = "192.0.2.1";
+        rig.tell([Event::Pod(pod("a", "a", &A)), Event::Pod(remote("r", "r", &B))])?;
+        assert!(reaches(&mut rig, OUT, 9000)? && leaves(&mut rig, OUT, 9000)?, "nothing protects it");
+        rig.tell([host(json!([]))])?;
+        assert!(!reaches(&mut rig, OUT, 9000)? && !leaves(&mut rig, OUT, 9000)?);
+        // DHCP and DNS, and what carries the mesh.
+        assert!(reaches(&mut rig, OUT, 68)? && leaves(&mut rig, OUT, 53)?);
+        assert!(reaches(&mut rig, OUT, 51820)? && leaves(&mut rig, OUT, 51820)?);
+        assert!(reaches(&mut rig, A[0], 9000)?, "its own pods always reach it");
+        rig.tell([calico("GlobalNetworkPolicy", "p", json!({
+            "selector": "role == 'node'", "types": ["Ingress", "Egress"],
+            "ingress": [{"action": "Allow", "protocol": "UDP", "source": {"nets": ["192.0.2.0/24"]}, "destination": {"ports": [9000]}}],
+            "egress": [{"action": "Allow", "protocol": "UDP", "destination": {"ports": [9001]}}],
+        }))])?;
+        assert!(
+            reaches(&mut rig, OUT, 9000)?
+                && !reaches(&mut rig, "198.51.100.1", 9000)?
+                && !reaches(&mut rig, OUT, 9001)?
+        );
+        assert!(leaves(&mut rig, OUT, 9001)? && !leaves(&mut rig, OUT, 9000)?);
+        // What was begun goes on both ways, until it is not allowed any more.
+        let socket = UdpSocket::bind((HOST, 9000))?;
+        socket.set_nonblocking(true)?;
+        let answers = |rig: &mut Rig, socket: &UdpSocket| -> anyhow::Result<bool> {
+            let number = rig.number();
+            socket.send_to(&number.to_be_bytes().repeat(2), ("192.0.2.1", 40_000)).map(drop).or_else(
+                |error| {
+                    if error.kind() == std::io::ErrorKind::PermissionDenied { Ok(()) } else { Err(error) }
+                },
+            )?;
+            Ok(rig.send(Link::Pods, &[])?.contains(&number))
+        };
+        let number = rig.number();
+        rig.pass(Link::Pods, &[Packet::first(address(OUT), address(HOST), UDP, 9000, number)])?;
+        assert!(answers(&mut rig, &socket)?);
+        drop(socket);
+        // Pods are judged as pods, whatever the node is.
+        check(&mut rig, &[("forwarded", &B, &A, TCP, 80, true)])?;
+        // One that is open is closed by policies alone.
+        rig.tell([gone("GlobalNetworkPolicy", "p"), host(json!(["projectcalico-default-allow"]))])?;
+        assert!(reaches(&mut rig, OUT, 9000)? && leaves(&mut rig, OUT, 9000)?);
+        rig.tell([gone("HostEndpoint", "here")])?;
+        assert!(reaches(&mut rig, OUT, 9000)? && leaves(&mut rig, OUT, 9000)?);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_host_endpoint_of_another_node_says_nothing_here() {
+    host_rig("a_host_endpoint_of_another_node_says_nothing_here", |mut rig| {
+        let spec = json!({"node": "other", "interfaceName": "*", "expectedIPs": ["192.168.7.2"]});
+        rig.tell([said(CALICO, "HostEndpoint", json!({"name": "other", "labels": {"role": "node"}}), spec)])?;
+        assert!(reaches(&mut rig, "192.0.2.1", 9000)? && leaves(&mut rig, "192.0.2.1", 9000)?);
+        // But it can be meant as a peer, by the addresses that it says it has.
+        rig.tell([
+            Event::Pod(pod("server", "server", &A)),
+            calico("GlobalNetworkPolicy", "p", json!({
+                "selector": "app == 'server'", "ingress": [{"action": "Allow", "source": {"selector": "role == 'node'"}}],
+            })),
+        ])?;
+        for (from, expected) in [("192.168.7.2", true), ("192.168.7.3", false)] {
+            let number = rig.number();
+            let packet = Packet::first(address(from), address(A[0]), TCP, 80, number);
+            assert_eq!(rig.passes(Link::Pods, &packet)?, expected, "{from}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn pods_in_the_hosts_network_are_meant_by_nobody() {
+    in_rig("pods_in_the_hosts_network_are_meant_by_nobody", |mut rig| {
+        let host = Pod { host_network: true, ..pod("host", "client", &B) };
+        rig.tell([
+            Event::Pod(pod("server", "server", &A)),
+            Event::Pod(host),
+            Event::Pod(pod("client", "client", &C)),
+            calico("GlobalNetworkPolicy", "p", json!({
+                "selector": "app == 'server'", "ingress": [{"action": "Allow", "source": {"selector": "app == 'client'"}}],
+            })),
+        ])?;
+        check(
+            &mut rig,
+            &[("in the host's network", &B, &A, TCP, 80, false), ("a pod", &C, &A, TCP, 80, true)],
+        )
+    });
+}
