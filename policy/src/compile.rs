@@ -96,6 +96,17 @@ struct Local {
     ingress: String,
 }
 
+/// The classes that base chains lead to by themselves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Anybody {
+    // What is begun towards the node itself.
+    node: String,
+    // The same, towards local addresses that no known pod has.
+    stranger: String,
+    // What the node itself begins, where it is protected as such.
+    host: Option<String>,
+}
+
 /// Compiles, and remembers what it has compiled.
 pub struct Compiler {
     state: State,
@@ -103,13 +114,9 @@ pub struct Compiler {
     classes: BTreeMap<String, Arc<Class>>,
     uses: BTreeMap<String, SetUse>,
     locals: BTreeMap<IpAddr, Local>,
-    // Of the node itself, and of local addresses that no known pod has.
-    node: String,
-    stranger: String,
-    // Of what the node itself begins, where it is protected as such.
-    host: Option<String>,
-    // The last three, and whether some class denies something, as the base chains were written for.
-    based: Option<((String, String, Option<String>), bool)>,
+    anybody: Anybody,
+    // These, and whether some class denies something, as the base chains were written for.
+    based: Option<(Anybody, bool)>,
     epoch: Option<u32>,
     // What stands when all changes that were handed out are made.
     standing: Ruleset,
@@ -127,9 +134,7 @@ impl Compiler {
             classes: BTreeMap::new(),
             uses: BTreeMap::new(),
             locals: BTreeMap::new(),
-            node: String::new(),
-            stranger: String::new(),
-            host: None,
+            anybody: Anybody::default(),
             based: None,
             epoch: None,
             standing: Ruleset::default(),
@@ -199,9 +204,8 @@ impl Compiler {
         self.members(&touched.addresses, &mut edit);
         if self.classify(stale, &touched) {
             self.raise(&mut edit);
-            let anybody = (self.node.clone(), self.stranger.clone(), self.host.clone());
             let strict = self.classes.values().any(|class| class.denies);
-            let based = Some((anybody, strict));
+            let based = Some((self.anybody.clone(), strict));
             if stale || self.based != based {
                 self.based = based;
                 self.base(&mut edit, strict);
@@ -230,7 +234,7 @@ impl Compiler {
     fn classify(&mut self, stale: bool, touched: &Touched) -> bool {
         let (world, settings, policies) = (&self.state.world, &self.settings, &self.state.policies);
         let is_local = |pod: &Pod| pod.node.as_deref() == Some(settings.node.as_str());
-        let before = (self.locals.clone(), self.node.clone(), self.stranger.clone(), self.host.clone());
+        let before = (self.locals.clone(), self.anybody.clone());
         let mut addresses = touched.addresses.clone();
         match stale {
             true => {
@@ -277,26 +281,24 @@ impl Compiler {
             let own = world.nodes().get(&settings.node).into_iter();
             let mut own = own.flat_map(|node| node.addresses.iter().chain(&node.status_addresses));
             let own = settings.address.or(own.next().copied()).unwrap_or(anywhere);
-            self.node = class_of(own, Direction::Ingress);
+            self.anybody.node = class_of(own, Direction::Ingress);
             let protects = |direction| is_protected(world, &policies.applying(world, own, direction), own);
             let protected = Direction::BOTH.into_iter().any(protects);
-            self.host = protected.then(|| class_of(own, Direction::Egress));
+            self.anybody.host = protected.then(|| class_of(own, Direction::Egress));
             // Of strangers only the site is known.
             let strangers = settings.own.iter().flat_map(|net| [net.addr(), net.broadcast()]);
             let stranger = strangers.into_iter().find(|address| world.holder(*address).is_none());
-            self.stranger = class_of(stranger.unwrap_or(anywhere), Direction::Ingress);
+            self.anybody.stranger = class_of(stranger.unwrap_or(anywhere), Direction::Ingress);
         }
         let needed: BTreeSet<&String> = self
             .locals
             .values()
             .flat_map(|local| [&local.egress, &local.ingress])
-            .chain([&self.node, &self.stranger])
-            .chain(&self.host)
+            .chain([&self.anybody.node, &self.anybody.stranger])
+            .chain(&self.anybody.host)
             .collect();
         self.classes.retain(|name, _| needed.contains(name));
-        stale
-            || (&self.locals, &self.node, &self.stranger, &self.host)
-                != (&before.0, &before.1, &before.2, &before.3)
+        stale || (&self.locals, &self.anybody) != (&before.0, &before.1)
     }
 
     /// Makes sets and chains of classes that do not stand yet.
@@ -342,8 +344,7 @@ impl Compiler {
             edit.add_set(&base::egress_map(family), family, Kind::Chains);
             edit.add_set(&base::ingress_map(family), family, Kind::Chains);
         }
-        let host = self.host.as_deref();
-        let mut chains = base::chains(&self.settings, &self.node, host, &self.stranger, strict);
+        let mut chains = base::chains(&self.settings, &self.anybody, strict);
         chains
             .extend(base::epoch(*mask, self.epoch).map(|(name, rules)| (name, Chain { hook: None, rules })));
         for (name, chain) in &chains {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::Settings;
 use super::class::refusal;
+use super::{Anybody, Settings};
 use crate::flowlog::Direction;
 use crate::protocol::Protocol;
 use crate::ruleset::{Chain, End, Family, Hook, Kind, Match, Number, Rule, State, Statement, Verdict, Way};
@@ -56,16 +56,10 @@ fn goto(chain: &str) -> Verdict {
     Verdict::Goto(chain.to_owned())
 }
 
-/// The chains that do not depend on who is local. `node` is the class of the node itself, `stranger` that of local addresses that no
-/// known pod has, where those may speak at all. `strict`: some class denies something.
-/// `host`: the class of what the node begins, where it is protected as such.
-pub(super) fn chains(
-    settings: &Settings,
-    node: &str,
-    host: Option<&str>,
-    stranger: &str,
-    strict: bool,
-) -> Vec<(String, Chain)> {
+/// The chains that do not depend on who is local. `strict`: some class denies something.
+pub(super) fn chains(settings: &Settings, anybody: &Anybody, strict: bool) -> Vec<(String, Chain)> {
+    let Anybody { node, stranger, host } = anybody;
+    let host = host.as_deref();
     let plain = |name: &str, rules| (name.to_owned(), Chain { hook: None, rules });
     let mut all = vec![
         ("forward".to_owned(), Chain { hook: Some(Hook::Forward), rules: forward(settings, stranger) }),

@@ -10,7 +10,8 @@ use mesh_agent::manifest::{self, Object};
 use mesh_policy::compile::{Logging, MASK, Settings};
 use mesh_policy::explain::explain;
 use mesh_policy::render::{self, Slot};
-use mesh_policy::{Compiler, Event, networkpolicy, Flow, Protocol, evaluate};
+use mesh_policy::failsafe::FailSafe;
+use mesh_policy::{Compiler, Event, Flow, Protocol, Said, evaluate, networkpolicy};
 
 fn settings() -> Settings {
     let net = |text: &str| text.parse().ok();
@@ -20,6 +21,9 @@ fn settings() -> Settings {
         scope: ["10.0.0.0/8", "fd00::/8"].into_iter().filter_map(net).collect(),
         own: ["10.1.0.0/24"].into_iter().filter_map(net).collect(),
         address: None,
+        keyless: [].into(),
+        carriers: [51820].into(),
+        failsafe: FailSafe::default(),
         strangers: false,
         check_sources: false,
         audit: false,
@@ -42,12 +46,16 @@ fuzz_target!(|data: &[u8]| {
         .filter_map(|object| match object {
             Object::Pod(pod) => Some(Event::Pod(pod)),
             Object::Namespace(namespace) => Some(Event::Namespace(namespace)),
-            Object::Policy(read) => {
-                if read.fault.is_some() && read.policy.id.kind == networkpolicy::KIND {
+            Object::Said(said) => {
+                if let Said::Policy(read) = &said
+                    && read.fault.is_some()
+                    && read.policy.id.kind == networkpolicy::KIND
+                    && !read.policy.staged
+                {
                     assert!(read.policy.ingress.iter().chain(&read.policy.egress).all(Vec::is_empty));
                     assert!(read.policy.ingress.is_some() || read.policy.egress.is_some());
                 }
-                Some(Event::Policy(read))
+                Some(said.there())
             }
             Object::Node(_) | Object::Mesh(..) => None,
         })
@@ -67,7 +75,7 @@ fuzz_target!(|data: &[u8]| {
     let addresses: Vec<IpAddr> = state.world.pods().flat_map(|pod| pod.addresses.iter().copied()).take(4).collect();
     for source in &addresses {
         for destination in addresses.iter().filter(|one| one.is_ipv4() == source.is_ipv4()) {
-            let flow = Flow { source: *source, destination: *destination, protocol: Protocol::TCP, port: 80 };
+            let flow = Flow::new(*source, *destination, Protocol::TCP, 80);
             let judgement = evaluate(&state.world, &state.policies, &flow);
             let told = explain(state, &flow);
             assert_eq!(judgement.allowed(), told.lines().next().is_some_and(|line| line.ends_with("allowed")));

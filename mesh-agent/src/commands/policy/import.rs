@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use mesh_policy::calico::{API_VERSION, STORED_VERSION};
 use mesh_policy::model::{Order, Tier};
-use mesh_policy::referent::What;
+use mesh_policy::referent::{Referent, What};
 use mesh_policy::{Kind, Said};
 use serde::Serialize;
 use serde_json::Value;
@@ -190,10 +190,10 @@ fn look(
         Said::Policy(read) if read.policy.tier.order == Order::LAST => {
             asked.push((index, line("spec.tier"), read.policy.tier.name.clone()));
         }
-        Said::Referent(referent) => match &referent.what {
-            Some(What::Tier(Tier { name, .. })) => drop(tiers.insert(name.clone())),
-            _ => {}
-        },
+        Said::Referent(Referent { what: Some(What::Tier(Tier { name, .. })), .. }) => {
+            tiers.insert(name.clone());
+        }
+        Said::Referent(_) => {}
         Said::Policy(_) => {}
     }
 }

@@ -46,8 +46,11 @@ fn as_account(mut pod: Pod, account: &str) -> Event {
     Event::Pod(pod)
 }
 
+/// What it is, from where, to where, protocol, port, and whether it gets through.
+type Asked<'a> = (&'a str, &'a [&'a str; 2], &'a [&'a str; 2], u8, u16, bool);
+
 /// Whether each of these gets through, of both families.
-fn check(rig: &mut Rig, flows: &[(&str, &[&str; 2], &[&str; 2], u8, u16, bool)]) -> anyhow::Result<()> {
+fn check(rig: &mut Rig, flows: &[Asked<'_>]) -> anyhow::Result<()> {
     for (what, from, to, protocol, port, expected) in flows {
         for family in 0..2 {
             let number = rig.number();
@@ -390,7 +393,7 @@ fn what_is_staged_decides_nothing_and_tells_what_it_would_deny() {
                 "stagedAction": "Set", "order": 1, "selector": "app == 'server'", "ingress": [{"action": "Deny"}],
             })),
         ])?;
-        assert_eq!(tells(&mut rig, C[0])?.0, false, "what is enforced is enforced");
+        assert!(!tells(&mut rig, C[0])?.0, "what is enforced is enforced");
         let number = rig.number();
         let friend = Packet::first(address(B[0]), address(A[0]), TCP, 80, number);
         assert!(rig.passes(Link::Pods, &friend)?);
