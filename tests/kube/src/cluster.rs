@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use mesh_policy::kind::KINDS;
 use netlab::{Host, Output, Process};
 use serde_json::{Value, json};
 
@@ -405,11 +406,40 @@ impl Cluster {
             "spec": {
                 "group": "policy.networking.k8s.io", "scope": "Cluster",
                 "names": {"kind": "ClusterNetworkPolicy", "plural": "clusternetworkpolicies", "singular": "clusternetworkpolicy"},
-                "versions": [{"name": "v1alpha2", "served": true, "storage": true, "schema": {"openAPIV3Schema": anything}}],
+                "versions": [{
+                    "name": "v1alpha2", "served": true, "storage": true, "schema": {"openAPIV3Schema": anything},
+                    "subresources": {"status": {}},
+                }],
             },
         }))?;
         let crd = format!("crd/{name}");
         self.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", &crd]).map(drop)
+    }
+
+    /// Serves Calico's kinds as Calico keeps them, whatever is in an object of one.
+    ///
+    /// # Errors
+    /// What the API server said.
+    pub fn serve_calico(&self) -> anyhow::Result<()> {
+        let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let kinds = KINDS.iter().filter_map(|kind| Some((kind, kind.stored?.rsplit_once('/')?)));
+        let mut crds = vec!["wait", "--for=condition=Established", "--timeout=30s"];
+        let mut names = Vec::new();
+        for (kind, (group, version)) in kinds {
+            let name = format!("{}.{group}", kind.plural);
+            self.apply(&json!({
+                "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+                "metadata": {"name": name},
+                "spec": {
+                    "group": group, "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
+                    "names": {"kind": kind.kind, "plural": kind.plural, "singular": kind.kind.to_lowercase()},
+                    "versions": [{"name": version, "served": true, "storage": true, "schema": {"openAPIV3Schema": anything}}],
+                },
+            }))?;
+            names.push(format!("crd/{name}"));
+        }
+        crds.extend(names.iter().map(String::as_str));
+        self.kubectl(&crds).map(drop)
     }
 
     /// A token of the agents' service account.

@@ -134,3 +134,169 @@ fn pods_namespaces_and_policies_come_change_and_go() {
         })
         .unwrap();
 }
+
+#[test]
+fn calicos_objects_and_mesh_policies_count_and_are_told_what_became_of_them() {
+    if !programs::can_run("calicos_objects_and_mesh_policies_count_and_are_told_what_became_of_them") {
+        return;
+    }
+    let lab = Lab::build(&LabSpec::new().site(SiteSpec::new("cluster").host(HostSpec::new("cp")))).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let host = lab.host("cp").unwrap();
+    let cluster = Cluster::start(host, dir.path()).unwrap();
+    cluster.deploy().unwrap();
+    cluster.serve_calico().unwrap();
+    cluster.serve_cluster_policies().unwrap();
+    cluster.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}})).unwrap();
+    let kubeconfig = cluster.kubeconfig("agent", &cluster.token(Bound::Node("node-1")).unwrap()).unwrap();
+    let calico = |kind: &str, name: &str, spec: Value| {
+        let namespace = matches!(kind, "NetworkPolicy" | "NetworkSet").then_some("default");
+        let metadata = json!({"name": name, "namespace": namespace, "labels": {"set": name}});
+        json!({"apiVersion": "crd.projectcalico.org/v1", "kind": kind, "metadata": metadata, "spec": spec})
+    };
+    let mesh_policy = |name: &str, subject: Value, to: Value| {
+        json!({
+            "apiVersion": "sennit.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": name},
+            "spec": {
+                "tier": "Admin", "priority": 1, "subject": subject,
+                "egress": [{"action": "Deny", "to": [to], "protocols": [{"tcp": {"destinationPort": {"range": {"start": 1, "end": 9}}}}]}],
+            },
+        })
+    };
+    host.namespace()
+        .run(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let config = api_config(Some(&kubeconfig)).await.unwrap();
+                let mut registry = KubeRegistry::new(config, None, &"m".parse().unwrap()).unwrap();
+                registry.watch_policy();
+                let feed = registry.feed().clone();
+                let mut state = State::default();
+                // A kind that was only just defined is slow to answer.
+                until(&feed, &mut state, "all is listed", |_| feed.complete() && feed.staleness().is_none()).await;
+                assert_eq!(feed.problems(), Vec::<String>::new());
+
+                let rule = json!([{"action": "Allow", "source": {"selector": "set == 'n'"}}]);
+                for object in [
+                    calico("Tier", "first", json!({"order": 7, "defaultAction": "Pass"})),
+                    calico("GlobalNetworkSet", "n", json!({"nets": ["192.0.2.0/24"]})),
+                    calico("NetworkSet", "m", json!({"nets": ["192.0.2.0/24"]})),
+                    calico("GlobalNetworkPolicy", "g", json!({"tier": "first", "ingress": rule})),
+                    calico("NetworkPolicy", "default.p", json!({"ingress": rule})),
+                    calico("StagedGlobalNetworkPolicy", "s", json!({"ingress": rule})),
+                    calico("HostEndpoint", "h", json!({"node": "node-1", "interfaceName": "*"})),
+                ] {
+                    cluster.apply(&object).unwrap();
+                }
+                until(&feed, &mut state, "Calico's policies are there", |state| {
+                    let mut policies = state.policies.iter();
+                    let known = |name: &str| {
+                        let mut all = state.policies.iter();
+                        all.any(|policy| policy.id.to_string() == name)
+                    };
+                    known("GlobalNetworkPolicy g")
+                        && known("NetworkPolicy.projectcalico.org default/default.p")
+                        && policies.any(|policy| policy.staged)
+                })
+                .await;
+                until(&feed, &mut state, "the policy has the place of its tier", |state| {
+                    state.policies.iter().any(|policy| policy.tier.order.0 == 7.0)
+                })
+                .await;
+                assert!(state.faults.is_empty(), "{:?}", state.faults);
+                let wrong = calico(
+                    "NetworkPolicy",
+                    "default.p",
+                    json!({"ingress": [{"action": "Allow", "http": {"methods": ["GET"]}}]}),
+                );
+                cluster.apply(&wrong).unwrap();
+                until(&feed, &mut state, "what is wrong with one is told", |state| {
+                    state.refusals().any(|told| told.contains("spec.ingress[0].http"))
+                })
+                .await;
+                cluster.kubectl(&["delete", "tiers.crd.projectcalico.org", "first"]).unwrap();
+                until(&feed, &mut state, "the tier is gone", |state| {
+                    state.policies.iter().all(|policy| policy.tier.order.0 != 7.0)
+                })
+                .await;
+
+                // What no MeshPolicy can be the API server refuses, with the reason.
+                let sites = json!({"sites": ["aws"]});
+                for (subject, to, told) in [
+                    (json!({}), sites.clone(), "names nobody"),
+                    (
+                        json!({"sites": ["aws"], "notSites": ["gcp"]}),
+                        sites.clone(),
+                        "sites goes without notSites",
+                    ),
+                    (sites.clone(), json!({"pods": {"podSelector": {}}, "nodes": {}}), "at most one of"),
+                    (sites.clone(), json!({"networks": ["10.0.0.0"]}), "is no prefix"),
+                    (sites.clone(), json!({"sites": ["Not A Name"]}), "should match"),
+                ] {
+                    let refused = cluster.apply(&mesh_policy("wrong", subject, to)).unwrap_err().to_string();
+                    assert!(refused.contains(told), "{refused}\nnot {told}");
+                }
+                cluster.apply(&mesh_policy("m", sites.clone(), json!({"notSites": ["aws"]}))).unwrap();
+                cluster
+                    .apply(&json!({
+                        "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+                        "metadata": {"name": "c"},
+                        "spec": {
+                            "tier": "Admin", "priority": 5, "subject": {"namespaces": {}},
+                            "ingress": [{"action": "Deny", "from": [{"planets": {}}]}],
+                        },
+                    }))
+                    .unwrap();
+                until(&feed, &mut state, "both are there", |state| {
+                    let kinds = ["MeshPolicy", "ClusterNetworkPolicy"];
+                    kinds.iter().all(|kind| state.policies.iter().any(|policy| policy.id.kind == *kind))
+                })
+                .await;
+                let condition = |kind: &str, name: &str, of: &str| {
+                    let status = cluster.get(kind, name).unwrap()["status"].clone();
+                    let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+                    conditions.into_iter().find(|condition| condition["type"] == of)
+                };
+                let written = async {
+                    loop {
+                        let accepted = condition("meshpolicies", "m", "Accepted");
+                        let refused = condition("clusternetworkpolicies", "c", "sennit.dev/Accepted");
+                        if let (Some(accepted), Some(refused)) = (accepted, refused) {
+                            return (accepted, refused);
+                        }
+                        drop(tokio::time::timeout(Duration::from_millis(200), feed.changed()).await);
+                    }
+                };
+                let (accepted, refused) = tokio::time::timeout(PATIENCE, written).await.unwrap();
+                assert_eq!(
+                    (&accepted["status"], &accepted["observedGeneration"]),
+                    (&json!("True"), &json!(1))
+                );
+                assert_eq!(refused["status"], "False");
+                let message = refused["message"].as_str().unwrap();
+                assert!(message.contains("spec.ingress[0].from[0].planets: no such field"), "{message}");
+                // When it is mended, that is told, too.
+                cluster
+                    .kubectl(&[
+                        "patch",
+                        "clusternetworkpolicy",
+                        "c",
+                        "--type=merge",
+                        "-p",
+                        r#"{"spec":{"ingress":[]}}"#,
+                    ])
+                    .unwrap();
+                let mended = async {
+                    loop {
+                        let condition = condition("clusternetworkpolicies", "c", "sennit.dev/Accepted");
+                        if condition.is_some_and(|condition| condition["status"] == "True") {
+                            return;
+                        }
+                        drop(tokio::time::timeout(Duration::from_millis(200), feed.changed()).await);
+                    }
+                };
+                tokio::time::timeout(PATIENCE, mended).await.unwrap();
+            });
+        })
+        .unwrap();
+}

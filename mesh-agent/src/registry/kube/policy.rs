@@ -4,6 +4,7 @@
 //! kept of a cluster.
 
 mod calico;
+mod report;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -23,6 +24,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+use report::{Condition, Reporter, Seen};
+
 use super::watch::{RETRY_MOST, Sink, Watch};
 use super::{Watches, reason};
 use crate::registry::feed::{Feed, Kind};
@@ -40,20 +43,29 @@ const UNKNOWN: Duration = Duration::from_secs(300);
 pub(super) fn watch(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> Watches {
     let (calico_client, calico_cluster) = (client.clone(), cluster.cloned());
     let calico = calico::follow(calico_client, calico_cluster, feed.clone());
+    let (reporter, reporting) = Reporter::new(client.clone());
+    let told = |reporter: &Reporter| Some(reporter.clone());
     Watches(vec![
-        begin::<Namespace>(client, cluster, feed),
-        begin::<Told<NETWORK_POLICY>>(client, cluster, feed),
-        begin::<Told<CLUSTER_NETWORK_POLICY>>(client, cluster, feed),
-        begin::<Told<MESH_POLICY>>(client, cluster, feed),
-        begin::<Pod>(client, cluster, feed),
+        begin::<Namespace>(client, cluster, feed, None),
+        begin::<Told<NETWORK_POLICY>>(client, cluster, feed, None),
+        begin::<Told<CLUSTER_NETWORK_POLICY>>(client, cluster, feed, told(&reporter)),
+        begin::<Told<MESH_POLICY>>(client, cluster, feed, told(&reporter)),
+        begin::<Pod>(client, cluster, feed, None),
         tokio::spawn(calico),
+        tokio::spawn(reporting),
     ])
 }
 
-fn begin<T: Counted>(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> JoinHandle<()> {
+fn begin<T: Counted>(
+    client: &Client,
+    cluster: Option<&ClusterName>,
+    feed: &Feed,
+    reporter: Option<Reporter>,
+) -> JoinHandle<()> {
     let sink = Intake::<T> {
         feed: feed.clone(),
         cluster: cluster.cloned(),
+        reporter,
         refused: BTreeSet::new(),
         known: false,
         unknown: false,
@@ -77,6 +89,10 @@ trait Counted: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {
     fn read(sent: Sent) -> Result<Self, String>;
     /// Namespace and name.
     fn key(&self) -> (Option<&str>, &str);
+    /// What its status says of it, and should say.
+    fn seen(&self) -> Option<Seen> {
+        None
+    }
     /// In a mesh of several clusters, with the mesh's names.
     fn named(self, _cluster: Option<&ClusterName>) -> Self {
         self
@@ -165,7 +181,11 @@ impl Counted for Namespace {
 
 /// An object of the kind that has this place among all. `STORED`: as Calico keeps it where it has no API server of its own.
 #[derive(Debug, Clone)]
-struct Told<const PLACE: usize, const STORED: bool = false>(Said);
+struct Told<const PLACE: usize, const STORED: bool = false> {
+    said: Said,
+    generation: i64,
+    conditions: Vec<Condition>,
+}
 
 /// The place of a kind among all.
 const fn place(name: &str) -> usize {
@@ -212,23 +232,42 @@ impl<const PLACE: usize, const STORED: bool> Counted for Told<PLACE, STORED> {
     }
 
     fn read(sent: Sent) -> Result<Self, String> {
-        let SentMetadata { name, namespace, labels, annotations, .. } = sent.metadata;
+        let SentMetadata { name, namespace, labels, annotations, generation, .. } = sent.metadata;
         let metadata =
             json!({"name": name, "namespace": namespace, "labels": labels, "annotations": annotations});
-        Ok(Self(Self::OF.read(&json!({"metadata": metadata, "spec": sent.spec}))))
+        let said = Self::OF.read(&json!({"metadata": metadata, "spec": sent.spec}));
+        // What others have written there is theirs.
+        let conditions = sent.status.get("conditions").cloned().unwrap_or_default();
+        let conditions = serde_json::from_value(conditions).unwrap_or_default();
+        Ok(Self { said, generation: generation.unwrap_or_default(), conditions })
+    }
+
+    fn seen(&self) -> Option<Seen> {
+        // Others write theirs into the same status.
+        let kind = match Self::OF.name {
+            meshpolicy::KIND => "Accepted",
+            _ => "sennit.dev/Accepted",
+        };
+        let refusals: Vec<String> = self.said.faults().map(ToString::to_string).collect();
+        Some(Seen {
+            resource: Seen::resource(Self::version(), Self::OF.kind, Self::OF.plural),
+            name: self.said.id().name.clone(),
+            current: self.conditions.iter().find(|condition| condition.kind == kind).cloned(),
+            wanted: Condition::of(kind, self.generation, &refusals),
+        })
     }
 
     fn key(&self) -> (Option<&str>, &str) {
-        let id = self.0.id();
+        let id = self.said.id();
         (id.namespace.as_deref(), &id.name)
     }
 
     fn all(objects: Vec<Self>) -> Event {
-        Self::OF.all(objects.into_iter().map(|Self(said)| said))
+        Self::OF.all(objects.into_iter().map(|told| told.said))
     }
 
     fn there(self) -> Event {
-        self.0.there()
+        self.said.there()
     }
 
     fn gone(namespace: Option<&str>, name: &str) -> Event {
@@ -253,6 +292,7 @@ struct SentMetadata {
     labels: Option<Labels>,
     annotations: Option<Labels>,
     uid: Option<String>,
+    generation: Option<i64>,
     creation_timestamp: Option<String>,
     deletion_timestamp: Option<String>,
     resource_version: Option<String>,
@@ -338,6 +378,8 @@ impl<T> From<Item<T>> for Found<T> {
 struct Intake<T> {
     feed: Feed,
     cluster: Option<ClusterName>,
+    // Who writes back what became of an object.
+    reporter: Option<Reporter>,
     // Keys of those that the feed knows as refused.
     refused: BTreeSet<String>,
     // They were listed.
@@ -360,6 +402,12 @@ impl<T: Counted> Intake<T> {
         self.feed.refuse(title, Some(super::cut(&reason)));
     }
 
+    fn report(&self, object: &T) {
+        if let (Some(reporter), Some(seen)) = (&self.reporter, object.seen()) {
+            reporter.saw(seen);
+        }
+    }
+
     fn mended(&mut self, key: (Option<&str>, &str)) {
         if !self.refused.is_empty() {
             let title = Self::title(key);
@@ -377,7 +425,10 @@ impl<T: Counted> Sink for Intake<T> {
         let mut mended = std::mem::take(&mut self.refused);
         for Found(found) in entries {
             match found {
-                Ok(object) => objects.push(object.named(self.cluster.as_ref())),
+                Ok(object) => {
+                    self.report(&object);
+                    objects.push(object.named(self.cluster.as_ref()));
+                }
                 Err(Refusal { namespace, name, reason }) => {
                     let title = Self::title((namespace.as_deref(), &name));
                     mended.remove(&title);
@@ -400,6 +451,7 @@ impl<T: Counted> Sink for Intake<T> {
     fn there(&mut self, Found(found): Found<T>) {
         match found {
             Ok(object) => {
+                self.report(&object);
                 self.mended(object.key());
                 self.feed.push(object.named(self.cluster.as_ref()).there());
             }

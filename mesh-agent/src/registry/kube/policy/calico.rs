@@ -68,15 +68,15 @@ async fn versions(client: &Client) -> Result<Vec<String>, kube::Error> {
 
 fn all<const STORED: bool>(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> Watches {
     Watches(vec![
-        begin::<Told<{ place("ServiceAccount") }>>(client, cluster, feed),
-        begin::<Told<{ place("Tier") }, STORED>>(client, cluster, feed),
-        begin::<Told<{ place("NetworkSet") }, STORED>>(client, cluster, feed),
-        begin::<Told<{ place("GlobalNetworkSet") }, STORED>>(client, cluster, feed),
-        begin::<Told<{ place("HostEndpoint") }, STORED>>(client, cluster, feed),
-        begin::<Told<{ place("GlobalNetworkPolicy") }, STORED>>(client, cluster, feed),
-        begin::<Told<{ place("NetworkPolicy.projectcalico.org") }, STORED>>(client, cluster, feed),
-        begin::<Told<{ place("StagedGlobalNetworkPolicy") }, STORED>>(client, cluster, feed),
-        begin::<Told<{ place("StagedNetworkPolicy") }, STORED>>(client, cluster, feed),
-        begin::<Told<{ place("StagedKubernetesNetworkPolicy") }, STORED>>(client, cluster, feed),
+        begin::<Told<{ place("ServiceAccount") }>>(client, cluster, feed, None),
+        begin::<Told<{ place("Tier") }, STORED>>(client, cluster, feed, None),
+        begin::<Told<{ place("NetworkSet") }, STORED>>(client, cluster, feed, None),
+        begin::<Told<{ place("GlobalNetworkSet") }, STORED>>(client, cluster, feed, None),
+        begin::<Told<{ place("HostEndpoint") }, STORED>>(client, cluster, feed, None),
+        begin::<Told<{ place("GlobalNetworkPolicy") }, STORED>>(client, cluster, feed, None),
+        begin::<Told<{ place("NetworkPolicy.projectcalico.org") }, STORED>>(client, cluster, feed, None),
+        begin::<Told<{ place("StagedGlobalNetworkPolicy") }, STORED>>(client, cluster, feed, None),
+        begin::<Told<{ place("StagedNetworkPolicy") }, STORED>>(client, cluster, feed, None),
+        begin::<Told<{ place("StagedKubernetesNetworkPolicy") }, STORED>>(client, cluster, feed, None),
     ])
 }

@@ -221,11 +221,11 @@ fn an_object_that_is_wrong_spoils_no_page() {
 fn a_policy_that_is_wrong_comes_through_and_isolates() {
     let mut wrong = policy("p");
     wrong["spec"]["ingress"] = json!([{"from": [{"nonsense": {}}]}]);
-    let read = parsed::<Told<NETWORK_POLICY>>(wrong).read.unwrap().0;
+    let read = parsed::<Told<NETWORK_POLICY>>(wrong).read.unwrap().said;
     assert!(read.refusal().is_some());
     assert!(matches!(&read, Said::Policy(read) if read.policy.ingress.is_some()));
     assert_eq!(read.id().to_string(), "NetworkPolicy n/p");
-    assert_eq!(parsed::<Told<NETWORK_POLICY>>(policy("p")).read.unwrap().0.refusal(), None);
+    assert_eq!(parsed::<Told<NETWORK_POLICY>>(policy("p")).read.unwrap().said.refusal(), None);
 }
 
 #[test]
