@@ -1,6 +1,7 @@
 //! Enforces policy beside the agent's loop: what the registry says of pods and policies reaches the kernel without waiting for a turn.
 
 mod flows;
+mod names;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +28,7 @@ use crate::registry::feed::Feed;
 use crate::status::{PolicyCounters, PolicyStatus};
 use flows::Flows;
 pub use flows::aside;
+use names::Answers;
 
 /// How often a table that others may change is looked after.
 const LOOK: Duration = Duration::from_millis(500);
@@ -48,6 +50,7 @@ pub fn settings(policy: &Policy, strangers: bool) -> Settings {
         strangers: policy.unknown.map_or(strangers, |stance| stance == Stance::Allow),
         carriers: BTreeSet::new(),
         failsafe: policy.failsafe(),
+        resolvers: policy.dns.resolvers(),
         check_sources: policy.check_sources,
         audit: policy.mode == Mode::Audit,
         log: Logging { group: policy.log.group, denied: policy.log.denied, allowed: policy.log.allowed },
@@ -144,6 +147,7 @@ struct Shared {
     failure: Option<String>,
     retry_at: Option<Instant>,
     flows: Flows,
+    answers: Answers,
     counters: BTreeMap<String, (u64, u64)>,
     passes: u64,
     writes: u64,
@@ -161,6 +165,7 @@ impl Policing {
     /// Begins to enforce what the feed says, once a plan is known. Needs a `LocalSet`.
     pub fn start(config: Config, feed: Feed) -> Self {
         let flows = Flows::new(&config);
+        let answers = Answers::new(&config);
         let policing = Self {
             shared: Rc::new(RefCell::new(Shared {
                 config,
@@ -175,6 +180,7 @@ impl Policing {
                 failure: None,
                 retry_at: None,
                 flows,
+                answers,
                 counters: BTreeMap::new(),
                 passes: 0,
                 writes: 0,
@@ -211,7 +217,9 @@ impl Policing {
         let shared = self.shared.borrow();
         let half = shared.feed.staleness().filter(|_| !shared.complete && !shared.is_off());
         let half = half.map(|why| format!("policy: pods and policies are not all known: {why}"));
-        [shared.failure.clone(), half, shared.flows.failure()].into_iter().flatten()
+        let compiler = shared.enforcer.as_ref().map(|enforcer| &enforcer.compiler);
+        let unheard = compiler.and_then(|compiler| shared.answers.failure(compiler));
+        [shared.failure.clone(), half, shared.flows.failure(), unheard].into_iter().flatten()
     }
 
     /// Waits until readiness may have changed. Safe to drop and call again.
@@ -244,17 +252,20 @@ impl Policing {
                 }
             };
             let listener = self.shared.borrow().flows.listener();
-            let logged = async {
-                match &listener {
-                    Some(listener) => flows::readable(listener).await,
+            let answers = self.shared.borrow().answers.listener();
+            let readable = |socket: Option<flows::Socket>| async move {
+                match socket {
+                    Some(socket) => flows::readable(&socket).await,
                     None => std::future::pending().await,
                 }
             };
+            let (logged, answered) = (readable(listener), readable(answers));
             tokio::select! {
                 () = feed.changed() => {}
                 () = self.followed.notified() => {}
                 () = sleep => {}
                 () = logged => {}
+                () = answered => {}
             }
             let before = (self.is_ready(), self.unpoliced());
             self.shared.borrow_mut().turn(Instant::now());
@@ -294,6 +305,7 @@ impl Shared {
         if !self.flows.hears() {
             (settings.log.denied, settings.log.allowed) = (0, 0);
         }
+        settings.resolvers = settings.resolvers.filter(|_| self.answers.hears());
         let own = &self.config.policy.sites;
         let said = if own.is_silent() { &known.stances } else { own };
         let site = [self.config.site.to_string()].into();
@@ -341,7 +353,8 @@ impl Shared {
         // After a failure nothing is due before the next try.
         let due = self.retry_at.or(opens);
         let told = self.enforcer.as_ref().and_then(|_| self.flows.wake_at());
-        [looked_after, due, told].into_iter().flatten().min()
+        let named = self.answers.wake_at(self.enforcer.as_ref().map(|enforcer| &enforcer.compiler));
+        [looked_after, due, told, named].into_iter().flatten().min()
     }
 
     fn turn(&mut self, now: Instant) {
@@ -349,15 +362,17 @@ impl Shared {
         if self.is_off() || self.compiler().is_none() {
             return;
         }
-        let heard = self.flows.hears();
+        let heard = (self.flows.hears(), self.answers.hears());
         self.flows.listen();
-        if self.flows.hears() != heard {
+        self.answers.listen();
+        if (self.flows.hears(), self.answers.hears()) != heard {
             self.configure();
         }
         // Who had an address when its packet was told, not who has it after what comes now.
-        let Self { enforcer, flows, .. } = self;
+        let Self { enforcer, flows, answers, .. } = self;
         if let Some(enforcer) = enforcer {
             flows.turn(&enforcer.compiler, false);
+            answers.turn(&mut enforcer.compiler);
         }
         // Half of it would open what the other half closes.
         if self.complete || self.feed.complete() {

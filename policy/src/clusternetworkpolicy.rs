@@ -15,6 +15,7 @@ use crate::model::{
     Action, Block, Condition, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy, Port,
     PortMatch, Rule, Side, Subject, Tier,
 };
+use crate::names::Domain;
 use crate::networkpolicy::Read;
 use crate::object::ObjectError;
 use crate::protocol::Protocol;
@@ -208,6 +209,10 @@ fn rule(
     for (index, entry) in short_list(&ports_at, rule.get("protocols"))?.iter().enumerate() {
         ports.extend(protocol(&format!("{ports_at}[{index}]"), entry)?);
     }
+    // Not all addresses of a name are ever known: to deny these would allow the others.
+    if action != Some(Action::Allow) && peers.iter().any(|peer| matches!(peer, Peer::Domains(_))) {
+        return Err(ObjectError::new(peers_at, "domainNames go with action Accept alone"));
+    }
     let is_named = |port: &Port| matches!(port.ports, PortMatch::Named(_));
     let other = Side::other(direction);
     if !peers.is_empty() {
@@ -263,7 +268,18 @@ pub(crate) fn peer(at: &str, entry: &Value, dialect: Dialect, direction: Directi
                 false => Ok(blocks),
             }
         }
-        "domainNames" => Err(ObjectError::new(at, "names are not resolved yet: use networks")),
+        "domainNames" => {
+            let entries = short_list(&at, Some(value))?.iter().enumerate();
+            let domains = entries.map(|(index, entry)| {
+                let domain = entry.as_str().unwrap_or_default().parse::<Domain>();
+                domain.map_err(|error| ObjectError::new(format!("{at}[{index}]"), error.to_string()))
+            });
+            let domains: BTreeSet<Domain> = domains.collect::<Result<_>>()?;
+            match domains.is_empty() {
+                true => Err(ObjectError::new(at, "names no domain")),
+                false => Ok(vec![Peer::Domains(domains)]),
+            }
+        }
         _ => Ok(vec![Peer::Pods(pods(&at, field, value)?)]),
     }
 }

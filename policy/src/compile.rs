@@ -24,12 +24,12 @@ use ipnet::IpNet;
 use crate::evaluate::is_protected;
 use crate::failsafe::FailSafe;
 use crate::flowlog::RuleName;
-use crate::model::{Direction, Labels};
+use crate::model::{Direction, Labels, PodSelector};
 use crate::object::Pod;
 use crate::ruleset::{Chain, Change, Element, Family, Kind, Ruleset};
 use crate::state::{Event, State, Touched};
 use crate::world::Node;
-use class::{Applying, Class, SetUse};
+use class::{Applying, Class, SetUse, Source};
 use edit::Edit;
 use members::Index;
 use ranges::cover;
@@ -43,6 +43,17 @@ pub struct Logging {
     pub denied: u32,
     /// The most messages a second of each rule that allows; 0: none.
     pub allowed: u32,
+}
+
+/// Who is believed about domain names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolvers {
+    /// The NFLOG group that answers are copied to, as a whole.
+    pub group: u16,
+    /// These pods.
+    pub pods: BTreeSet<PodSelector>,
+    /// These addresses.
+    pub nets: BTreeSet<IpNet>,
 }
 
 /// What a node's ruleset depends on, beside policies and pods.
@@ -62,6 +73,8 @@ pub struct Settings {
     pub address: Option<IpAddr>,
     /// UDP ports that carry the mesh between hosts.
     pub carriers: BTreeSet<u16>,
+    /// Who is believed about names, and the NFLOG group in which the kernel copies what they answer; `None`: nobody.
+    pub resolvers: Option<Resolvers>,
     /// What always reaches a node whose policies protect it as such, and what it always reaches.
     pub failsafe: FailSafe,
     /// Whether addresses in this node's prefixes that no known pod has may speak, and be spoken to.
@@ -105,7 +118,12 @@ struct Anybody {
     stranger: String,
     // What the node itself begins, where it is protected as such.
     host: Option<String>,
+    // Sets of those that are believed about names, where policies speak of any; and the group.
+    resolvers: Option<(u16, Vec<(Family, String, Kind)>)>,
 }
+
+/// The class that stands for the sets of resolvers.
+const RESOLVERS: &str = "resolvers";
 
 /// Compiles, and remembers what it has compiled.
 pub struct Compiler {
@@ -225,7 +243,11 @@ impl Compiler {
             let (family, holder) = (Family::of(*address), world.holder(*address));
             for (name, uses) in self.uses.iter().filter(|(_, uses)| uses.family == family) {
                 let now = members::of_address(world, &uses.source, *address, holder.map(|pod| &**pod));
-                edit.members_of(name, *address, now, uses.allows);
+                match (&uses.source, uses.allows) {
+                    // An address that a name has no more is one that it had: connections go on.
+                    (Source::Domains(..), true) => edit.gentle_members_of(name, *address, now),
+                    (_, allows) => edit.members_of(name, *address, now, allows),
+                }
             }
         }
     }
@@ -298,7 +320,19 @@ impl Compiler {
             .chain(&self.anybody.host)
             .collect();
         self.classes.retain(|name, _| needed.contains(name));
+        self.believe();
         stale || (&self.locals, &self.anybody) != (&before.0, &before.1)
+    }
+
+    /// Who is believed about names, where a class speaks of any.
+    fn believe(&mut self) {
+        let mut uses = self.classes.values().flat_map(|class| class.sets.values());
+        let speaks = uses.any(|uses| matches!(uses.source, Source::Domains(..)));
+        let known = self.settings.resolvers.as_ref().filter(|_| speaks);
+        let sets: BTreeMap<String, SetUse> = known.into_iter().flat_map(class::resolvers).collect();
+        let asked = sets.iter().map(|(name, uses)| (uses.family, name.clone(), uses.source.kind()));
+        self.anybody.resolvers = known.map(|known| (known.group, asked.collect()));
+        self.classes.insert(RESOLVERS.to_owned(), Arc::new(Class::of_sets(RESOLVERS, sets)));
     }
 
     /// Makes sets and chains of classes that do not stand yet.

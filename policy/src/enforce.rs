@@ -222,6 +222,7 @@ mod tests {
             strangers: false,
             carriers: [].into(),
             failsafe: crate::failsafe::FailSafe::default(),
+            resolvers: None,
             check_sources: false,
             audit: false,
             log: Logging { group: 5, denied: 10, allowed: 0 },

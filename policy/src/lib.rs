@@ -11,6 +11,7 @@
 pub mod calico;
 pub mod clusternetworkpolicy;
 pub mod compile;
+pub mod dns;
 pub mod enforce;
 pub mod evaluate;
 pub mod explain;
@@ -20,6 +21,7 @@ pub mod flowlog;
 pub mod kind;
 pub mod meshpolicy;
 pub mod model;
+pub mod names;
 pub mod networkpolicy;
 pub mod nft;
 pub mod object;

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::names::Domain;
 use crate::protocol::{Family, Protocol};
 use crate::selector::LabelSelector;
 
@@ -320,6 +321,8 @@ pub enum Peer {
     Nodes(LabelSelector),
     /// The addresses of network sets and host endpoints.
     Networks(NetworkSelector),
+    /// The addresses that these names were seen to have.
+    Domains(BTreeSet<Domain>),
     /// Whatever has an address of a site.
     Sites(Sites),
 }
@@ -379,6 +382,22 @@ pub enum Condition {
 }
 
 impl Condition {
+    /// The domain names that it speaks of.
+    pub fn domains(&self) -> impl Iterator<Item = &Domain> {
+        let peers = match self {
+            Self::Is(_, peers) | Self::IsNot(_, peers) => Some(peers),
+            _ => None,
+        };
+        peers
+            .into_iter()
+            .flatten()
+            .filter_map(|peer| match peer {
+                Peer::Domains(domains) => Some(domains),
+                _ => None,
+            })
+            .flatten()
+    }
+
     /// Whether it depends on network sets or host endpoints.
     pub fn is_about_networks(&self) -> bool {
         match self {

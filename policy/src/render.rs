@@ -306,6 +306,9 @@ fn statement_text(parts: &mut Parts<'_, '_>, statement: &Statement) -> fmt::Resu
             let prefix = prefix.replace(['"', '\n'], "?");
             parts.put(format_args!("log prefix \"{prefix}\" group {group} snaplen 96 queue-threshold 16"))
         }
+        Statement::Copy { group } => {
+            parts.put(format_args!("log prefix \"copy\" group {group} snaplen 4096 queue-threshold 1"))
+        }
         Statement::Count(counter) => parts.put(format_args!("counter name \"{counter}\"")),
         Statement::SetMark { mask, value } => {
             parts.put(format_args!("ct mark set ct mark & {:#010x} | {value:#010x}", !mask))

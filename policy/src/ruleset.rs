@@ -186,6 +186,11 @@ pub enum Statement {
         /// The group.
         group: u16,
     },
+    /// Copies the packet, as a whole and at once, to listeners of an NFLOG group.
+    Copy {
+        /// The group.
+        group: u16,
+    },
     /// Counts in a counter of the table.
     Count(String),
     /// `ct mark set (ct mark & ~mask) | value`.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::evaluate::PolicySet;
 use crate::model::{Condition, Direction, ObjectId, Policy, Subject, Tier};
+use crate::names::{Domain, Resolved};
 use crate::networkpolicy::{Read, refusal};
 use crate::object::{Key, Namespace, ObjectError, Pod};
 use crate::referent::{self, Referent, What};
@@ -38,6 +39,10 @@ pub enum Event {
     Referent(Referent),
     /// One of them is gone.
     ReferentGone(ObjectId),
+    /// A name was seen to have addresses, at this second of the caller's clock.
+    Resolved(Resolved, u64),
+    /// It is this second of the caller's clock.
+    Clock(u64),
 }
 
 /// Identities, policies, and what is wrong with those.
@@ -120,8 +125,23 @@ impl State {
             }
             Event::Referent(referent) => self.put_referent(referent, &mut touched),
             Event::ReferentGone(id) => self.remove_referent(&id, &mut touched),
+            Event::Resolved(resolved, now) => {
+                touched.addresses = self.world.names.pass(now);
+                // What nobody speaks of is not remembered.
+                if self.domains().any(|domain| domain.matches(&resolved.name)) {
+                    touched.addresses.extend(self.world.names.learn(resolved, now));
+                }
+            }
+            Event::Clock(now) => touched.addresses = self.world.names.pass(now),
         }
         touched
+    }
+
+    /// All domain names that policies speak of.
+    pub fn domains(&self) -> impl Iterator<Item = &Domain> {
+        let rules =
+            self.policies.iter().flat_map(|policy| policy.egress.iter().chain(&policy.ingress).flatten());
+        rules.flat_map(|rule| &rule.when).flat_map(Condition::domains)
     }
 
     fn put_referent(&mut self, Referent { id, what, fault, .. }: Referent, touched: &mut Touched) {

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use crate::failsafe::FailSafe;
 use crate::model::{Labels, Namespaces, NetworkSelector, ObjectId, Peer, PodSelector, Scope, Sites, Subject};
+use crate::names::Names;
 use crate::object::{Account, Key, Namespace, Pod};
 use crate::selector::LabelSelector;
 
@@ -64,6 +65,8 @@ pub struct World {
     claimants: HashMap<IpAddr, Vec<String>>,
     /// What always reaches a protected node, and what it always reaches.
     pub failsafe: FailSafe,
+    /// Names as they were seen to resolve.
+    pub names: Names,
 }
 
 impl World {
@@ -347,6 +350,7 @@ impl World {
             Peer::Networks(selector) => {
                 self.networks(selector).any(|networks| networks.nets.iter().any(|net| net.contains(&address)))
             }
+            Peer::Domains(domains) => self.names.has(domains, address),
             Peer::Sites(sites) => self.in_sites(sites, address),
         }
     }

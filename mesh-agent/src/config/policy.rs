@@ -1,16 +1,19 @@
 //! The `policy` section of agent.yaml, and what a Mesh says of sites.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use mesh_keyring::{MeshName, SiteName};
-use mesh_policy::Protocol;
-use mesh_policy::compile::MASK;
+use mesh_policy::compile::{MASK, Resolvers};
 use mesh_policy::failsafe::FailSafe;
 use mesh_policy::model::{
-    Action, Direction, ObjectId, Order, Peer, Policy as Judged, Rule, Sites, Subject, Tier,
+    Action, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy as Judged, Rule, Sites,
+    Subject, Tier,
 };
+use mesh_policy::{LabelSelector, Protocol, Requirement};
 use serde::{Deserialize, Serialize};
 
 /// What is done with policies.
@@ -53,10 +56,56 @@ pub struct Policy {
     pub log: FlowLog,
     /// What sites may do to each other; before what the Mesh says.
     pub sites: SiteStances,
+    /// Who is believed about domain names.
+    pub dns: Dns,
     /// What always reaches this node, where policies protect it as such; absent: what Calico has.
     pub failsafe_inbound: Option<Vec<SafePort>>,
     /// What this node always reaches then.
     pub failsafe_outbound: Option<Vec<SafePort>>,
+}
+
+/// The `policy.dns` section.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Dns {
+    /// Servers that are believed, beside the cluster's own (pods with `k8s-app: kube-dns` in `kube-system`): addresses or prefixes.
+    pub servers: Vec<Server>,
+    /// The NFLOG group that their answers are copied to.
+    pub group: u16,
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self { servers: Vec::new(), group: 5179 }
+    }
+}
+
+/// An address, or a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Server(IpNet);
+
+impl TryFrom<String> for Server {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let address = text.parse::<IpAddr>().map(IpNet::from);
+        let net = address.or_else(|_| text.parse::<IpNet>());
+        net.map(|net| Self(net.trunc())).map_err(|_| format!("{text:?} is no address and no prefix"))
+    }
+}
+
+impl Dns {
+    /// Who is believed.
+    pub fn resolvers(&self) -> Option<Resolvers> {
+        let label = Requirement::In("k8s-app".to_owned(), ["kube-dns".to_owned()].into());
+        let system = Namespaces::Named("kube-system".to_owned());
+        Some(Resolvers {
+            group: self.group,
+            pods: [PodSelector::new(system, LabelSelector::of([label]))].into(),
+            nets: self.servers.iter().map(|server| server.0).collect(),
+        })
+    }
 }
 
 /// A port that no policy takes from a node.
@@ -116,6 +165,7 @@ impl Default for Policy {
             ct_mark_mask: MASK,
             log: FlowLog::default(),
             sites: SiteStances::default(),
+            dns: Dns::default(),
             failsafe_inbound: None,
             failsafe_outbound: None,
         }

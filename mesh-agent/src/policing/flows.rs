@@ -23,16 +23,23 @@ use crate::config::{Config, Mode};
 /// A file that is larger is put aside, and the one put aside before is gone; in bytes.
 const FILE_MOST: u64 = 16 << 20;
 /// A group that could not be had is tried again after this.
-const LISTEN_AGAIN: Duration = Duration::from_secs(10);
+pub(super) const LISTEN_AGAIN: Duration = Duration::from_secs(10);
 /// The most names that are remembered for one window.
 const NAMES_MOST: usize = 20_000;
 /// The socket's buffer, in bytes.
 const BUFFER: u32 = 4 << 20;
 
 /// The socket, for waiting. The kernel's messages are taken in a turn.
-type Socket = Rc<AsyncFd<Ears>>;
+pub(super) type Socket = Rc<AsyncFd<Ears>>;
 
 pub(super) struct Ears(Mutex<Listener>, std::os::fd::RawFd);
+
+impl Ears {
+    /// Takes all packets that wait.
+    pub(super) fn receive(&self, each: impl FnMut(Logged<'_>)) -> io::Result<()> {
+        self.0.lock().receive(each)
+    }
+}
 
 impl std::os::fd::AsRawFd for Ears {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
@@ -137,7 +144,7 @@ impl Flows {
         let now = Timestamp::now();
         if let Some(socket) = self.socket.clone() {
             let Self { log, names, .. } = self;
-            let told = socket.get_ref().0.lock().receive(|logged| {
+            let told = socket.get_ref().receive(|logged| {
                 log.note(now, &logged);
                 names.learn(&logged, compiler);
             });
@@ -221,7 +228,7 @@ pub fn aside(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn listen(group: u16) -> io::Result<Socket> {
+pub(super) fn listen(group: u16) -> io::Result<Socket> {
     use std::os::fd::AsRawFd as _;
     let listener = Listener::new(group, BUFFER)?;
     let fd = listener.as_raw_fd();

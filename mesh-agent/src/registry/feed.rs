@@ -218,6 +218,9 @@ fn about(event: &Event) -> (Kind, Option<Object>) {
         Event::Policy(read) => object(&read.policy.id),
         Event::Referent(referent) => object(&referent.id),
         Event::PolicyGone(id) | Event::ReferentGone(id) => object(id),
+        // No registry says these: they are a kind of their own, of which the last word counts for each name.
+        Event::Resolved(resolved, _) => (Kind("Name"), Some((None, resolved.name.clone()))),
+        Event::Clock(_) => (Kind("Clock"), Some((None, String::new()))),
     }
 }
 

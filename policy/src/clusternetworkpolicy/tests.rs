@@ -87,7 +87,8 @@ fn a_rule_that_is_not_understood_fails_closed() {
         (json!({}), "spec.egress[0].to: names nobody"),
         (json!({"to": [{"networks": []}]}), "spec.egress[0].to[0].networks: names no network"),
         (json!({"to": [{"networks": ["10.0.0.0/33"]}]}), "spec.egress[0].to[0].networks[0]"),
-        (json!({"to": [{"domainNames": ["example.com"]}]}), "spec.egress[0].to[0].domainNames"),
+        (json!({"to": [{"domainNames": ["example com"]}]}), "spec.egress[0].to[0].domainNames[0]"),
+        (json!({"to": [{"domainNames": []}]}), "spec.egress[0].to[0].domainNames: names no domain"),
         (json!({"to": [{"namespaces": {}}], "from": []}), "spec.egress[0].from: no such field"),
         (
             json!({"to": [{"namespaces": {}}], "protocols": [{"icmp": {}}]}),
@@ -196,4 +197,19 @@ fn an_object_that_does_not_say_whom_it_is_about_counts_for_nothing() {
     }
     let nameless = read(&json!({"spec": whole}));
     assert!(fault(&nameless).starts_with("metadata.name"));
+}
+
+#[test]
+fn names_are_for_what_is_accepted_alone() {
+    let to = json!([{"domainNames": ["*.example.com", "example.com."]}]);
+    let read = with(json!({"action": "Accept", "to": to}));
+    assert_eq!(fault(&read), "");
+    let names: Vec<String> =
+        egress(&read)[0].when.iter().flat_map(Condition::domains).map(ToString::to_string).collect();
+    assert_eq!(names, ["example.com", "*.example.com"]);
+    for action in ["Deny", "Pass"] {
+        let read = with(json!({"action": action, "to": to}));
+        assert!(fault(&read).contains("go with action Accept alone"), "{}", fault(&read));
+        assert_eq!((egress(&read)[0].action, egress(&read)[0].when.len()), (Action::Deny, 0));
+    }
 }

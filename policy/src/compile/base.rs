@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::class::refusal;
 use super::{Anybody, Settings};
+use crate::dns;
 use crate::flowlog::Direction;
 use crate::protocol::Protocol;
 use crate::ruleset::{Chain, End, Family, Hook, Kind, Match, Number, Rule, State, Statement, Verdict, Way};
@@ -58,18 +59,31 @@ fn goto(chain: &str) -> Verdict {
 
 /// The chains that do not depend on who is local. `strict`: some class denies something.
 pub(super) fn chains(settings: &Settings, anybody: &Anybody, strict: bool) -> Vec<(String, Chain)> {
-    let Anybody { node, stranger, host } = anybody;
+    let Anybody { node, stranger, host, resolvers } = anybody;
     let host = host.as_deref();
+    let copies = copies(resolvers.as_ref());
     let plain = |name: &str, rules| (name.to_owned(), Chain { hook: None, rules });
     let mut all = vec![
-        ("forward".to_owned(), Chain { hook: Some(Hook::Forward), rules: forward(settings, stranger) }),
+        (
+            "forward".to_owned(),
+            Chain {
+                hook: Some(Hook::Forward),
+                rules: copies.iter().cloned().chain(forward(settings, stranger)).collect(),
+            },
+        ),
         ("input".to_owned(), Chain { hook: Some(Hook::Input), rules: input(settings, host.is_some()) }),
         plain("tunnel_forward", tunnel_forward(settings)),
         plain("tunnel_input", tunnel_input(node, host.is_some())),
         plain("judged_before", judged_before(strict)),
     ];
+    if host.is_some() || !copies.is_empty() {
+        // A cache of names may be a process of the node.
+        let rest = host.map(|_| Rule::new(vec![], Verdict::Jump("host_output".to_owned())));
+        let rules = copies.into_iter().chain(rest).collect();
+        all.push(("output".to_owned(), Chain { hook: Some(Hook::Output), rules }));
+    }
     if let Some(host) = host {
-        all.push(("output".to_owned(), Chain { hook: Some(Hook::Output), rules: output(host) }));
+        all.push(plain("host_output", output(host)));
         all.push(plain("host_input", host_input(node)));
         all.push(plain(FAILSAFE_INPUT, failsafe(settings, &settings.failsafe.inbound)));
         all.push(plain(FAILSAFE_OUTPUT, failsafe(settings, &settings.failsafe.outbound)));
@@ -183,6 +197,23 @@ fn tunnel_forward(settings: &Settings) -> Vec<Rule> {
         rules.push(Rule::new(unknown, goto("x_unknown")));
     }
     rules
+}
+
+/// Copies what those answer to questions who are believed about names.
+fn copies(resolvers: Option<&(u16, Vec<(Family, String, Kind)>)>) -> Vec<Rule> {
+    let Some((group, sets)) = resolvers else { return Vec::new() };
+    let copy = |(family, set, kind): &(Family, String, Kind)| {
+        let from = Number::ServerPort;
+        let matches = vec![
+            Match::State(State::Established),
+            Match::Direction(Way::Reply),
+            Match::Protocol(Protocol::UDP.0),
+            Match::Numbers { number: from, first: dns::PORT, last: dns::PORT, negated: false },
+            within(*family, End::Server, set.clone(), *kind),
+        ];
+        Rule { matches, statements: vec![Statement::Copy { group: *group }], verdict: Verdict::Continue }
+    };
+    sets.iter().map(copy).collect()
 }
 
 fn input(settings: &Settings, protected: bool) -> Vec<Rule> {

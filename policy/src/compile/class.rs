@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Logging, Settings};
+use super::ranges::cover;
+use super::{Logging, Resolvers, Settings};
 use crate::flowlog::{self, Label, RuleName};
 use crate::model::{
     Action, Direction, End as TierEnd, ObjectId, PodSelector, Policy, Rule as PolicyRule, Tier,
 };
+use crate::names::Domain;
 use crate::protocol::Protocol;
 use crate::ruleset::{Element, Family, Kind, Match, Rule, State, Statement, Verdict, Way};
 use crate::world::World;
@@ -24,12 +26,23 @@ pub(super) enum Source {
     Ranges(BTreeSet<Element>),
     /// Every pod's port of this name.
     Named(String, Protocol),
+    /// What these names have, or had until not long ago.
+    Domains(BTreeSet<Domain>, Resolves),
+}
+
+/// Which of a name's addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Resolves {
+    /// Those that it has.
+    Now,
+    /// Those that it has no more, to which connections go on.
+    Before,
 }
 
 impl Source {
     pub(super) fn kind(&self) -> Kind {
         match self {
-            Self::Pods(_) => Kind::Addresses,
+            Self::Pods(_) | Self::Domains(..) => Kind::Addresses,
             Self::Ranges(_) => Kind::Ranges,
             Self::Named(..) => Kind::Ports,
         }
@@ -58,6 +71,33 @@ pub(super) struct Class {
     pub(super) names: BTreeMap<String, RuleName>,
     /// Whether it may deny something.
     pub(super) denies: bool,
+}
+
+impl Class {
+    /// Sets that no class looks into, but the base chains.
+    pub(super) fn of_sets(name: &str, sets: BTreeMap<String, SetUse>) -> Self {
+        let (chains, names) = (BTreeMap::new(), BTreeMap::new());
+        Self { name: name.to_owned(), chains, sets, names, denies: false }
+    }
+}
+
+/// The sets of those that are believed about names.
+pub(super) fn resolvers(known: &Resolvers) -> Vec<(String, SetUse)> {
+    let mut all = Vec::new();
+    for family in Family::BOTH {
+        let mut put = |letter: &str, source: Source| {
+            let name = format!("{letter}_{}{}", digest(&source), family.suffix());
+            all.push((name, SetUse { family, source, allows: true }));
+        };
+        if !known.pods.is_empty() {
+            put("s", Source::Pods(known.pods.clone()));
+        }
+        let ranges = cover([].into_iter(), known.nets.iter().copied(), family);
+        if !ranges.is_empty() {
+            put("c", Source::Ranges(ranges));
+        }
+    }
+    all
 }
 
 /// A short name for something long: 128 bits of a digest, so that nobody can make another thing of the same name.

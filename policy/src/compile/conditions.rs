@@ -6,11 +6,12 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::class::{SetUse, Source, Writer, digest};
+use super::class::{Resolves, SetUse, Source, Writer, digest};
 use super::ranges::cover;
 use crate::model::{Block, Condition, Icmp, Peer, Port, PortMatch, Rule as PolicyRule, Side};
+use crate::names::Domain;
 use crate::protocol::Protocol;
-use crate::ruleset::{End, Family, Kind, Match, Number, Way};
+use crate::ruleset::{End, Family, Kind, Match, Number, State, Way};
 use crate::world::Node;
 
 /// The same ports, with ranges that overlap or touch made one.
@@ -119,15 +120,40 @@ impl Writer<'_> {
             Condition::Is(side, peers) => {
                 let found = self.peers(*side, peers, allows);
                 let alone = found.into_iter().map(|(family, set)| Alternative::of(family, vec![set]));
-                alone.collect()
+                let mut all: Vec<Alternative> = alone.collect();
+                let domains = peers.iter().filter_map(|peer| match peer {
+                    Peer::Domains(domains) => Some(domains),
+                    _ => None,
+                });
+                for domains in domains {
+                    for family in Family::BOTH {
+                        let [now, before] = self.domains(*side, domains, family, allows);
+                        all.push(Alternative::of(family, vec![now]));
+                        // Whoever is connected stays so.
+                        all.push(Alternative::of(family, vec![Match::State(State::Established), before]));
+                    }
+                }
+                all
             }
             Condition::IsNot(side, peers) => {
                 // Whoever comes into such a set loses what the rule gives.
                 let found = self.peers(*side, peers, false);
+                let domains: Vec<_> = peers
+                    .iter()
+                    .filter_map(|peer| match peer {
+                        Peer::Domains(domains) => Some(domains),
+                        _ => None,
+                    })
+                    .collect();
                 let families = Family::BOTH.into_iter().map(|family| {
+                    let names = domains.iter().map(|domains| {
+                        let [now, _] = self.domains(*side, domains, family, false);
+                        outside(&now)
+                    });
+                    let names: Vec<Match> = names.collect();
                     let sets = found.iter().filter(|(of, _)| *of == family).map(|(_, set)| outside(set));
                     let none = std::iter::once(Match::Family(family));
-                    Alternative::of(family, none.chain(sets).collect())
+                    Alternative::of(family, none.chain(sets).chain(names).collect())
                 });
                 families.collect()
             }
@@ -203,6 +229,7 @@ impl Writer<'_> {
                     let addresses = meant.flat_map(|node| node.addresses.union(&node.status_addresses));
                     nets.extend(addresses.map(|address| IpNet::from(*address)));
                 }
+                Peer::Domains(_) => {}
                 Peer::Networks(selector) => {
                     nets.extend(self.world.networks(selector).flat_map(|networks| &networks.nets));
                 }
@@ -229,6 +256,20 @@ impl Writer<'_> {
             }
         }
         all
+    }
+
+    /// What these names have, and what they have no more.
+    fn domains(
+        &mut self,
+        side: Side,
+        domains: &BTreeSet<Domain>,
+        family: Family,
+        allows: bool,
+    ) -> [Match; 2] {
+        [Resolves::Now, Resolves::Before].map(|resolves| {
+            let set = self.set("n", family, Source::Domains(domains.clone(), resolves), allows);
+            Match::In { family, end: end(side), set, kind: Kind::Addresses, negated: false }
+        })
     }
 
     fn set(&mut self, letter: &str, family: Family, source: Source, allows: bool) -> String {

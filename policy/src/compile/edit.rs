@@ -109,6 +109,13 @@ impl<'a> Edit<'a> {
         }
     }
 
+    /// The same, where what is gone from the set ends nothing that goes on.
+    pub(super) fn gentle_members_of(&mut self, name: &str, address: IpAddr, now: BTreeSet<Element>) {
+        let before = self.revokes;
+        self.members_of(name, address, now, true);
+        self.revokes = before;
+    }
+
     /// All that a set has.
     pub(super) fn elements(&mut self, name: &str, now: BTreeSet<Element>) {
         let Some(before) = self.standing.sets.get(name).map(|set| &set.elements) else { return };

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use super::class::Source;
+use super::class::{Resolves, Source};
 use crate::model::{Namespaces, PodSelector};
 use crate::object::Pod;
 use crate::ruleset::{Element, Family};
@@ -16,9 +16,17 @@ pub(super) fn of_address(
     address: IpAddr,
     holder: Option<&Pod>,
 ) -> BTreeSet<Element> {
+    if let Source::Domains(domains, resolves) = source {
+        let is_in = match resolves {
+            Resolves::Now => world.names.has(domains, address),
+            // One that another of them has is no address of before.
+            Resolves::Before => world.names.had(domains, address) && !world.names.has(domains, address),
+        };
+        return is_in.then_some(Element::Address(address)).into_iter().collect();
+    }
     let Some(pod) = holder else { return BTreeSet::new() };
     match source {
-        Source::Ranges(_) => BTreeSet::new(),
+        Source::Ranges(_) | Source::Domains(..) => BTreeSet::new(),
         Source::Pods(selectors) => {
             let selected = selectors.iter().any(|selector| world.selects(selector, pod));
             selected.then_some(Element::Address(address)).into_iter().collect()
@@ -46,7 +54,7 @@ impl<'a> Index<'a> {
         let (mut namespaces, mut labels, mut ports) = (HashMap::new(), HashMap::new(), HashMap::new());
         for source in sources {
             match source {
-                Source::Ranges(_) => {}
+                Source::Ranges(_) | Source::Domains(..) => {}
                 Source::Named(name, _) => drop(ports.entry(name.as_str()).or_default()),
                 Source::Pods(selectors) => {
                     for selector in selectors {
@@ -82,6 +90,11 @@ impl<'a> Index<'a> {
     pub(super) fn members(&self, source: &Source, family: Family) -> BTreeSet<Element> {
         let candidates: BTreeSet<usize> = match source {
             Source::Ranges(ranges) => return ranges.clone(),
+            Source::Domains(domains, _) => {
+                let all =
+                    self.world.names.addresses(domains).filter(|address| Family::of(*address) == family);
+                return all.flat_map(|address| of_address(self.world, source, address, None)).collect();
+            }
             Source::Named(name, _) => self.ports.get(&**name).into_iter().flatten().copied().collect(),
             Source::Pods(selectors) => {
                 selectors.iter().flat_map(|selector| self.candidates(selector)).collect()

@@ -101,6 +101,10 @@ fn peer_text(peer: &Peer) -> String {
             let except: Vec<String> = block.except.iter().map(ToString::to_string).collect();
             format!("{} except {}", block.net, except.join(", "))
         }
+        Peer::Domains(domains) => {
+            let all: Vec<String> = domains.iter().map(ToString::to_string).collect();
+            format!("what {} were seen to resolve to", all.join(", "))
+        }
         Peer::Nodes(selector) => format!("nodes with {selector}"),
         Peer::Sites(Sites::Named(name)) => format!("site {name}"),
         Peer::Sites(Sites::Not(name)) => format!("every site but {name}"),

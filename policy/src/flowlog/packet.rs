@@ -59,14 +59,19 @@ pub enum Detail {
 impl Head {
     /// Reads a packet that begins with its IP header and may end anywhere. `None` when the addresses are not in it.
     pub fn read(packet: &[u8]) -> Option<Self> {
+        Self::split(packet).map(|(head, _)| head)
+    }
+
+    /// The same with what is behind its IP headers, as far as that is in it and no later part of something.
+    pub fn split(packet: &[u8]) -> Option<(Self, &[u8])> {
         match packet.first()? >> 4 {
-            4 => Self::read_v4(packet),
-            6 => Self::read_v6(packet),
+            4 => Self::split_v4(packet),
+            6 => Self::split_v6(packet),
             _ => None,
         }
     }
 
-    fn read_v4(packet: &[u8]) -> Option<Self> {
+    fn split_v4(packet: &[u8]) -> Option<(Self, &[u8])> {
         let length = usize::from(packet.first()? & 0x0f) * 4;
         if length < V4_LENGTH {
             return None;
@@ -76,16 +81,16 @@ impl Head {
         let protocol = *packet.get(9)?;
         // 13 bits of offset in units of 8 bytes.
         let first = u16::from_be_bytes(array(packet, 6)?) & 0x1fff == 0;
-        let detail = if first { detail(protocol, packet.get(length..)) } else { Detail::None };
-        Some(Self { source, destination, protocol, detail })
+        let payload = packet.get(length..).filter(|_| first).unwrap_or_default();
+        Some((Self { source, destination, protocol, detail: detail(protocol, payload) }, payload))
     }
 
-    fn read_v6(packet: &[u8]) -> Option<Self> {
+    fn split_v6(packet: &[u8]) -> Option<(Self, &[u8])> {
         let source = Ipv6Addr::from(array::<16>(packet, 8)?).into();
         let destination = Ipv6Addr::from(array::<16>(packet, 24)?).into();
         let (protocol, payload) = skip_extensions(*packet.get(6)?, packet.get(V6_LENGTH..)?);
-        let detail = detail(protocol, payload);
-        Some(Self { source, destination, protocol, detail })
+        let payload = payload.unwrap_or_default();
+        Some((Self { source, destination, protocol, detail: detail(protocol, payload) }, payload))
     }
 }
 
@@ -114,8 +119,7 @@ fn skip_extensions(mut protocol: u8, mut rest: &[u8]) -> (u8, Option<&[u8]>) {
     }
 }
 
-fn detail(protocol: u8, payload: Option<&[u8]>) -> Detail {
-    let payload = payload.unwrap_or_default();
+fn detail(protocol: u8, payload: &[u8]) -> Detail {
     match protocol {
         number::TCP | number::UDP | number::DCCP | number::SCTP | number::UDP_LITE => {
             let Some(&[a, b, c, d]) = payload.first_chunk() else { return Detail::None };

@@ -65,6 +65,8 @@ const IPPROTO_ICMPV6: u8 = 58;
 const IFNAMSIZ: usize = 16;
 /// Bytes of a packet that a listener is given.
 const LOG_SNAPLEN: u32 = 96;
+/// Bytes of a packet that is copied: more than DNS has in a datagram.
+const COPY_SNAPLEN: u32 = 4096;
 /// Packets that the kernel gathers before it wakes a listener.
 const LOG_QUEUE_THRESHOLD: u16 = 16;
 /// `NFT_FIB_RESULT_OIF`, and of `NFTA_FIB_F_*` SADDR, IIF and PRESENT.
@@ -353,12 +355,8 @@ impl Writer<'_> {
                 batch.be32(4, 0);
                 batch.be32(5, 0);
             }),
-            Statement::Log { prefix, group } => self.expression("log", |batch| {
-                batch.text(2, prefix);
-                batch.be16(1, *group);
-                batch.be32(3, LOG_SNAPLEN);
-                batch.be16(4, LOG_QUEUE_THRESHOLD);
-            }),
+            Statement::Log { prefix, group } => self.log(prefix, *group, LOG_SNAPLEN, LOG_QUEUE_THRESHOLD),
+            Statement::Copy { group } => self.log("copy", *group, COPY_SNAPLEN, 1),
             Statement::Count(counter) => self.expression("objref", |batch| {
                 batch.be32(1, OBJECT_COUNTER);
                 batch.text(2, counter);
@@ -373,6 +371,15 @@ impl Writer<'_> {
                 });
             }
         }
+    }
+
+    fn log(&mut self, prefix: &str, group: u16, length: u32, threshold: u16) {
+        self.expression("log", |batch| {
+            batch.text(2, prefix);
+            batch.be16(1, group);
+            batch.be32(3, length);
+            batch.be16(4, threshold);
+        });
     }
 
     fn verdict(&mut self, verdict: &Verdict) {

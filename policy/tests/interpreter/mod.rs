@@ -72,7 +72,7 @@ fn run(ruleset: &Ruleset, chain: &str, packet: &mut Packet, depth: usize) -> Ste
             match statement {
                 Statement::SetMark { mask, value } => packet.mark = packet.mark & !mask | value,
                 Statement::Count(name) => assert!(ruleset.counters.contains(name), "no counter {name}"),
-                Statement::Limit { .. } => {}
+                Statement::Limit { .. } | Statement::Copy { .. } => {}
                 Statement::Log { prefix, .. } => assert!(prefix.len() <= 127),
             }
         }

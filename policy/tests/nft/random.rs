@@ -150,6 +150,7 @@ impl Random {
         }
         let statements = match self.below(4) {
             0 => vec![Statement::Count(format!("c{}", self.below(3)))],
+            1 if self.below(2) == 0 => vec![Statement::Copy { group: 4 }],
             1 => vec![Statement::SetMark { mask: 0xff00, value: 0x200 }],
             2 => vec![
                 Statement::Limit { rate: 10, burst: 5 },

@@ -24,6 +24,7 @@ fn settings() -> Settings {
         keyless: [].into(),
         carriers: [51820].into(),
         failsafe: FailSafe::default(),
+        resolvers: None,
         strangers: false,
         check_sources: false,
         audit: false,

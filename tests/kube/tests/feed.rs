@@ -173,7 +173,8 @@ fn calicos_objects_and_mesh_policies_count_and_are_told_what_became_of_them() {
                 let feed = registry.feed().clone();
                 let mut state = State::default();
                 // A kind that was only just defined is slow to answer.
-                until(&feed, &mut state, "all is listed", |_| feed.complete() && feed.staleness().is_none()).await;
+                until(&feed, &mut state, "all is listed", |_| feed.complete() && feed.staleness().is_none())
+                    .await;
                 assert_eq!(feed.problems(), Vec::<String>::new());
 
                 let rule = json!([{"action": "Allow", "source": {"selector": "set == 'n'"}}]);

@@ -70,6 +70,7 @@ pub fn settings() -> Settings {
         strangers: false,
         carriers: BTreeSet::new(),
         failsafe: FailSafe::default(),
+        resolvers: None,
         check_sources: false,
         audit: false,
         log: Logging { group: 5180, denied: 10, allowed: 0 },

@@ -2,6 +2,7 @@
 
 mod calico;
 mod live;
+mod names;
 mod places;
 mod rules;
 

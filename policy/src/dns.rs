@@ -1,0 +1,158 @@
+//! Answers of DNS servers, as the kernel copies them.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use simple_dns::rdata::RData;
+use simple_dns::{Packet, PacketFlag, RCODE};
+
+use crate::flowlog::{Detail, Head};
+use crate::names::{Resolved, normal};
+use crate::protocol::Protocol;
+
+/// The port that servers answer from.
+pub const PORT: u16 = 53;
+/// The most aliases that one name leads through.
+const ALIASES_MOST: usize = 16;
+
+/// What a packet, from its IP header on, says of the name that was asked about; `None` where it is no answer with addresses. Of an answer
+/// in several fragments only what is in the first counts.
+pub fn answer(packet: &[u8]) -> Option<Resolved> {
+    let (head, transport) = Head::split(packet)?;
+    let Detail::Ports { source: PORT, .. } = head.detail else { return None };
+    if head.protocol != Protocol::UDP.0 {
+        return None;
+    }
+    // Behind UDP's header.
+    resolved(transport.get(8..)?)
+}
+
+/// What a message says.
+fn resolved(message: &[u8]) -> Option<Resolved> {
+    let message = Packet::parse(message).ok()?;
+    if !message.has_flags(PacketFlag::RESPONSE) || message.rcode() != RCODE::NoError {
+        return None;
+    }
+    let [question] = message.questions.as_slice() else { return None };
+    let name = normal(&question.qname.to_string());
+    let mut owner = name.clone();
+    let mut ttl = u32::MAX;
+    // Aliases need not stand in the order in which they lead on.
+    for _ in 0..ALIASES_MOST {
+        let alias = message.answers.iter().find_map(|record| match &record.rdata {
+            RData::CNAME(target) if normal(&record.name.to_string()) == owner => {
+                Some((normal(&target.to_string()), record.ttl))
+            }
+            _ => None,
+        });
+        let Some((target, of_alias)) = alias else { break };
+        (owner, ttl) = (target, ttl.min(of_alias));
+    }
+    let mut addresses = BTreeSet::new();
+    for record in message.answers.iter().filter(|record| normal(&record.name.to_string()) == owner) {
+        let address: IpAddr = match &record.rdata {
+            RData::A(a) => Ipv4Addr::from(a.address).into(),
+            RData::AAAA(aaaa) => Ipv6Addr::from(aaaa.address).into(),
+            _ => continue,
+        };
+        ttl = ttl.min(record.ttl);
+        addresses.insert(address.to_canonical());
+    }
+    (!addresses.is_empty()).then_some(Resolved { name, addresses, ttl })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use simple_dns::rdata::{A, AAAA, CNAME};
+    use simple_dns::{CLASS, Name, Question, ResourceRecord, TYPE};
+
+    use super::*;
+
+    fn record(name: &str, ttl: u32, rdata: RData<'static>) -> ResourceRecord<'static> {
+        ResourceRecord::new(Name::new(name).unwrap().into_owned(), CLASS::IN, ttl, rdata)
+    }
+
+    fn alias(name: &str, ttl: u32, to: &str) -> ResourceRecord<'static> {
+        record(name, ttl, RData::CNAME(CNAME(Name::new(to).unwrap().into_owned())))
+    }
+
+    fn a(name: &str, ttl: u32, address: [u8; 4]) -> ResourceRecord<'static> {
+        record(name, ttl, RData::A(A { address: u32::from_be_bytes(address) }))
+    }
+
+    /// A message that answers a question about a name, in a packet.
+    fn packet(v6: bool, asked: &str, records: Vec<ResourceRecord<'static>>) -> Vec<u8> {
+        let mut message = Packet::new_reply(7);
+        let name = Name::new(asked).unwrap().into_owned();
+        message.questions.push(Question::new(name, TYPE::A.into(), CLASS::IN.into(), false));
+        message.answers = records;
+        let payload = message.build_bytes_vec_compressed().unwrap();
+        let length = (payload.len() + 8) as u16;
+        let mut packet = match v6 {
+            false => {
+                let mut header = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 53, 10, 0, 0, 1];
+                header[2..4].copy_from_slice(&(length + 20).to_be_bytes());
+                header
+            }
+            true => {
+                let mut header = vec![0x60, 0, 0, 0, 0, 0, 17, 64];
+                header[4..6].copy_from_slice(&length.to_be_bytes());
+                header.extend([0xfd; 32]);
+                header
+            }
+        };
+        packet.extend(PORT.to_be_bytes());
+        packet.extend(40_000_u16.to_be_bytes());
+        packet.extend(length.to_be_bytes());
+        packet.extend([0, 0]);
+        packet.extend(payload);
+        packet
+    }
+
+    #[test]
+    fn addresses_are_those_of_the_name_that_was_asked_about_whatever_its_aliases_are() {
+        for v6 in [false, true] {
+            let records = vec![
+                a("edge.cdn.net", 50, [192, 0, 2, 1]),
+                alias("WWW.example.com", 300, "site.cdn.net"),
+                alias("site.cdn.net", 20, "edge.cdn.net"),
+                a("edge.cdn.net", 40, [192, 0, 2, 2]),
+                record("edge.cdn.net", 60, RData::AAAA(AAAA { address: 0x2001_0db8 << 96 | 1 })),
+                a("evil.example.org", 60, [203, 0, 113, 1]),
+            ];
+            let resolved = answer(&packet(v6, "www.EXAMPLE.com", records)).unwrap();
+            assert_eq!((resolved.name.as_str(), resolved.ttl), ("www.example.com", 20));
+            let addresses: Vec<String> = resolved.addresses.iter().map(ToString::to_string).collect();
+            assert_eq!(addresses, ["192.0.2.1", "192.0.2.2", "2001:db8::1"]);
+        }
+    }
+
+    #[test]
+    fn what_answers_nothing_is_none() {
+        assert_eq!(answer(&packet(false, "example.com", vec![])), None);
+        let loops = vec![alias("example.com", 1, "b.example.com"), alias("b.example.com", 1, "example.com")];
+        assert_eq!(answer(&packet(false, "example.com", loops)), None);
+        let mut question = packet(false, "example.com", vec![a("example.com", 1, [1, 2, 3, 4])]);
+        question[20 + 8 + 2] &= 0x7f;
+        assert_eq!(answer(&question), None, "a question");
+        let mut failed = packet(false, "example.com", vec![a("example.com", 1, [1, 2, 3, 4])]);
+        failed[20 + 8 + 3] |= 3;
+        assert_eq!(answer(&failed), None, "no such name");
+        let mut elsewhere = packet(false, "example.com", vec![a("example.com", 1, [1, 2, 3, 4])]);
+        elsewhere[21] = 54;
+        assert_eq!(answer(&elsewhere), None, "another port");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_answer_or_none(mut bytes in prop::collection::vec(any::<u8>(), 0..200), cut in 0..200usize) {
+            let _ = answer(&bytes);
+            let mut whole = packet(false, "example.com", vec![a("example.com", 1, [1, 2, 3, 4])]);
+            let at = cut % whole.len();
+            whole.truncate(at.max(28));
+            whole.append(&mut bytes);
+            let _ = answer(&whole);
+        }
+    }
+}
