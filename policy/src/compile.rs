@@ -118,8 +118,15 @@ struct Anybody {
     stranger: String,
     // What the node itself begins, where it is protected as such.
     host: Option<String>,
-    // Sets of those that are believed about names, where policies speak of any; and the group.
-    resolvers: Option<(u16, Vec<(Family, String, Kind)>)>,
+    // Where policies speak of names.
+    resolvers: Option<Copied>,
+}
+
+/// What is copied: the group, and the sets of those that are believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Copied {
+    group: u16,
+    sets: Vec<(Family, String, Kind)>,
 }
 
 /// The class that stands for the sets of resolvers.
@@ -331,7 +338,7 @@ impl Compiler {
         let known = self.settings.resolvers.as_ref().filter(|_| speaks);
         let sets: BTreeMap<String, SetUse> = known.into_iter().flat_map(class::resolvers).collect();
         let asked = sets.iter().map(|(name, uses)| (uses.family, name.clone(), uses.source.kind()));
-        self.anybody.resolvers = known.map(|known| (known.group, asked.collect()));
+        self.anybody.resolvers = known.map(|known| Copied { group: known.group, sets: asked.collect() });
         self.classes.insert(RESOLVERS.to_owned(), Arc::new(Class::of_sets(RESOLVERS, sets)));
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::class::refusal;
-use super::{Anybody, Settings};
+use super::{Anybody, Copied, Settings};
 use crate::dns;
 use crate::flowlog::Direction;
 use crate::protocol::Protocol;
@@ -200,8 +200,8 @@ fn tunnel_forward(settings: &Settings) -> Vec<Rule> {
 }
 
 /// Copies what those answer to questions who are believed about names.
-fn copies(resolvers: Option<&(u16, Vec<(Family, String, Kind)>)>) -> Vec<Rule> {
-    let Some((group, sets)) = resolvers else { return Vec::new() };
+fn copies(resolvers: Option<&Copied>) -> Vec<Rule> {
+    let Some(Copied { group, sets }) = resolvers else { return Vec::new() };
     let copy = |(family, set, kind): &(Family, String, Kind)| {
         let from = Number::ServerPort;
         let matches = vec![

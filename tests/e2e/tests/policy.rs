@@ -270,3 +270,156 @@ fn a_directory_that_is_emptied_takes_no_policy_away() {
         )
         .passes();
 }
+
+#[test]
+fn a_name_is_reached_once_it_was_asked_for_and_no_longer_than_it_says() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policy/dns.py");
+    let serve = format!(
+        "- exec: {{on: gcp-1-pod-2, command: \"python3 {script} serve 10.2.0.3 db.example.com 10.2.0.2 7\"}}\n"
+    );
+    let ask = format!(
+        "- exec: {{on: aws-1-pod-1, command: \"python3 {script} ask 10.2.0.3 db.example.com\", contains: 10.2.0.2}}\n"
+    );
+    mesh("policy-names")
+        .steps("- handshakes: all\n- expect: {matrix: pods}\n")
+        .steps(&serve)
+        .steps(
+            r#"- name: the server is the cluster's own
+  apply:
+    file: dns.yaml
+    manifest:
+      apiVersion: v1
+      kind: Pod
+      metadata: {name: dns, namespace: kube-system, labels: {k8s-app: kube-dns}, creationTimestamp: "2026-01-01T00:00:00Z"}
+      spec: {nodeName: gcp-1}
+      status: {phase: Running, podIPs: [{ip: 10.2.0.3}, {ip: "fd00:2::3"}]}
+- apply:
+    file: names.yaml
+    manifest:
+      apiVersion: policy.networking.k8s.io/v1alpha2
+      kind: ClusterNetworkPolicy
+      metadata: {name: names}
+      spec:
+        tier: Admin
+        priority: 1
+        subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: web}}}}
+        egress:
+          - {action: Accept, to: [{domainNames: ["*.example.com"]}]}
+          - {action: Accept, to: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}}]}
+          - {action: Deny, to: [{networks: [0.0.0.0/0, "::/0"]}]}
+- expect: {pairs: [{from: aws-1-pod-1, to: gcp-1-pod-1, verdict: deny}, {from: aws-1-pod-2, to: gcp-1-pod-1}]}
+"#,
+        )
+        .steps(&ask)
+        .steps(
+            r#"- name: what was answered is reached by IPv4, of which there was an answer
+  exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 10.2.0.2 && ! ping -n -c 1 -W 1 fd00:2::2"}
+- name: and no longer than that
+  eventually:
+    deadline: 60s
+    step: {exec: {on: aws-1-pod-1, command: "! ping -n -c 1 -W 1 10.2.0.2"}}
+"#,
+        )
+        .steps(&ask)
+        .steps("- exec: {on: aws-1-pod-1, command: \"ping -n -c 1 -W 2 10.2.0.2\"}\n")
+        .passes();
+}
+
+#[test]
+fn calicos_policies_and_the_meshs_own_count_through_the_tunnel() {
+    mesh("policy-calico")
+        .steps("- capture: underlay\n- handshakes: all\n- expect: {matrix: pods}\n")
+        .steps(
+            r#"- name: of aws only web may cross, and only to db; what stays at home is nobody's business
+  apply:
+    file: mesh-policy.yaml
+    manifest:
+      - apiVersion: sennit.dev/v1alpha1
+        kind: MeshPolicy
+        metadata: {name: crossing}
+        spec:
+          tier: Admin
+          priority: 1
+          subject: {namespaces: {}, sites: [aws]}
+          egress:
+            - {action: Deny, to: [{pods: {podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [db]}]}}, notSites: [aws]}]}
+            - {action: Pass, to: [{sites: [gcp]}]}
+      - apiVersion: sennit.dev/v1alpha1
+        kind: MeshPolicy
+        metadata: {name: ledger}
+        spec:
+          tier: Admin
+          priority: 2
+          subject: {pods: {podSelector: {matchLabels: {app: db}}}}
+          ingress:
+            - {action: Accept, from: [{pods: {podSelector: {matchLabels: {app: web}}}, sites: [aws]}]}
+            - {action: Deny, from: [{notSites: [gcp]}]}
+- expect:
+    pairs:
+      - {from: aws-1-pod-1, to: [gcp-1-pod-1, aws-1-pod-2]}
+      - {from: aws-1-pod-1, to: gcp-1-pod-2, verdict: deny}
+      - {from: aws-1-pod-2, to: [gcp-1-pod-1, gcp-1-pod-2], verdict: deny}
+      - {from: gcp-1-pod-2, to: [gcp-1-pod-1, aws-1-pod-1]}
+- exec: {on: aws-1, command: "cd /run/netlab/shared/registry && rm mesh-policy.yaml"}
+- expect: {matrix: pods}
+- name: Calico's tiers before the developers', and what is staged is told only
+  apply:
+    file: calico.yaml
+    manifest:
+      - apiVersion: projectcalico.org/v3
+        kind: Tier
+        metadata: {name: security}
+        spec: {order: 100, defaultAction: Pass}
+      - apiVersion: projectcalico.org/v3
+        kind: GlobalNetworkPolicy
+        metadata: {name: security.db}
+        spec:
+          tier: security
+          selector: app == 'db'
+          ingress:
+            - {action: Allow, source: {selector: "app in {'web'}", namespaceSelector: team == 'red'}}
+            - {action: Deny, source: {notSelector: has(app)}}
+            - {action: Pass}
+      - apiVersion: crd.projectcalico.org/v1
+        kind: NetworkPolicy
+        metadata: {name: default.db, namespace: shop}
+        spec:
+          selector: app == 'db'
+          ingress: [{action: Allow, source: {selector: app == 'nobody'}}]
+      - apiVersion: projectcalico.org/v3
+        kind: StagedGlobalNetworkPolicy
+        metadata: {name: staged}
+        spec: {selector: app == 'client', types: [Ingress], ingress: [{action: Deny, source: {selector: app == 'web'}}]}
+- expect:
+    pairs:
+      - {from: aws-1-pod-1, to: [gcp-1-pod-1, gcp-1-pod-2, aws-1-pod-2]}
+      - {from: aws-1-pod-2, to: gcp-1-pod-1, verdict: deny}
+      - {from: aws-1, to: gcp-1-pod-1, verdict: deny}
+- name: what the staged policy would deny
+  eventually:
+    deadline: 30s
+    step:
+      exec: {on: gcp-1, command: "grep -h '\"verdict\":\"would-deny\"' /run/netlab/private/state/flows.jsonl | grep -m1 StagedGlobalNetworkPolicy", contains: client-g}
+- name: a node as an endpoint of its own, but for what is safe
+  apply:
+    file: host.yaml
+    manifest:
+      - apiVersion: projectcalico.org/v3
+        kind: HostEndpoint
+        metadata: {name: gcp-1, labels: {role: node}}
+        spec: {node: gcp-1, interfaceName: "*"}
+      - apiVersion: projectcalico.org/v3
+        kind: GlobalNetworkPolicy
+        metadata: {name: nodes}
+        spec: {selector: role == 'node', types: [Ingress], ingress: [{action: Allow, source: {selector: app == 'web'}}]}
+- expect:
+    pairs:
+      - {from: aws-1-pod-1, to: gcp-1}
+      - {from: aws-1-pod-2, to: gcp-1, verdict: deny}
+      - {from: gcp-1-pod-2, to: gcp-1}
+- handshakes: all
+- assertNoCleartext: {}
+"#,
+        )
+        .passes();
+}
