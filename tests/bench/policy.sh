@@ -11,6 +11,8 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 echo "== 20,000 pods, 1,000 policies, 110 pods of the node" >&2
 "$bin/policy-bench"
+echo "== the same in five tiers of three APIs" >&2
+"$bin/policy-bench" --tiers | sed -n '/cold start/,$p'
 
 # Rules that the server's class has before the one that lets the client in: policies of a thousand each.
 python3 - "$dir" <<'END'
@@ -32,6 +34,31 @@ for count in (0, 100, 1000, 10000):
     policies = [{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name, "namespace": "x"},
                  "spec": {"podSelector": {"matchLabels": {"app": "server"}}, "ingress": rules}} for name, rules in items]
     json.dump({"apiVersion": "v1", "kind": "List", "items": policies}, open(f"{dir}/{count}.json", "w"))
+END
+# The same 10,000 rules as 1,000 policies of five tiers and three APIs; the last one lets the client in.
+python3 - "$dir" <<'END'
+import json, sys
+def rules(index, make):
+    return [make(f"a{n % 100}", 1 + n) for n in range(index * 10, index * 10 + 10)]
+def cluster(index, tier):
+    make = lambda app, port: {"action": "Accept", "from": [{"pods": {"podSelector": {"matchLabels": {"app": app}}}}],
+                              "protocols": [{"tcp": {"destinationPort": {"number": port}}}]}
+    spec = {"tier": tier, "priority": index, "subject": {"pods": {"podSelector": {"matchLabels": {"app": "server"}}}}, "ingress": rules(index, make)}
+    return {"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {"name": f"p{index}"}, "spec": spec}
+def calico(index, tier):
+    make = lambda app, port: {"action": "Allow", "protocol": "TCP", "source": {"selector": f"app == '{app}'"}, "destination": {"ports": [port]}}
+    spec = {"tier": tier, "order": index, "selector": "app == 'server'", "ingress": rules(index, make)}
+    return {"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {"name": f"p{index}"}, "spec": spec}
+def developer(index):
+    make = lambda app, port: {"from": [{"podSelector": {"matchLabels": {"app": app}}}], "ports": [{"port": port}]}
+    more = [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}] if index == 997 else []
+    spec = {"podSelector": {"matchLabels": {"app": "server"}}, "ingress": rules(index, make) + more}
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": f"p{index:04}", "namespace": "x"}, "spec": spec}
+items = [{"apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": {"name": name}, "spec": {"order": order, "defaultAction": "Pass"}}
+         for name, order in (("security", 100), ("platform", 2e6))]
+kinds = (lambda n: cluster(n, "Admin"), lambda n: calico(n, "security"), developer, lambda n: calico(n, "platform"), lambda n: cluster(n, "Baseline"))
+items += [kinds[n % 5](n) for n in range(1000)]
+json.dump({"apiVersion": "v1", "kind": "List", "items": items}, open(f"{sys.argv[1]}/tiers.json", "w"))
 END
 stream() { # name, iperf3's arguments
   printf '  - exec: {on: aws-1-pod-1, command: "iperf3 -s -D -1 -p 5201"}\n  - timeout: 60s\n    exec: {on: gcp-1-pod-1, command: "sleep 0.5; head -n 1 /proc/stat > %s; iperf3 -c 10.1.0.2 -p 5201 -t 3 %s -J > %s; head -n 1 /proc/stat > %s"}\n' \
@@ -72,9 +99,9 @@ END
     both "tracked-$round"
     for node in aws-1 gcp-1; do printf '  - exec: {on: %s, command: "nft delete table inet beside"}\n' $node; done
     mode enforce
-    for count in 0 100 1000 10000; do
+    for count in 0 100 1000 10000 tiers; do
       printf '  - apply: {file: policies.json, source: %s.json}\n' $count
-      policies=$((count == 0 ? 0 : (count + 999) / 1000 + 1))
+      if [[ $count == tiers ]]; then policies=1000; else policies=$((count == 0 ? 0 : (count + 999) / 1000 + 1)); fi
       printf '  - status: {nodes: aws-1, where: [{path: /policy/policies, equals: %s}, {path: /policy/standing, equals: true}]}\n' $policies
       both "$count-$round"
     done
@@ -172,10 +199,11 @@ for name, kind, rate, unit, amount, per in (("TCP", "tcp", tcp, "Gb/s", gigabyte
     print(f"{name} without policy: {statistics.median(base):.2f} {unit} ({min(base):.2f}-{max(base):.2f}), {statistics.median(spent):.2f} s of CPU per {per}")
     print(f"  with conntrack alone: {statistics.median(a / b for a, b in zip(tracked, base)):.3f} of that, "
           f"{statistics.median(cost('tracked', n) / one for n, one in zip(rounds, spent)):.3f} of the CPU")
-    for count in (0, 100, 1000, 10000):
+    for count in (0, 100, 1000, 10000, "tiers"):
         ratios = [rate(count, n) / one for n, one in zip(rounds, base)]
         costs = [cost(count, n) / one for n, one in zip(rounds, spent)]
-        print(f"  with {count:>6} rules: {statistics.median(ratios):.3f} of that ({min(ratios):.3f}-{max(ratios):.3f}), "
+        what = f"{count:>6} rules" if count != "tiers" else "10,000 rules in five tiers"
+        print(f"  with {what}: {statistics.median(ratios):.3f} of that ({min(ratios):.3f}-{max(ratios):.3f}), "
               f"{statistics.median(costs):.3f} of the CPU ({min(costs):.3f}-{max(costs):.3f}); "
               f"of conntrack alone {statistics.median(rate(count, n) / one for n, one in zip(rounds, tracked)):.3f}, "
               f"{statistics.median(cost(count, n) / cost('tracked', n) for n in rounds):.3f} of the CPU")

@@ -79,6 +79,7 @@ fn together_they_let_through_what_they_name() {
         ("shop/near", "shop/web", 80, "TCP", "deny"),
         ("monitoring/prom", "shop/web", 9100, "TCP", "allow"),
         ("monitoring/prom", "shop/web", 80, "TCP", "deny"),
+        ("payments/pay", "kube-system/dns", 53, "UDP", "deny"),
         ("payments/plain", "kube-system/dns", 53, "UDP", "allow"),
         ("payments/plain", "kube-system/dns", 8080, "TCP", "deny"),
         ("shop/near", "kube-system/dns", 8080, "TCP", "allow"),
@@ -92,4 +93,18 @@ fn sites_alone_keep_sites_apart_and_nothing_else() {
     let state = state(&["sites.yaml"]);
     assert_eq!(verdict(&state, "payments/pay", "shop/web", 80, "TCP"), "deny");
     assert_eq!(verdict(&state, "shop/near", "shop/web", 80, "TCP"), "allow");
+}
+
+#[test]
+fn of_pci_pods_only_what_is_for_the_ledger_crosses() {
+    let state = state(&["crossing.yaml"]);
+    for (from, to, port, expected) in [
+        ("payments/pay", "accounting/ledger", 5432, "allow"),
+        ("payments/pay", "accounting/ledger", 5433, "deny"),
+        ("payments/pay", "shop/web", 80, "deny"),
+        ("payments/pay", "monitoring/prom", 80, "allow"),
+        ("payments/plain", "shop/web", 80, "allow"),
+    ] {
+        assert_eq!(verdict(&state, from, to, port, "TCP"), expected, "{from} to {to}, {port}");
+    }
 }

@@ -9,7 +9,7 @@ use mesh_policy::compile::Settings;
 use mesh_policy::nft::{Ownership, Table};
 use mesh_policy::object::{Namespace, Pod};
 use mesh_policy::ruleset::{Change, Element, Family, Kind};
-use mesh_policy::{Event, networkpolicy};
+use mesh_policy::{Event, calico, clusternetworkpolicy, networkpolicy};
 use policy_tests::rig::{NODE, settings};
 use policy_tests::{Link, Packet, Rig};
 use serde_json::{Value, json};
@@ -29,6 +29,9 @@ struct Cli {
     /// Small changes of each kind.
     #[arg(long, default_value_t = 1_000)]
     changes: u32,
+    /// Policies of five tiers and three APIs, instead of NetworkPolicies alone.
+    #[arg(long)]
+    tiers: bool,
 }
 
 const APPS: u32 = 200;
@@ -50,7 +53,52 @@ fn pod(index: u32, local: u32, version: u32) -> Pod {
 }
 
 /// A policy for one application: others of its kind may reach some ports of it, and so may a block.
-fn policy(index: u32, variant: u32) -> Event {
+fn policy(index: u32, variant: u32, tiers: bool) -> Event {
+    match index % 5 {
+        _ if !tiers => network_policy(index, variant),
+        0 => cluster_policy(index, variant, "Admin"),
+        1 => calico_policy(index, variant, "security"),
+        2 => network_policy(index, variant),
+        3 => calico_policy(index, variant, "platform"),
+        _ => cluster_policy(index, variant, "Baseline"),
+    }
+}
+
+/// Calico's tiers: one before the developers' and one behind.
+fn calico_tiers() -> [Event; 2] {
+    [("security", 100.0), ("platform", 2e6)].map(|(name, order)| {
+        let tier = json!({"metadata": {"name": name}, "spec": {"order": order, "defaultAction": "Pass"}});
+        Event::Referent(calico::tier(&tier))
+    })
+}
+
+/// The same in Calico's words. Others pass.
+fn calico_policy(index: u32, variant: u32, tier: &str) -> Event {
+    let from = format!(
+        "app in {{'app-{}', 'app-{}'}}",
+        (index * 7 + variant) % APPS,
+        (index * 7 + 1 + variant) % APPS
+    );
+    let allow = json!({"action": "Allow", "protocol": "TCP", "source": {"selector": from}, "destination": {"ports": [1000 + index, "http"]}});
+    let net = json!({"action": "Deny", "source": {"nets": [format!("192.168.{}.0/24", index % 250)]}});
+    Event::Policy(calico::global(&json!({
+        "metadata": {"name": format!("policy-{index}")},
+        "spec": {"tier": tier, "order": index, "selector": format!("app == 'app-{}'", index % 110), "ingress": [allow, net]},
+    })))
+}
+
+/// The same in an administrator's words. Others pass.
+fn cluster_policy(index: u32, variant: u32, tier: &str) -> Event {
+    let from: Vec<Value> = (0..2).map(|n| json!({"pods": {"podSelector": {"matchLabels": {"app": format!("app-{}", (index * 7 + n + variant) % APPS)}}}})).collect();
+    let subject = json!({"pods": {"podSelector": {"matchLabels": {"app": format!("app-{}", index % 110)}}}});
+    let accept = json!({"action": "Accept", "from": from, "protocols": [{"tcp": {"destinationPort": {"number": 1000 + index}}}]});
+    Event::Policy(clusternetworkpolicy::read(&json!({
+        "metadata": {"name": format!("policy-{index}")},
+        "spec": {"tier": tier, "priority": index % 1000, "subject": subject, "ingress": [accept]},
+    })))
+}
+
+fn network_policy(index: u32, variant: u32) -> Event {
     let peers: Vec<Value> = (0..2).map(|n| json!({"podSelector": {"matchLabels": {"app": format!("app-{}", (index * 7 + n + variant) % APPS)}}})).collect();
     let block = json!({"ipBlock": {"cidr": format!("192.168.{}.0/24", index % 250), "except": [format!("192.168.{}.64/26", index % 250)]}});
     Event::Policy(networkpolicy::read(&json!({
@@ -94,7 +142,8 @@ fn main() -> anyhow::Result<()> {
     let began = Instant::now();
     compiler.take(Event::Namespaces(vec![Namespace::new("default", Default::default())]));
     compiler.take(Event::Pods((0..cli.pods).map(|index| pod(index, cli.local, 0)).collect()));
-    (0..cli.policies).for_each(|index| compiler.take(policy(index, 0)));
+    calico_tiers().into_iter().filter(|_| cli.tiers).for_each(|tier| compiler.take(tier));
+    (0..cli.policies).for_each(|index| compiler.take(policy(index, 0, cli.tiers)));
     let read = began.elapsed();
     let began = Instant::now();
     let delta = compiler.update();
@@ -145,7 +194,7 @@ fn main() -> anyhow::Result<()> {
     told("a pod of this node is labelled anew", times);
     let mut times = Vec::new();
     for variant in 1..=cli.changes.min(100) {
-        times.push(time(&mut rig, policy(dice(cli.policies), variant))?);
+        times.push(time(&mut rig, policy(dice(cli.policies), variant, cli.tiers))?);
     }
     told("a policy changes", times);
     println!("memory then: {} MiB", resident()? / 1024);
