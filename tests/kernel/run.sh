@@ -18,16 +18,9 @@ fi
 ((status == 0)) || exit "$status"
 
 step "building the programs"
-cargo build --locked -p mesh-agent -p mesh-wg -p kernel-tests --bins
-cargo test --locked --no-run -p mesh-overlay --test backends
-cargo test --locked --no-run -p kernel-tests --test kernel
-# The same again: cargo, which has nothing left to do, says where it put things.
-executable() {
-  cargo test --locked --no-run --message-format=json "$@" 2>/dev/null |
-    jq -r 'select(.reason == "compiler-artifact" and .profile.test) | .executable // empty' | tail -n 1
-}
-backends=$(executable -p mesh-overlay --test backends)
-tests=$(executable -p kernel-tests --test kernel)
+programs=$(tests/setup/programs.sh)
+backends=$(awk '$1 == "overlay" && $2 == "backends" {print $3}' <<<"$programs")
+tests=$(awk '$1 == "tests/kernel" && $2 == "kernel" {print $3}' <<<"$programs")
 bin=$(dirname "$(dirname "$tests")")
 
 step "packing the programs for the guest"

@@ -16,16 +16,15 @@ fi
 ((status == 0)) || exit "$status"
 
 step "building the programs"
-# As `make test` builds them: with the features of all packages together.
-cargo build --locked --workspace --bins
-cargo test --locked --no-run -p kube-tests
+programs=$(tests/setup/programs.sh | sed -n 's|^tests/kube ||p')
 
 step "running the tests"
 export SENNIT_KUBE_BIN=$bin
-run() { cargo test --locked -p kube-tests --no-fail-fast "$@" || status=$?; }
 # Two clusters at a time, since they wait most of the time; whole nodes with all their containers take both cores.
-mapfile -t small < <(basename -s .rs -a tests/kube/tests/*.rs | grep -vx whole | sed 's/^/--test=/')
-run --lib --bins "${small[@]}" -- --test-threads=2 "$@"
-run --test=whole -- --test-threads=1 "$@"
+while read -r name program; do
+  [[ $name == whole ]] && threads=1 || threads=2
+  echo "     Running $name"
+  (cd tests/kube && "$program" --test-threads=$threads "$@" </dev/null) || status=$?
+done < <(grep -v '^whole ' <<<"$programs"; grep '^whole ' <<<"$programs")
 step "done"
 exit "$status"

@@ -17,23 +17,21 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 started=$SECONDS
 echo "== building programs and tests"
-cargo build --workspace --bins --locked
-# kernel-tests needs an emulated machine: `make kernel-test`; kube-tests a cluster: `make kube-test`.
-cargo test --workspace --exclude kernel-tests --exclude kube-tests --locked --no-run
+programs=$(tests/setup/programs.sh)
 echo "== running the tests"
 status=0
-# Labs share two cores at most: one test program at a time, and inside of it what it chooses itself.
-run() { cargo test --locked --no-fail-fast "$@" 2>&1 | tee -a "$log" || status=1; }
-run --workspace --exclude kernel-tests --exclude kube-tests --exclude e2e
-# Whole meshes wait most of the time, for handshakes, probes and deaths: four of them at once. By their programs, since `-p e2e` would
-# choose other features of dependencies than all packages together, and build half of them anew.
-mapfile -t meshes < <(cargo test --workspace --exclude kernel-tests --exclude kube-tests --locked --no-run --message-format=json 2>/dev/null |
-  jq -r 'select(.executable != null and .profile.test and (.manifest_path | endswith("/e2e/Cargo.toml"))) | .executable')
-((${#meshes[@]} > 1)) || { echo "no test programs of e2e were found" >&2; status=1; }
-for program in "${meshes[@]}"; do
-  echo "     Running $program"
-  (cd tests/e2e && "$program" --test-threads=4) 2>&1 | tee -a "$log" || status=1
-done
+# Labs share two cores at most: one test program at a time, and inside of it what it chooses itself; but whole meshes wait most of the
+# time, for handshakes, probes and deaths: four of them at once. kernel-tests needs an emulated machine, `make kernel-test`; kube-tests
+# a cluster, `make kube-test`.
+while read -r folder name program; do
+  case $folder in
+    tests/kernel | tests/kube) continue ;;
+    tests/e2e) threads=(--test-threads=4) ;;
+    *) threads=() ;;
+  esac
+  echo "     Running $name of $folder"
+  (cd "$folder" && "$program" "${threads[@]}" </dev/null) 2>&1 | tee -a "$log" || status=1
+done <<<"$programs"
 skips=$(grep -o 'SKIPPED [^ ]*: .*' "$log" | sort -u || true)
 skipped=$(grep -c . <<<"$skips" || true)
 echo "$skips"
