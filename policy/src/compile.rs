@@ -311,8 +311,7 @@ impl Compiler {
             let mut own = own.flat_map(|node| node.addresses.iter().chain(&node.status_addresses));
             let own = settings.address.or(own.next().copied()).unwrap_or(anywhere);
             self.anybody.node = class_of(own, Direction::Ingress);
-            let protects = |direction| is_protected(world, &policies.applying(world, own, direction), own);
-            let protected = Direction::BOTH.into_iter().any(protects);
+            let protected = is_protected(world, policies, own);
             self.anybody.host = protected.then(|| class_of(own, Direction::Egress));
             // Of strangers only the site is known.
             let strangers = settings.own.iter().flat_map(|net| [net.addr(), net.broadcast()]);

@@ -149,7 +149,7 @@ pub enum Reason {
     OwnNode,
     /// It is among what no policy takes from a node.
     FailSafe,
-    /// No policy decides, and no profile of this host endpoint allows it.
+    /// No policy decides, and no profile of this host endpoint allows it; or this tier is one too many to be asked.
     Unprofiled(ObjectId),
 }
 
@@ -186,7 +186,8 @@ pub fn evaluate(world: &World, policies: &PolicySet, flow: &Flow) -> Judgement {
     }
     let [egress, ingress] = Direction::BOTH.map(|direction| {
         let own = flow.address(Side::own(direction));
-        judge(world, &policies.applying(world, own, direction), flow, direction)
+        let tiers = policies.applying(world, own, direction);
+        judge(world, is_protected(world, policies, own), &tiers, flow, direction)
     });
     Judgement { egress, ingress }
 }
@@ -202,7 +203,7 @@ pub fn propose(world: &World, policies: &PolicySet, flow: &Flow) -> Option<Judge
         let proposed = policies.proposed(world, own, direction);
         staged |= proposed.is_some();
         let tiers = proposed.unwrap_or_else(|| policies.applying(world, own, direction));
-        judge(world, &tiers, flow, direction)
+        judge(world, is_protected(world, policies, own), &tiers, flow, direction)
     });
     staged.then_some(Judgement { egress, ingress })
 }
@@ -213,34 +214,56 @@ fn exempt(world: &World, flow: &Flow) -> Option<Reason> {
     }
     let own_node = |pod: IpAddr, other: IpAddr| {
         let node = world.holder(pod)?.node.as_deref()?;
-        (world.node_at(other)? == node).then_some(Reason::OwnNode)
+        world.is_known_by(node, other).then_some(Reason::OwnNode)
     };
     own_node(flow.source, flow.destination).or_else(|| own_node(flow.destination, flow.source))
 }
 
-/// Whether a node is protected that these policies apply to.
-pub(crate) fn is_protected(world: &World, tiers: &[(&Tier, Vec<&Policy>)], address: IpAddr) -> bool {
-    let mut all = tiers.iter().flat_map(|(_, policies)| policies);
-    world.host_at(address).is_some()
-        || all.any(|policy| policy.subject.is_about_nodes() && world.is_node_at(address))
+/// Tiers that an endpoint can be judged by: nf_tables follows sixteen chains into each other, and some are ours. What would come after
+/// is denied.
+pub(crate) const TIERS_MOST: usize = 9;
+
+/// The first tier that is one too many.
+pub(crate) fn excess(tiers: &[(&Tier, Vec<&Policy>)]) -> Option<ObjectId> {
+    let (tier, _) = tiers.get(TIERS_MOST)?;
+    Some(ObjectId { kind: "Tier", namespace: None, name: tier.name.clone() })
 }
 
-fn judge(world: &World, tiers: &[(&Tier, Vec<&Policy>)], flow: &Flow, direction: Direction) -> Decision {
+/// Whether who has this address is a node that is protected as such: by a host endpoint, or by policies that mean nodes, or that judge
+/// what nodes begin.
+pub(crate) fn is_protected(world: &World, policies: &PolicySet, address: IpAddr) -> bool {
+    let protects = |policy: &Policy| {
+        !policy.staged
+            && (policy.subject.is_about_nodes() || policy.egress.is_some())
+            && world.is_subject(&policy.subject, address)
+    };
+    world.host_at(address).is_some() || world.is_node_at(address) && policies.iter().any(protects)
+}
+
+fn judge(
+    world: &World,
+    protected: bool,
+    tiers: &[(&Tier, Vec<&Policy>)],
+    flow: &Flow,
+    direction: Direction,
+) -> Decision {
     let own = flow.address(Side::own(direction));
-    if is_protected(world, tiers, own) && world.failsafe.holds(direction, flow.protocol, flow.port) {
+    if protected && world.failsafe.holds(direction, flow.protocol, flow.port) {
         return Decision { allowed: true, reason: Reason::FailSafe };
     }
     let decision = decide(world, tiers, flow, direction);
-    match world.host_at(own) {
-        Some((id, host)) if !host.open && decision.reason == Reason::Unjudged => {
-            Decision { allowed: false, reason: Reason::Unprofiled(id.clone()) }
-        }
-        _ => decision,
+    if decision.reason != Reason::Unjudged {
+        return decision;
+    }
+    let closed = world.host_at(own).filter(|(_, host)| !host.open).map(|(id, _)| id.clone());
+    match excess(tiers).or(closed) {
+        Some(id) => Decision { allowed: false, reason: Reason::Unprofiled(id) },
+        None => decision,
     }
 }
 
 fn decide(world: &World, tiers: &[(&Tier, Vec<&Policy>)], flow: &Flow, direction: Direction) -> Decision {
-    'tiers: for (tier, applying) in tiers {
+    'tiers: for (tier, applying) in tiers.iter().take(TIERS_MOST) {
         for policy in applying {
             for rule in policy.rules(direction).unwrap_or_default() {
                 if !matches(world, rule, flow) {

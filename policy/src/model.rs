@@ -421,6 +421,19 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// In how many ways at most it can match: about as many rules it is for the kernel.
+    pub fn ways(&self) -> usize {
+        let of = |condition: &Condition| match condition {
+            Condition::Ports(_, ports) => {
+                let named = |port: &&Port| matches!(port.ports, PortMatch::Named(_));
+                ports.len() + 3 * ports.iter().filter(named).count()
+            }
+            Condition::NotPorts(_, _, ports) => 1 + ports.len(),
+            _ => 1,
+        };
+        self.when.iter().map(of).fold(1, |all: usize, ways| all.saturating_mul(ways.max(1)))
+    }
+
     /// A rule about who is at the other end and the destination's ports, as Kubernetes has them: any of these, and everybody and
     /// everything where nothing is said.
     pub fn between(
@@ -464,8 +477,8 @@ impl Policy {
         }
     }
 
-    /// By what policies are sorted: tier, order, name.
-    pub fn rank(&self) -> (&Tier, Order, &ObjectId) {
-        (&self.tier, self.order, &self.id)
+    /// By what policies are sorted: tier, order, name; and the rest of what tells them apart.
+    pub fn rank(&self) -> (&Tier, Order, &str, Option<&str>, &str) {
+        (&self.tier, self.order, &self.id.name, self.id.namespace.as_deref(), self.id.kind)
     }
 }

@@ -86,28 +86,56 @@ pub struct Resolved {
 pub struct Names {
     now: u64,
     known: BTreeMap<String, BTreeMap<IpAddr, u64>>,
+    // Who has an address.
+    of: BTreeMap<IpAddr, BTreeSet<String>>,
+    // When something is different, if nothing is learnt.
+    due: Option<u64>,
 }
 
 impl Names {
     /// A name was seen to have addresses. Returns those of which something is different.
     pub fn learn(&mut self, resolved: Resolved, now: u64) -> BTreeSet<IpAddr> {
         self.now = self.now.max(now);
-        if self.known.len() >= NAMES_MOST && !self.known.contains_key(&resolved.name) {
-            return BTreeSet::new();
-        }
-        let until = self.now + u64::from(resolved.ttl).clamp(LEAST, MOST);
-        let known = self.known.entry(resolved.name).or_default();
+        let Resolved { name, addresses, ttl } = resolved;
         let mut touched = BTreeSet::new();
-        for address in resolved.addresses {
+        if !self.known.contains_key(&name) && self.known.len() >= NAMES_MOST && !self.make_room(&mut touched)
+        {
+            return touched;
+        }
+        let until = self.now + u64::from(ttl).clamp(LEAST, MOST);
+        let known = self.known.entry(name.clone()).or_default();
+        for address in addresses {
             if known.len() >= ADDRESSES_MOST && !known.contains_key(&address) {
-                break;
+                // Of a name that moves on what it had first goes first.
+                let oldest =
+                    known.iter().min_by_key(|(_, until)| **until).map(|(address, until)| (*address, *until));
+                let Some((oldest, _)) = oldest.filter(|(_, until)| *until <= self.now) else { break };
+                known.remove(&oldest);
+                forget(&mut self.of, oldest, &name);
+                touched.insert(oldest);
             }
             // What an answer before has promised stays.
             let before = known.get(&address).copied().unwrap_or_default();
             known.insert(address, before.max(until));
+            self.of.entry(address).or_default().insert(name.clone());
             touched.extend((before <= self.now).then_some(address));
         }
+        self.due = Some(self.due.map_or(until, |due| due.min(until)));
         touched
+    }
+
+    /// Forgets the name of which all addresses have been of before for the longest. Whether there was one.
+    fn make_room(&mut self, touched: &mut BTreeSet<IpAddr>) -> bool {
+        let last = |addresses: &BTreeMap<IpAddr, u64>| addresses.values().max().copied().unwrap_or_default();
+        let oldest = self.known.iter().min_by_key(|(_, addresses)| last(addresses));
+        let oldest =
+            oldest.filter(|(_, addresses)| last(addresses) <= self.now).map(|(name, _)| name.clone());
+        let Some(name) = oldest else { return false };
+        for address in self.known.remove(&name).into_iter().flatten().map(|(address, _)| address) {
+            forget(&mut self.of, address, &name);
+            touched.insert(address);
+        }
+        true
     }
 
     /// It is so late. Returns the addresses that a name has no more, or that nobody remembers any more.
@@ -116,42 +144,64 @@ impl Names {
         let now = before.max(now);
         self.now = now;
         let mut touched = BTreeSet::new();
-        self.known.retain(|_, addresses| {
+        if self.due.is_none_or(|due| now < due) {
+            return touched;
+        }
+        let of = &mut self.of;
+        let mut due: Option<u64> = None;
+        self.known.retain(|name, addresses| {
             addresses.retain(|address, until| {
                 let gone = *until + LINGER <= now;
                 touched.extend((gone || (before < *until && *until <= now)).then_some(*address));
+                if gone {
+                    forget(of, *address, name);
+                } else {
+                    let next = if *until > now { *until } else { *until + LINGER };
+                    due = Some(due.map_or(next, |due| due.min(next)));
+                }
                 !gone
             });
             !addresses.is_empty()
         });
+        self.due = due;
         touched
     }
 
     /// The second in which something will be different, if nothing is learnt.
     pub fn due(&self) -> Option<u64> {
-        let all = self.known.values().flat_map(BTreeMap::values);
-        all.map(|until| if *until > self.now { *until } else { *until + LINGER }).min()
+        self.due
     }
 
     /// Whether one of these has the address now.
     pub fn has(&self, domains: &BTreeSet<Domain>, address: IpAddr) -> bool {
-        self.of(domains).any(|(known, until)| known == address && until > self.now)
+        self.until(domains, address).any(|until| until > self.now)
     }
 
     /// Whether one of these has the address no more.
     pub fn had(&self, domains: &BTreeSet<Domain>, address: IpAddr) -> bool {
-        self.of(domains).any(|(known, until)| known == address && until <= self.now)
+        self.until(domains, address).any(|until| until <= self.now)
+    }
+
+    fn until<'a>(&'a self, domains: &'a BTreeSet<Domain>, address: IpAddr) -> impl Iterator<Item = u64> + 'a {
+        let names = self.of.get(&address).into_iter().flatten();
+        let meant = names.filter(|name| domains.iter().any(|domain| domain.matches(name)));
+        meant.filter_map(move |name| self.known.get(name)?.get(&address).copied())
     }
 
     /// The addresses that one of these has, or has no more.
     pub fn addresses<'a>(&'a self, domains: &'a BTreeSet<Domain>) -> impl Iterator<Item = IpAddr> + 'a {
-        self.of(domains).map(|(address, _)| address)
-    }
-
-    fn of<'a>(&'a self, domains: &'a BTreeSet<Domain>) -> impl Iterator<Item = (IpAddr, u64)> + 'a {
         let meant =
             self.known.iter().filter(move |(name, _)| domains.iter().any(|domain| domain.matches(name)));
-        meant.flat_map(|(_, addresses)| addresses.iter().map(|(address, until)| (*address, *until)))
+        meant.flat_map(|(_, addresses)| addresses.keys().copied())
+    }
+}
+
+fn forget(of: &mut BTreeMap<IpAddr, BTreeSet<String>>, address: IpAddr, name: &str) {
+    if let Some(names) = of.get_mut(&address) {
+        names.remove(name);
+        if names.is_empty() {
+            of.remove(&address);
+        }
     }
 }
 
@@ -208,7 +258,8 @@ mod tests {
         assert_eq!(names.learn(resolved("example.com", "192.0.2.1", 60), 100), [address].into());
         assert!(names.learn(resolved("example.com", "192.0.2.1", 30), 110).is_empty());
         assert!(names.has(&all, address) && !names.had(&all, address));
-        assert_eq!((names.due(), names.pass(159)), (Some(160), BTreeSet::new()));
+        assert!(names.due().is_some_and(|due| due <= 160));
+        assert_eq!((names.pass(159), names.due()), (BTreeSet::new(), Some(160)));
         assert_eq!(names.pass(160), [address].into());
         assert!(!names.has(&all, address) && names.had(&all, address));
         assert_eq!(names.due(), Some(160 + LINGER));
@@ -223,12 +274,20 @@ mod tests {
     #[test]
     fn strangers_cannot_fill_it() {
         let mut names = Names::default();
-        for n in 0..2 * NAMES_MOST {
+        for n in 0..NAMES_MOST + 100 {
             names.learn(resolved(&format!("a{n}.example.com"), "192.0.2.1", 60), 1);
         }
         assert_eq!(names.known.len(), NAMES_MOST);
-        let many = (0..1000u32).map(|n| std::net::Ipv4Addr::from(n).into()).collect();
-        names.learn(Resolved { name: "a0.example.com".to_owned(), addresses: many, ttl: 60 }, 1);
-        assert_eq!(names.known["a0.example.com"].len(), ADDRESSES_MOST);
+        // But what nobody has any more makes room.
+        names.pass(100);
+        assert_eq!(names.learn(resolved("late.example.com", "192.0.2.9", 60), 101).len(), 2);
+        assert_eq!((names.known.len(), names.of.len()), (NAMES_MOST, 2));
+        let many: BTreeSet<IpAddr> = (0..1000u32).map(|n| std::net::Ipv4Addr::from(n).into()).collect();
+        names.learn(Resolved { name: "late.example.com".to_owned(), addresses: many, ttl: 60 }, 101);
+        assert_eq!(names.known["late.example.com"].len(), ADDRESSES_MOST);
+        names.pass(1000);
+        let moved = names.learn(resolved("late.example.com", "203.0.113.1", 60), 1000);
+        assert!(moved.len() == 2 && names.has(&domains("late.example.com"), "203.0.113.1".parse().unwrap()));
+        assert_eq!(names.known["late.example.com"].len(), ADDRESSES_MOST);
     }
 }

@@ -24,7 +24,7 @@ pub const API_VERSION: &str = "networking.k8s.io/v1";
 const ORDER: Order = Order(1000.0);
 /// Ports of all rules of a direction, each rule without any counted as one: more rules than this the kernel would walk through for one
 /// policy.
-const ENTRIES_MOST: usize = 4_096;
+pub(crate) const ENTRIES_MOST: usize = 4_096;
 
 /// A policy, and what is wrong with its object if it had to be refused.
 #[derive(Debug, Clone, PartialEq, Eq)]

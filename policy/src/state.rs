@@ -91,14 +91,14 @@ impl State {
                 let all = self.world.namespaces();
                 let gone: Vec<String> = all.filter(|name| !kept.contains(name)).cloned().collect();
                 for name in gone {
-                    touched.addresses.extend(self.world.remove_namespace(&name));
+                    self.remove_namespace(&name, &mut touched);
                 }
                 for namespace in namespaces {
-                    touched.addresses.extend(self.world.put_namespace(namespace));
+                    self.put_namespace(namespace, &mut touched);
                 }
             }
-            Event::Namespace(namespace) => touched.addresses = self.world.put_namespace(namespace),
-            Event::NamespaceGone(name) => touched.addresses = self.world.remove_namespace(&name),
+            Event::Namespace(namespace) => self.put_namespace(namespace, &mut touched),
+            Event::NamespaceGone(name) => self.remove_namespace(&name, &mut touched),
             Event::Policies(kind, policies) => {
                 let kept: BTreeSet<&ObjectId> = policies.iter().map(|read| &read.policy.id).collect();
                 let all = self.policies.iter().map(|policy| &policy.id);
@@ -135,6 +135,21 @@ impl State {
             Event::Clock(now) => touched.addresses = self.world.names.pass(now),
         }
         touched
+    }
+
+    fn put_namespace(&mut self, namespace: Namespace, touched: &mut Touched) {
+        let has_networks = self.world.has_networks(&namespace.name);
+        touched.addresses.extend(self.world.put_namespace(namespace));
+        if has_networks {
+            self.networks_changed(touched);
+        }
+    }
+
+    fn remove_namespace(&mut self, name: &str, touched: &mut Touched) {
+        touched.addresses.extend(self.world.remove_namespace(name));
+        if self.world.has_networks(name) {
+            self.networks_changed(touched);
+        }
     }
 
     /// All domain names that policies speak of.

@@ -179,6 +179,11 @@ impl World {
         self.networks.remove(id).is_some()
     }
 
+    /// Whether a namespace holds networks.
+    pub fn has_networks(&self, namespace: &str) -> bool {
+        self.networks.keys().any(|id| id.namespace.as_deref() == Some(namespace))
+    }
+
     /// The network sets and host endpoints that are selected.
     pub fn networks<'a>(&'a self, selector: &'a NetworkSelector) -> impl Iterator<Item = &'a Networks> {
         let is_meant = |id: &ObjectId| match (&selector.scope, id.namespace.as_deref()) {
@@ -192,13 +197,23 @@ impl World {
             .map(|(_, networks)| networks)
     }
 
-    /// The host endpoint of the node that has this address, the first by name.
+    /// Whether a node is known by an address, in the mesh or in its cluster.
+    pub fn is_known_by(&self, node: &str, address: IpAddr) -> bool {
+        self.claimants(address).any(|claimant| claimant == node)
+    }
+
+    /// The host endpoint of the node that has this address, the first by name. One that has it in the mesh comes before those that
+    /// only say so.
     pub fn host_at(&self, address: IpAddr) -> Option<(&ObjectId, &HostOf)> {
-        let mut claimants = self.claimants(address).peekable();
-        claimants.peek()?;
-        let nodes: Vec<&String> = claimants.collect();
+        let nodes: Vec<&str> = match self.node_at(address) {
+            Some(node) => vec![node],
+            None => self.claimants(address).map(String::as_str).collect(),
+        };
+        if nodes.is_empty() {
+            return None;
+        }
         let hosts = self.networks.iter().filter_map(|(id, networks)| Some((id, networks.host.as_ref()?)));
-        hosts.into_iter().find(|(_, host)| nodes.contains(&&host.node))
+        hosts.into_iter().find(|(_, host)| nodes.contains(&host.node.as_str()))
     }
 
     /// These are all nodes. Returns whether that changed anything.

@@ -38,7 +38,7 @@ fn settings(node: &str) -> Settings {
         .into(),
         address: Some(format!("fd00:ffff::{}", &node[1..]).parse().unwrap()),
         strangers: false,
-        carriers: [].into(),
+        carriers: [51820].into(),
         failsafe: FailSafe::default(),
         resolvers: None,
         check_sources: false,
@@ -241,6 +241,10 @@ fn tiered_policy() -> impl Strategy<Value = Read> {
                 labels: serde_json::from_value(labels).unwrap(),
             })
         }),
+        namespace_selector().prop_map(|namespaces| {
+            let scope = Scope::In(Namespaces::Selected(serde_json::from_value(namespaces).unwrap()));
+            Peer::Networks(NetworkSelector { scope, labels: LabelSelector::default() })
+        }),
     ];
     let side = || prop::sample::select(vec![Side::Source, Side::Destination]);
     let ports = || {
@@ -345,9 +349,14 @@ fn networks() -> impl Strategy<Value = Referent> {
         vec!["10.0.1.0/28", "10.0.2.4/32", "fd00:0:0:1::/64", "172.16.0.0/12"],
         0..4,
     );
-    (0..3u8, nets, prop::option::of(prop::sample::select(vec!["a", "b"]))).prop_map(|(number, nets, set)| {
-        Referent {
-            id: ObjectId { kind: "GlobalNetworkSet", namespace: None, name: format!("s{number}") },
+    let namespace = prop::option::of(prop::sample::select(NAMESPACES.to_vec()));
+    (0..3u8, nets, prop::option::of(prop::sample::select(vec!["a", "b"])), namespace).prop_map(
+        |(number, nets, set, namespace)| Referent {
+            id: ObjectId {
+                kind: "NetworkSet",
+                namespace: namespace.map(str::to_owned),
+                name: format!("s{number}"),
+            },
             what: Some(What::Networks(Networks {
                 labels: set.map(|set| ("set".to_owned(), set.to_owned())).into_iter().collect(),
                 nets: nets.iter().map(|net| net.parse().unwrap()).collect(),
@@ -355,8 +364,8 @@ fn networks() -> impl Strategy<Value = Referent> {
             })),
             fault: None,
             more: vec![],
-        }
-    })
+        },
+    )
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -473,7 +482,9 @@ proptest! {
             let [egress, ingress] = compiled(&compiler, &flow, own);
             // Addresses of this node that nobody has are the base chains' business.
             let strange = |address: IpAddr| settings("n1").own.iter().any(|net| net.contains(&address)) && world.holder(address).is_none();
-            if strange(flow.source) || strange(flow.destination) {
+            // And what is of the node itself is not forwarded.
+            let of_node = |address: IpAddr| world.is_known_by("n1", address);
+            if [flow.source, flow.destination].into_iter().any(|address| strange(address) || of_node(address)) {
                 continue;
             }
             let expected = match (egress, ingress) {
@@ -572,7 +583,17 @@ fn of_the_node(compiler: &Compiler, flow: &Flow, hook: Hook) -> bool {
     if !compiler.ruleset().chains.values().any(|chain| chain.hook == Some(hook)) {
         return true;
     }
-    passes(compiler.ruleset(), hook, &mut packet)
+    let passed = passes(compiler.ruleset(), hook, &mut packet);
+    if !compiler.ruleset().chains.contains_key("host_output") {
+        return passed;
+    }
+    // What answers goes through the other hook, and is judged there: it may not make good what was revoked.
+    let other = if hook == Hook::Input { Hook::Output } else { Hook::Input };
+    let mut back = Packet { way: Way::Reply, state: Ct::Known, mark: 0, ..packet.clone() };
+    let answered = passes(compiler.ruleset(), other, &mut back);
+    assert_eq!(answered, passed, "{flow:?} and its answer");
+    assert!(passed || back.mark == 0, "{flow:?}: its answer is marked as judged");
+    passed
 }
 
 proptest! {
@@ -591,7 +612,9 @@ proptest! {
                 continue;
             }
             for (protocol, port) in [(Protocol::TCP, 22), (Protocol::TCP, 80), (Protocol::UDP, 53), (Protocol::UDP, 81), (Protocol(47), 0)] {
-                let towards = Flow::new(other, own, protocol, port);
+                let mut towards = Flow::new(other, own, protocol, port);
+                // The port of a carrier at the other end says nothing.
+                towards.source_port = 51820;
                 let away = Flow::new(own, other, protocol, port);
                 let [ingress, egress] = [evaluate(world, policies, &towards).ingress, evaluate(world, policies, &away).egress];
                 let [ingress, egress] = [ingress, egress].map(|decision| !protected || decision.allowed);
@@ -630,4 +653,42 @@ fn only_packets_of_who_began_a_flow_are_told() {
 #[test]
 fn directions_are_told_apart() {
     assert_eq!(Direction::BOTH.map(Direction::as_str), ["egress", "ingress"]);
+}
+
+#[test]
+fn more_tiers_than_the_kernel_follows_deny_what_would_come_after() {
+    for count in [1, 9, 10, 14] {
+        let mut compiler = Compiler::new(settings("n1"));
+        compiler.configure(settings("n1"), nodes());
+        compiler.take(Event::Pod(pod(0, "a", 80)));
+        compiler.take(Event::Pod(pod(4, "b", 80)));
+        for number in 0..count {
+            let tier = Tier { order: Order(f64::from(number)), name: format!("t{number}"), end: End::Pass };
+            let policy = Policy {
+                tier,
+                order: Order(1.0),
+                id: ObjectId { kind: "Tiered", namespace: None, name: format!("p{number}") },
+                subject: network_policy_of_all(),
+                egress: None,
+                ingress: Some(vec![Rule {
+                    name: "ingress[0]".to_owned(),
+                    action: Action::Pass,
+                    when: [].into(),
+                }]),
+                staged: false,
+            };
+            compiler.take(Event::Policy(policy.into()));
+        }
+        compiler.update();
+        let [from, to] = [pod(4, "b", 80), pod(0, "a", 80)].map(|pod| *pod.addresses.first().unwrap());
+        let flow = Flow::new(from, to, Protocol::TCP, 80);
+        let state = compiler.state();
+        let allowed = evaluate(&state.world, &state.policies, &flow).ingress.allowed;
+        assert_eq!((allowed, compiled(&compiler, &flow, own)[1]), (count <= 9, Some(count <= 9)), "{count}");
+    }
+}
+
+fn network_policy_of_all() -> Subject {
+    let anywhere = Namespaces::Selected(LabelSelector::default());
+    Subject::Pods(PodSelector::new(anywhere, LabelSelector::default()))
 }

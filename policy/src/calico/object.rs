@@ -33,12 +33,25 @@ pub(super) fn namespace(manifest: &Value) -> String {
     Key::new(namespace, "").namespace
 }
 
-fn labels(manifest: &Value) -> Result<Labels> {
+/// Those that can be read: one that is wrong takes no other with it.
+fn labels(manifest: &Value, faults: &mut Faults) -> Labels {
+    let mut labels = Labels::new();
     match manifest.pointer("/metadata/labels") {
-        None | Some(Value::Null) => Ok(Labels::new()),
-        Some(labels) => serde_json::from_value(labels.clone())
-            .map_err(|_| ObjectError::new("metadata.labels", "is no object of texts")),
+        None | Some(Value::Null) => {}
+        Some(Value::Object(all)) => {
+            for (key, value) in all {
+                match value.as_str() {
+                    Some(value) => drop(labels.insert(key.clone(), value.to_owned())),
+                    None => {
+                        let at = format!("metadata.labels.{}", key.chars().take(64).collect::<String>());
+                        faults.note(ObjectError::new(at, "is no text"));
+                    }
+                }
+            }
+        }
+        Some(_) => faults.note(ObjectError::new("metadata.labels", "is no object of texts")),
     }
+    labels
 }
 
 fn spec<'a>(
@@ -83,8 +96,18 @@ pub fn tier(manifest: &Value) -> Referent {
             }
         };
         let known = Tier::named(&id.name);
-        // Those that everybody has stay where they are.
-        let order = if known.order == Order::LAST { order } else { known.order };
+        // Those that everybody has stay where they are, and end as they do.
+        let (order, end) = match known.order == Order::LAST {
+            true => (order, end),
+            false => {
+                let says_end = spec.get("defaultAction").is_some_and(|value| !value.is_null());
+                if says_end && end != known.end {
+                    let reason = format!("tier {} ends as it always does", known.name);
+                    faults.note(ObjectError::new("spec.defaultAction", reason));
+                }
+                (known.order, known.end)
+            }
+        };
         What::Tier(Tier { order, name: id.name.clone(), end })
     });
     Referent { id, what, fault: faults.first, more: faults.more }
@@ -109,13 +132,13 @@ fn net(at: &str, value: &Value) -> Result<IpNet> {
 }
 
 fn set(id: ObjectId, manifest: &Value, mut faults: Faults) -> Referent {
-    let what = spec(manifest, &["nets"], &mut faults).and_then(|spec| {
+    let what = spec(manifest, &["nets"], &mut faults).map(|spec| {
         let nets = nets(spec, &mut faults);
-        let mut labels = faults.keep(labels(manifest))?;
+        let mut labels = labels(manifest, &mut faults);
         if let Some(namespace) = &id.namespace {
             labels.insert(NAMESPACE.to_owned(), namespace.clone());
         }
-        Some(What::Networks(Networks { labels, nets, host: None }))
+        What::Networks(Networks { labels, nets, host: None })
     });
     Referent { id, what, fault: faults.first, more: faults.more }
 }
@@ -140,7 +163,7 @@ pub fn host_endpoint(manifest: &Value) -> Referent {
     let id = id(HOST_ENDPOINT, manifest, &mut faults);
     let fields = ["node", "interfaceName", "expectedIPs", "profiles", "ports"];
     let what = spec(manifest, &fields, &mut faults).and_then(|spec| {
-        let labels = faults.keep(labels(manifest))?;
+        let labels = labels(manifest, &mut faults);
         let node = spec.get("node").and_then(Value::as_str).filter(|node| !node.is_empty());
         if node.is_none() {
             faults.note(ObjectError::new("spec.node", "a host endpoint needs one"));

@@ -11,7 +11,7 @@ use crate::field::{Faults, Result, known, list, shown};
 use crate::model::{
     Action, Direction, Namespaces, ObjectId, Order, PodSelector, Policy, Rule, Subject, Tier,
 };
-use crate::networkpolicy::{self, Read};
+use crate::networkpolicy::{self, ENTRIES_MOST, Read};
 use crate::object::ObjectError;
 use crate::selector::LabelSelector;
 
@@ -111,7 +111,15 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
             }
         },
     };
-    let order = faults.keep(order(spec.get("order"))).unwrap_or(Order::LAST);
+    let order = faults.keep(order(spec.get("order")));
+    let is_placed = order.is_some();
+    // Whose rules it comes before is not known: it comes first, and allows nothing.
+    let order = order.unwrap_or(Order(f64::MIN));
+    if spec.get("applyOnForward").is_some_and(|value| !value.is_null() && value != &Value::Bool(false)) {
+        // To pods it applies all the same.
+        let reason = "what a node forwards is judged by the policies of pods and sites alone";
+        faults.note(ObjectError::new("spec.applyOnForward", reason));
+    }
     let subject = subject(&id, spec).and_then(|subject| match staged {
         true => staged_action(spec.get("stagedAction")).map(|()| subject),
         false => Ok(subject),
@@ -128,14 +136,21 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
     let [egress, ingress] = [Direction::Egress, Direction::Ingress]
         .map(|direction| rules(spec, direction, id.namespace.as_deref(), &mut faults));
     let types = faults.keep(types(spec.get("types"))).unwrap_or_else(|| Some(Direction::BOTH.into()));
-    // What Calico's server fills in.
-    let types = types.unwrap_or_else(|| match (egress.is_empty(), ingress.is_empty()) {
+    // What Calico's server fills in, by what is written, whether it is understood or not.
+    let says_nothing = |direction: Direction| match spec.get(direction.as_str()) {
+        None | Some(Value::Null) => true,
+        Some(value) => value.as_array().is_some_and(Vec::is_empty),
+    };
+    let written = (says_nothing(Direction::Egress), says_nothing(Direction::Ingress));
+    let types = types.unwrap_or_else(|| match written {
         (true, _) => [Direction::Ingress].into(),
         (false, true) => [Direction::Egress].into(),
         (false, false) => Direction::BOTH.into(),
     });
     let judged = |direction, rules: Vec<Rule>| {
-        types.contains(&direction).then(|| if understood { rules } else { Vec::new() })
+        let mut rules = if understood { rules } else { Vec::new() };
+        rules.retain(|rule| is_placed || rule.action != Action::Allow);
+        types.contains(&direction).then_some(rules)
     };
     let policy = Policy {
         tier,
@@ -165,12 +180,11 @@ fn types(value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {
 
 /// Whom a policy applies to.
 fn subject(id: &ObjectId, spec: &Map<String, Value>) -> Result<Subject> {
-    for field in ["preDNAT", "doNotTrack", "applyOnForward"] {
+    for field in ["preDNAT", "doNotTrack"] {
         if spec.get(field).is_some_and(|value| !value.is_null() && value != &Value::Bool(false)) {
             let reason = match field {
                 "preDNAT" => "what is judged before destination NAT is not done",
-                "doNotTrack" => "connections are tracked: without, nobody could cut them",
-                _ => "what a node forwards is judged by the policies of pods and sites",
+                _ => "connections are tracked: without, nobody could cut them",
             };
             return Err(ObjectError::new(format!("spec.{field}"), reason));
         }
@@ -210,9 +224,21 @@ fn rules(
         }
     });
     let Some(entries) = faults.keep(entries) else { return vec![denial(field.to_owned())] };
+    let mut ways = 0;
     let rules = entries.iter().enumerate().filter_map(|(index, entry)| {
         let name = format!("{field}[{index}]");
-        match rule(&name, entry, namespace) {
+        let rule = rule(&name, entry, namespace).and_then(|rule| {
+            ways += rule.ways();
+            match ways <= ENTRIES_MOST {
+                true => Ok(rule),
+                false => {
+                    let reason =
+                        format!("the kernel would have more than {ENTRIES_MOST} rules of this policy");
+                    Err(ObjectError::new(format!("spec.{name}"), reason))
+                }
+            }
+        });
+        match rule {
             Ok(rule) => Some(rule),
             Err(fault) => {
                 faults.note(fault);

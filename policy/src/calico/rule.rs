@@ -38,6 +38,9 @@ const ENTITY: [&str; 9] = [
     "services",
 ];
 
+/// The most names in a list of ports that do not match: all of them are conditions of one rule.
+const NOT_NAMES_MOST: usize = 8;
+
 fn is_there(value: Option<&Value>) -> Option<&Value> {
     value.filter(|value| match value {
         Value::Null => false,
@@ -170,6 +173,10 @@ fn entity(
         let ports: BTreeSet<PortMatch> = ports.collect::<Result<_>>()?;
         if ports.is_empty() {
             continue;
+        }
+        let names = ports.iter().filter(|port| matches!(port, PortMatch::Named(_))).count();
+        if !positive && names > NOT_NAMES_MOST {
+            return Err(ObjectError::new(&at, format!("has {names} names; at most {NOT_NAMES_MOST}")));
         }
         let protocol = protocol.filter(|protocol| protocol.has_ports()).ok_or_else(|| {
             ObjectError::new(&at, "needs protocol TCP, UDP or SCTP beside source and destination")

@@ -139,7 +139,11 @@ impl<'a> Parser<'a> {
 
     fn inner(&mut self) -> Result<Vec<Requirement>, SelectorError> {
         if self.rest().starts_with("!") && !self.rest().starts_with("!=") && self.takes("!") {
+            let before = self.globals;
             let inner = LabelSelector::of(self.operand()?);
+            if self.globals > before {
+                return Err(self.error("global() stands alone, without ! before it"));
+            }
             return Ok(vec![Requirement::Not(Box::new(inner))]);
         }
         if self.takes("(") {

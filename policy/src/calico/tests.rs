@@ -106,7 +106,6 @@ fn a_policy_of_which_nobody_knows_whom_it_means_isolates_its_namespace_or_nobody
         ("serviceAccountSelector", json!("a =="), "spec.serviceAccountSelector"),
         ("preDNAT", json!(true), "spec.preDNAT: what is judged before"),
         ("doNotTrack", json!(true), "spec.doNotTrack: connections are tracked"),
-        ("applyOnForward", json!(true), "spec.applyOnForward"),
     ] {
         let mut spec = json!({"ingress": rules});
         spec[field] = value;
@@ -122,6 +121,53 @@ fn a_policy_of_which_nobody_knows_whom_it_means_isolates_its_namespace_or_nobody
     assert_eq!(fault(&global_with(json!({"doNotTrack": false, "preDNAT": null}))), "");
     let read = namespaced(&json!({"metadata": {"name": "p"}, "spec": {"doNotTrack": true}}));
     assert!(fault(&read).starts_with("spec.doNotTrack: no such field"), "{}", fault(&read));
+}
+
+#[test]
+fn what_is_refused_of_rules_counts_for_the_types_all_the_same() {
+    let wrong = json!([{"action": "Allow", "http": {"methods": ["GET"]}}]);
+    let read = global_with(json!({"egress": wrong}));
+    assert_eq!(
+        (read.policy.ingress, read.policy.egress),
+        (None, Some(vec![])),
+        "egress is judged, and nothing allowed"
+    );
+    let read = global_with(json!({"egress": 7}));
+    assert!(read.policy.egress.is_some_and(|rules| rules.len() == 1));
+}
+
+#[test]
+fn what_a_node_forwards_is_not_done_and_the_rest_of_such_a_policy_counts() {
+    let read = global_with(json!({"applyOnForward": true, "ingress": [{"action": "Deny"}]}));
+    assert!(fault(&read).starts_with("spec.applyOnForward: what a node forwards"), "{}", fault(&read));
+    assert_eq!(ingress(&read.policy), [Action::Deny]);
+    assert!(matches!(read.policy.subject, Subject::Any(all) if all.len() == 2));
+}
+
+#[test]
+fn a_policy_of_which_the_place_is_not_known_comes_first_and_allows_nothing() {
+    let read = global_with(json!({"order": "100", "ingress": [{"action": "Allow"}, {"action": "Deny"}]}));
+    assert_eq!(
+        (read.policy.order, ingress(&read.policy)),
+        (crate::model::Order(f64::MIN), vec![Action::Deny])
+    );
+}
+
+#[test]
+fn a_policy_is_no_more_rules_than_the_kernel_can_walk_through() {
+    let many = |from: u32| (0..3000).map(|n| from + 2 * n).collect::<Vec<_>>();
+    let rule = json!({"action": "Allow", "protocol": "TCP", "source": {"ports": many(1)}, "destination": {"ports": many(2)}});
+    let deny = json!({"action": "Deny", "protocol": "TCP", "destination": {"notPorts": many(1)}});
+    let read = global_with(json!({"ingress": [rule, deny]}));
+    assert!(
+        fault(&read).starts_with("spec.ingress[0]: the kernel would have more than 4096"),
+        "{}",
+        fault(&read)
+    );
+    assert_eq!(ingress(&read.policy), [Action::Deny]);
+    let names: Vec<String> = (0..9).map(|n| format!("a{n}")).collect();
+    let named = json!({"action": "Allow", "protocol": "TCP", "destination": {"notPorts": names}});
+    assert!(fault(&global_with(json!({"ingress": [named]}))).contains("has 9 names; at most 8"));
 }
 
 #[test]
@@ -188,7 +234,10 @@ mod referents {
         assert_eq!(tier_of("t", json!({})), (Order::LAST, End::Deny, None));
         let wrong = json!({"order": "5", "defaultAction": "Drop"});
         assert_eq!(tier_of("t", wrong), (Order::LAST, End::Deny, Some("spec.order".to_owned())));
-        assert_eq!(tier_of("default", json!({"order": 5})).0, Order(1e6), "it stays where it is");
+        let pass = json!({"order": 5, "defaultAction": "Pass"});
+        let fault = Some("spec.defaultAction".to_owned());
+        assert_eq!(tier_of("default", pass), (Order(1e6), End::Deny, fault), "it stays where and what it is");
+        assert_eq!(tier_of("kube-admin", json!({})), (Order(1000.0), End::Pass, None));
     }
 
     #[test]
@@ -200,6 +249,16 @@ mod referents {
         assert_eq!(networks.labels["projectcalico.org/namespace"], "n");
         assert_eq!(read.fault.as_ref().unwrap().field, "spec.nets[3]");
         assert!(read.refusal().unwrap().ends_with("the rest of it counts"));
+    }
+
+    #[test]
+    fn a_label_that_is_no_text_takes_no_other_with_it() {
+        let metadata = json!({"name": "h", "labels": {"role": "node", "version": 1}});
+        let spec = json!({"node": "n", "interfaceName": "*"});
+        let read = host_endpoint(&json!({"metadata": metadata, "spec": spec}));
+        let Some(What::Networks(networks)) = &read.what else { panic!("{read:?}") };
+        assert!(networks.host.is_some() && networks.labels.len() == 1);
+        assert_eq!(read.fault.unwrap().field, "metadata.labels.version");
     }
 
     #[test]

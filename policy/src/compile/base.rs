@@ -66,14 +66,11 @@ pub(super) fn chains(settings: &Settings, anybody: &Anybody, strict: bool) -> Ve
     let mut all = vec![
         (
             "forward".to_owned(),
-            Chain {
-                hook: Some(Hook::Forward),
-                rules: copies.iter().cloned().chain(forward(settings, stranger)).collect(),
-            },
+            Chain { hook: Some(Hook::Forward), rules: forward(settings, stranger, &copies) },
         ),
         ("input".to_owned(), Chain { hook: Some(Hook::Input), rules: input(settings, host.is_some()) }),
         plain("tunnel_forward", tunnel_forward(settings)),
-        plain("tunnel_input", tunnel_input(node, host.is_some())),
+        plain("tunnel_input", tunnel_input(node, host)),
         plain("judged_before", judged_before(strict)),
     ];
     if host.is_some() || !copies.is_empty() {
@@ -83,10 +80,11 @@ pub(super) fn chains(settings: &Settings, anybody: &Anybody, strict: bool) -> Ve
         all.push(("output".to_owned(), Chain { hook: Some(Hook::Output), rules }));
     }
     if let Some(host) = host {
-        all.push(plain("host_output", output(host)));
-        all.push(plain("host_input", host_input(node)));
-        all.push(plain(FAILSAFE_INPUT, failsafe(settings, &settings.failsafe.inbound)));
-        all.push(plain(FAILSAFE_OUTPUT, failsafe(settings, &settings.failsafe.outbound)));
+        let (inbound, outbound) = (&settings.failsafe.inbound, &settings.failsafe.outbound);
+        all.push(plain("host_output", host_output(node, host)));
+        all.push(plain("host_input", host_input(settings, node, host)));
+        all.push(plain(FAILSAFE_INPUT, failsafe(settings, inbound, outbound, Hook::Input)));
+        all.push(plain(FAILSAFE_OUTPUT, failsafe(settings, outbound, inbound, Hook::Output)));
     }
     for name in ["spoofed", "unknown"] {
         all.push(plain(&format!("x_{name}"), refusal(settings, Direction::Tunnel, name, name)));
@@ -121,22 +119,19 @@ fn judged_before(strict: bool) -> Vec<Rule> {
     misplaced.into_iter().filter(|_| strict).chain([known]).collect()
 }
 
-fn forward(settings: &Settings, stranger: &str) -> Vec<Rule> {
-    // Of most packets this is all. Who sends on a device without keys is asked first.
-    let keyed = settings.tunnels.difference(&settings.keyless);
-    let known = |name: &String| {
-        Rule::new(vec![Match::Interface(name.clone())], Verdict::Jump(KNOWN_TUNNEL.to_owned()))
-    };
-    let mut rules: Vec<Rule> = keyed.map(known).collect();
+fn forward(settings: &Settings, stranger: &str, copies: &[Rule]) -> Vec<Rule> {
+    // Of most packets this is all. Who sends on a device without keys is asked first; and who speaks of names has to be believed.
+    let mut rules = Vec::new();
+    if copies.is_empty() {
+        let keyed = settings.tunnels.difference(&settings.keyless);
+        rules.extend(keyed.map(|name| {
+            Rule::new(vec![Match::Interface(name.clone())], Verdict::Jump(KNOWN_TUNNEL.to_owned()))
+        }));
+    }
     rules.extend(from_tunnels(settings, "tunnel_forward"));
-    if !settings.check_sources {
-        rules.push(Rule::new(vec![], Verdict::Jump(KNOWN.to_owned())));
-    }
-    // A pod that takes another's address is on another interface than that.
-    for family in Family::BOTH.into_iter().filter(|_| settings.check_sources) {
-        let local = within(family, End::Source, local_set(family), Kind::Addresses);
-        rules.push(Rule::new(vec![local, Match::NoWayBack], goto("x_spoofed")));
-    }
+    rules.extend(local_way_back(settings));
+    rules.extend(copies.iter().cloned());
+    rules.push(Rule::new(vec![], Verdict::Jump(KNOWN.to_owned())));
     for family in Family::BOTH {
         // Hashes before ranges: most packets are of local pods, and looked up once.
         let ends = [End::Source, End::Destination];
@@ -226,64 +221,96 @@ fn input(settings: &Settings, protected: bool) -> Vec<Rule> {
     rules
 }
 
-/// Of a protected node: what has to come through whatever policies say.
-fn failsafe(settings: &Settings, ports: &BTreeSet<(Protocol, u16)>) -> Vec<Rule> {
-    let numbers = |number, port| Match::Numbers { number, first: port, last: port, negated: false };
-    let accept = |protocol: Protocol, number, port| {
-        Rule::new(vec![Match::Protocol(protocol.0), numbers(number, port)], Verdict::Accept)
+/// Of a protected node: what has to come through whatever policies say. `begun`: ports towards which a flow in this hook's direction is
+/// begun; `answered`: those from which answers come back in it.
+fn failsafe(
+    settings: &Settings,
+    begun: &BTreeSet<(Protocol, u16)>,
+    answered: &BTreeSet<(Protocol, u16)>,
+    hook: Hook,
+) -> Vec<Rule> {
+    let accept = |way, protocol: Protocol, number, port| {
+        let numbers = Match::Numbers { number, first: port, last: port, negated: false };
+        Rule::new(vec![Match::Direction(way), Match::Protocol(protocol.0), numbers], Verdict::Accept)
     };
-    // What carries the mesh, whoever began it.
+    // What carries the mesh is known by this host's port, whoever began it; another's port says nothing.
+    let (own_begun, own_answered) = match hook {
+        Hook::Output => (Number::ClientPort, Number::ServerPort),
+        Hook::Input | Hook::Forward => (Number::ServerPort, Number::ClientPort),
+    };
     let carriers = settings.carriers.iter().flat_map(|port| {
-        [Number::ServerPort, Number::ClientPort].map(|number| accept(Protocol::UDP, number, *port))
+        [(Way::Original, own_begun), (Way::Reply, own_answered)]
+            .map(|(way, number)| accept(way, Protocol::UDP, number, *port))
     });
-    carriers
-        .chain(ports.iter().map(|(protocol, port)| accept(*protocol, Number::ServerPort, *port)))
-        .collect()
+    let ports = [(Way::Original, begun), (Way::Reply, answered)]
+        .into_iter()
+        .flat_map(|(way, ports)| ports.iter().map(move |(protocol, port)| (way, *protocol, *port)));
+    let ports = ports.map(|(way, protocol, port)| accept(way, protocol, Number::ServerPort, port));
+    carriers.chain(ports).collect()
 }
 
-/// Whom a protected node always hears, and is always heard by: its own pods and itself; and neighbours, or nothing could be sent.
+/// Whom a protected node always hears, and is always heard by: its own pods and itself; and neighbours and listeners (RFC 4861, RFC
+/// 3810), or nothing could be sent.
 fn always_heard(itself: Match, end: End) -> Vec<Rule> {
     let pods = Family::BOTH.map(|family| within(family, end, local_set(family), Kind::Addresses));
-    let always = [itself, Match::Icmp6(133, 137)].into_iter().chain(pods);
+    let always = [itself, Match::Icmp6(130, 137), Match::Icmp6(143, 143)].into_iter().chain(pods);
     always.map(|condition| Rule::new(vec![condition], Verdict::Accept)).collect()
 }
 
+/// Both ways of a protected node's flows are judged in both hooks: an answer must not make good what was revoked.
+fn both_ways(begun: &str, answered: &str) -> [Rule; 2] {
+    [(Way::Original, begun), (Way::Reply, answered)]
+        .map(|(way, class)| Rule::new(vec![Match::Direction(way)], Verdict::Jump(class.to_owned())))
+}
+
 /// Of a protected node: what comes in by devices that are no tunnels.
-fn host_input(node: &str) -> Vec<Rule> {
-    let mut rules = always_heard(Match::Interface("lo".to_owned()), End::Source);
+fn host_input(settings: &Settings, node: &str, host: &str) -> Vec<Rule> {
+    let mut rules = local_way_back(settings);
+    rules.extend(always_heard(Match::Interface("lo".to_owned()), End::Source));
     rules.extend([
         Rule::new(vec![], Verdict::Jump(FAILSAFE_INPUT.to_owned())),
         Rule::new(vec![], Verdict::Jump("judged_before".to_owned())),
-        // What answers the node was begun by it.
-        Rule::new(vec![Match::Direction(Way::Original)], Verdict::Jump(node.to_owned())),
-        Rule::new(vec![], goto(STAMP)),
     ]);
+    rules.extend(both_ways(node, host));
+    rules.push(Rule::new(vec![], goto(STAMP)));
     rules
 }
 
 /// Of a protected node: what it sends.
-fn output(host: &str) -> Vec<Rule> {
+fn host_output(node: &str, host: &str) -> Vec<Rule> {
     let mut rules = always_heard(Match::Leaves("lo".to_owned()), End::Destination);
     rules.extend([
         Rule::new(vec![], Verdict::Jump(FAILSAFE_OUTPUT.to_owned())),
         Rule::new(vec![], Verdict::Jump("judged_before".to_owned())),
-        // What it answers was judged when it came in.
-        Rule::new(vec![Match::Direction(Way::Original)], Verdict::Jump(host.to_owned())),
-        Rule::new(vec![], goto(STAMP)),
     ]);
+    rules.extend(both_ways(host, node));
+    rules.push(Rule::new(vec![], goto(STAMP)));
     rules
 }
 
-fn tunnel_input(node: &str, protected: bool) -> Vec<Rule> {
+/// A pod that takes another's address is on another interface than that.
+fn local_way_back(settings: &Settings) -> Vec<Rule> {
+    let families = Family::BOTH.into_iter().filter(|_| settings.check_sources);
+    let spoofed = families.map(|family| {
+        let local = within(family, End::Source, local_set(family), Kind::Addresses);
+        Rule::new(vec![local, Match::NoWayBack], goto("x_spoofed"))
+    });
+    spoofed.collect()
+}
+
+fn tunnel_input(node: &str, host: Option<&str>) -> Vec<Rule> {
     // Router and neighbour discovery (RFC 4861), from addresses of the link.
     let mut rules = vec![Rule::new(vec![Match::Icmp6(133, 137)], Verdict::Accept)];
     rules.extend(not_believed());
-    if protected {
+    if host.is_some() {
         rules.push(Rule::new(vec![], Verdict::Jump(FAILSAFE_INPUT.to_owned())));
     }
     rules.push(Rule::new(vec![], Verdict::Jump("judged_before".to_owned())));
-    // What answers the node was begun by it.
-    rules.push(Rule::new(vec![Match::Direction(Way::Original)], Verdict::Jump(node.to_owned())));
+    match host {
+        Some(host) => rules.extend(both_ways(node, host)),
+        // What answers the node was begun by it.
+        None => rules.push(Rule::new(vec![Match::Direction(Way::Original)], Verdict::Jump(node.to_owned()))),
+    }
     rules.push(Rule::new(vec![], goto(STAMP)));
     rules
 }

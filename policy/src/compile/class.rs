@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::ranges::cover;
 use super::{Logging, Resolvers, Settings};
+use crate::evaluate::{TIERS_MOST, excess};
 use crate::flowlog::{self, Label, RuleName};
 use crate::model::{
     Action, Direction, End as TierEnd, ObjectId, PodSelector, Policy, Rule as PolicyRule, Tier,
@@ -132,9 +133,10 @@ pub(super) fn compile(
         denials: BTreeMap::new(),
         proposed: false,
     };
-    let mut bodies = writer.tiers(&applying.tiers, applying.closed.is_some());
-    if let Some(host) = applying.closed {
-        bodies.push(writer.closed(host));
+    let closed = excess(&applying.tiers).or(applying.closed.cloned());
+    let mut bodies = writer.tiers(&applying.tiers, closed.is_some());
+    if let Some(id) = &closed {
+        bodies.push(writer.closed(id));
     }
     let denies = bodies.iter().flatten().any(|rule| !is_harmless(rule));
     writer.proposed = true;
@@ -253,12 +255,13 @@ pub(super) struct Writer<'a> {
     names: BTreeMap<String, RuleName>,
     denials: BTreeMap<String, Vec<Rule>>,
     // Nothing is decided: what staged policies would deny is told.
-    proposed: bool,
+    pub(super) proposed: bool,
 }
 
 impl Writer<'_> {
     /// The rules of each tier. `closed`: something comes after the last.
     fn tiers(&mut self, tiers: &[(&Tier, Vec<&Policy>)], closed: bool) -> Vec<Vec<Rule>> {
+        let tiers = &tiers[..tiers.len().min(TIERS_MOST)];
         let mut bodies = Vec::new();
         for (index, (tier, policies)) in tiers.iter().enumerate() {
             let next = match index + 1 < tiers.len() || closed {
@@ -293,7 +296,7 @@ impl Writer<'_> {
         self.denial(&id)
     }
 
-    /// What becomes of what no policy of a host endpoint decides.
+    /// What becomes of what no policy of a host endpoint decides, or no tier that is asked.
     fn closed(&mut self, host: &ObjectId) -> Vec<Rule> {
         let id = format!("h_{}", digest(&(self.direction, host)));
         let name = RuleName { tier: "profiles".to_owned(), policies: vec![host.to_string()], rule: None };
@@ -352,7 +355,7 @@ impl Writer<'_> {
                 (None, Verdict::Goto(chain))
             }
         };
-        for matches in self.matches(rule, rule.action == Action::Allow && !self.proposed) {
+        for matches in self.matches(rule, rule.action == Action::Allow || self.proposed) {
             if let Some(told) = &told {
                 rules.push(Rule { matches: [matches.as_slice(), &[BEGUN]].concat(), ..told.clone() });
             }

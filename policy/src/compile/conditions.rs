@@ -137,7 +137,8 @@ impl Writer<'_> {
             }
             Condition::IsNot(side, peers) => {
                 // Whoever comes into such a set loses what the rule gives.
-                let found = self.peers(*side, peers, false);
+                let allows = self.proposed;
+                let found = self.peers(*side, peers, allows);
                 let domains: Vec<_> = peers
                     .iter()
                     .filter_map(|peer| match peer {
@@ -147,7 +148,7 @@ impl Writer<'_> {
                     .collect();
                 let families = Family::BOTH.into_iter().map(|family| {
                     let names = domains.iter().map(|domains| {
-                        let [now, _] = self.domains(*side, domains, family, false);
+                        let [now, _] = self.domains(*side, domains, family, allows);
                         outside(&now)
                     });
                     let names: Vec<Match> = names.collect();
@@ -184,30 +185,44 @@ impl Writer<'_> {
         }
     }
 
+    /// All other numbers, range by range: a rule has room for few conditions. Names are few.
     fn not_ports(&mut self, side: Side, protocol: Protocol, none: &BTreeSet<PortMatch>) -> Vec<Alternative> {
         let of_protocol = |ports: &PortMatch| Port { protocol, ports: ports.clone() };
         let none = joined(&none.iter().map(of_protocol).collect());
-        let mut numbers = vec![Match::Protocol(protocol.0)];
-        let mut names = Vec::new();
+        let (mut others, mut names, mut next) = (Vec::new(), Vec::new(), Some(0_u16));
         for port in &none {
             match &port.ports {
                 PortMatch::Any => return Vec::new(),
-                PortMatch::Range(first, last) => numbers.push(ports(side, *first, *last, true)),
+                PortMatch::Range(first, last) => {
+                    let before = next.filter(|next| next < first);
+                    others.extend(before.map(|next| (next, first.saturating_sub(1))));
+                    next = last.checked_add(1);
+                }
                 PortMatch::Named(name) => names.push(name.clone()),
             }
         }
+        others.extend(next.map(|next| (next, u16::MAX)));
+        let numbers = |(first, last): (u16, u16)| {
+            let all = (first, last) == (0, u16::MAX);
+            let range = (!all).then(|| ports(side, first, last, false));
+            [Match::Protocol(protocol.0)].into_iter().chain(range).collect::<Vec<_>>()
+        };
+        let numbers: Vec<Vec<Match>> = others.into_iter().map(numbers).collect();
         if names.is_empty() {
-            return vec![Alternative { family: None, matches: numbers }];
+            return numbers.into_iter().map(|matches| Alternative { family: None, matches }).collect();
         }
+        let allows = self.proposed;
         let mut all = Vec::new();
         for family in Family::BOTH {
             let named = |name: &String| Source::Named(name.clone(), protocol);
             let sets: Vec<String> =
-                names.iter().map(|name| self.set("p", family, named(name), false)).collect();
+                names.iter().map(|name| self.set("p", family, named(name), allows)).collect();
             for way in WAYS {
                 let (sets, end) = (sets.iter().cloned(), end(side));
                 let names = sets.map(|set| Match::Named { family, end, set, way, negated: true });
-                all.push(Alternative::of(family, numbers.iter().cloned().chain(names).collect()));
+                let names: Vec<Match> = names.collect();
+                let each = numbers.iter().map(|numbers| [numbers.as_slice(), &names].concat());
+                all.extend(each.map(|matches| Alternative::of(family, matches)));
             }
         }
         all

@@ -77,4 +77,5 @@ fn errors_say_where() {
 #[test]
 fn global_is_told_apart() {
     assert!(parse(" global()").unwrap().global && !parse("all()").unwrap().global);
+    assert!(parse("!global()").unwrap_err().what.contains("without ! before it"));
 }

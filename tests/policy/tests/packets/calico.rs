@@ -427,10 +427,15 @@ fn host(profiles: Value) -> Event {
 
 /// Whether a datagram from outside reaches a socket of the node.
 fn reaches(rig: &mut Rig, from: &str, port: u16) -> anyhow::Result<bool> {
+    reaches_from(rig, from, 40_000, port)
+}
+
+/// The same, from this port.
+fn reaches_from(rig: &mut Rig, from: &str, source_port: u16, port: u16) -> anyhow::Result<bool> {
     let socket = UdpSocket::bind((HOST, port))?;
     socket.set_nonblocking(true)?;
     let number = rig.number();
-    let packet = Packet::first(address(from), address(HOST), UDP, port, number);
+    let packet = Packet { source_port, ..Packet::first(address(from), address(HOST), UDP, port, number) };
     // When the call returns, the packet has been judged.
     rig.pass(Link::Pods, &[packet])?;
     let mut buffer = [0; 64];
@@ -439,7 +444,12 @@ fn reaches(rig: &mut Rig, from: &str, port: u16) -> anyhow::Result<bool> {
 
 /// Whether a datagram of the node's leaves it.
 fn leaves(rig: &mut Rig, to: &str, port: u16) -> anyhow::Result<bool> {
-    let socket = UdpSocket::bind((HOST, 0))?;
+    leaves_from(rig, 0, to, port)
+}
+
+/// The same, from this port.
+fn leaves_from(rig: &mut Rig, from: u16, to: &str, port: u16) -> anyhow::Result<bool> {
+    let socket = UdpSocket::bind((HOST, from))?;
     let number = rig.number();
     let to: IpAddr = address(to);
     match socket.send_to(&number.to_be_bytes().repeat(2), (to, port)) {
@@ -460,7 +470,9 @@ fn a_host_endpoint_closes_a_node_but_for_what_is_allowed_and_safe() {
         assert!(!reaches(&mut rig, OUT, 9000)? && !leaves(&mut rig, OUT, 9000)?);
         // DHCP and DNS, and what carries the mesh.
         assert!(reaches(&mut rig, OUT, 68)? && leaves(&mut rig, OUT, 53)?);
-        assert!(reaches(&mut rig, OUT, 51820)? && leaves(&mut rig, OUT, 51820)?);
+        // What carries the mesh is known by the port of this node, not by another's.
+        assert!(reaches(&mut rig, OUT, 51820)? && leaves_from(&mut rig, 51820, OUT, 700)?);
+        assert!(!leaves(&mut rig, OUT, 51820)? && !reaches_from(&mut rig, OUT, 51820, 9000)?);
         assert!(reaches(&mut rig, A[0], 9000)?, "its own pods always reach it");
         rig.tell([calico("GlobalNetworkPolicy", "p", json!({
             "selector": "role == 'node'", "types": ["Ingress", "Egress"],
@@ -488,6 +500,17 @@ fn a_host_endpoint_closes_a_node_but_for_what_is_allowed_and_safe() {
         let number = rig.number();
         rig.pass(Link::Pods, &[Packet::first(address(OUT), address(HOST), UDP, 9000, number)])?;
         assert!(answers(&mut rig, &socket)?);
+        // What is not allowed any more is not answered, and no answer makes it good.
+        let allowed = rig.enforcer.compiler.state().policies.iter().next().cloned().context("no policy")?;
+        rig.tell([gone("GlobalNetworkPolicy", "p")])?;
+        assert!(!answers(&mut rig, &socket)?);
+        let number = rig.number();
+        rig.pass(Link::Pods, &[Packet::first(address(OUT), address(HOST), UDP, 9000, number)])?;
+        let mut buffer = [0; 64];
+        while let Ok(length) = socket.recv(&mut buffer) {
+            assert!(!buffer[..length].starts_with(&number.to_be_bytes()), "it came through");
+        }
+        rig.tell([Event::Policy(allowed.into())])?;
         drop(socket);
         // Pods are judged as pods, whatever the node is.
         check(&mut rig, &[("forwarded", &B, &A, TCP, 80, true)])?;
