@@ -149,14 +149,13 @@ pub fn documents(bytes: &[u8]) -> Result<Vec<Value>, String> {
     }
     // No snippets: a message must not carry what somebody else put into the file.
     let options = serde_saphyr::options! { with_snippet: false };
-    if text.trim_start().starts_with('{') {
-        serde_json::Deserializer::from_str(text)
-            .into_iter::<Value>()
-            .collect::<Result<_, _>>()
-            .map_err(|e| e.to_string())
-    } else {
-        serde_saphyr::from_multiple_with_options(text, options).map_err(|e| e.to_string())
+    let yaml = || serde_saphyr::from_multiple_with_options(text, options).map_err(|e| e.to_string());
+    if !text.trim_start().starts_with('{') {
+        return yaml();
     }
+    // YAML may begin so, too.
+    let json = serde_json::Deserializer::from_str(text).into_iter::<Value>().collect::<Result<_, _>>();
+    json.or_else(|e| yaml().map_err(|_| e.to_string()))
 }
 
 fn take(document: Value, parsed: &mut Parsed) {
@@ -221,8 +220,7 @@ fn take(document: Value, parsed: &mut Parsed) {
         }
         (version, kind) if is_policy(kind) => {
             let version: String = version.chars().take(64).collect();
-            let known = kind::KINDS.iter().filter(|one| one.kind == kind).map(|one| one.version);
-            let known = known.collect::<Vec<_>>().join(" and ");
+            let known = known_versions(kind).unwrap_or_default();
             parsed
                 .problems
                 .push(format!("{kind} {name:?}: apiVersion {version:?}; only {known} is enforced"));
@@ -232,6 +230,13 @@ fn take(document: Value, parsed: &mut Parsed) {
         }
         _ => {}
     }
+}
+
+/// The versions in which a kind that says what is allowed is known; `None`: it is not.
+pub fn known_versions(kind: &str) -> Option<String> {
+    let known = kind::KINDS.iter().filter(|one| one.kind == kind && one.has_policies());
+    let known: Vec<&str> = known.map(|one| one.version).collect();
+    (!known.is_empty()).then(|| known.join(" and "))
 }
 
 /// Whether objects of this kind say what is allowed, in some version.

@@ -9,8 +9,32 @@ mod policy;
 mod rule;
 pub mod selector;
 
+use serde_json::Value;
+
 pub use object::{global_network_set, host_endpoint, network_set, tier};
 pub use policy::{global, kubernetes_staged, namespaced, staged_global, staged_namespaced};
+
+/// Where Calico keeps labels and annotations of an object that it stores.
+const METADATA: &str = "projectcalico.org/metadata";
+
+/// An object as its author wrote it: of what Calico has put aside in an annotation, labels and annotations come back. `None`: nothing was.
+pub(crate) fn whole(manifest: &Value) -> Option<Value> {
+    let kept = manifest.pointer("/metadata/annotations")?.get(METADATA)?.as_str()?;
+    let kept: Value = serde_json::from_str(kept).ok()?;
+    let mut manifest = manifest.clone();
+    for field in ["labels", "annotations"] {
+        let Some(Value::Object(kept)) = kept.get(field) else { continue };
+        let metadata = manifest.get_mut("metadata")?.as_object_mut()?;
+        let there = metadata.entry(field).or_insert_with(|| Value::Object(Default::default()));
+        if there.is_null() {
+            *there = Value::Object(Default::default());
+        }
+        if let Value::Object(there) = there {
+            there.extend(kept.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+    }
+    Some(manifest)
+}
 
 /// The API group of manifests.
 pub const API_VERSION: &str = "projectcalico.org/v3";

@@ -12,6 +12,8 @@ use crate::protocol::Protocol;
 
 /// The port that servers answer from.
 pub const PORT: u16 = 53;
+/// As much of an answer as is copied, in bytes of the packet: more than DNS has in a datagram.
+pub const RANGE: u32 = 4096;
 /// The most aliases that one name leads through.
 const ALIASES_MOST: usize = 16;
 

@@ -232,7 +232,10 @@ impl Kind {
 
     /// What a manifest of this kind says.
     pub fn read(&self, manifest: &Value) -> Said {
-        (self.read)(manifest)
+        match self.stored.and_then(|_| calico::whole(manifest)) {
+            Some(whole) => (self.read)(&whole),
+            None => (self.read)(manifest),
+        }
     }
 
     /// An object of this kind.

@@ -78,6 +78,7 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
     events.extend(stances.into_iter().map(|policy| Event::Policy(policy.into())));
     stand_in(&mut events);
     let mut state = State::default();
+    state.world.failsafe = config.map(|config| config.policy.failsafe()).unwrap_or_default();
     state.world.set_nodes(nodes);
     events.iter().for_each(|event| drop(state.take(event.clone())));
     Ok(Loaded { state, events, mesh: address::mesh_prefix(&mesh).into(), problems })

@@ -102,7 +102,7 @@ impl Flows {
             return;
         }
         self.listens_at = Instant::now() + LISTEN_AGAIN;
-        match listen(group) {
+        match listen(group, None) {
             Ok(socket) => {
                 self.socket = Some(socket);
                 self.deaf = None;
@@ -228,9 +228,12 @@ pub fn aside(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-pub(super) fn listen(group: u16) -> io::Result<Socket> {
+pub(super) fn listen(group: u16, range: Option<u32>) -> io::Result<Socket> {
     use std::os::fd::AsRawFd as _;
-    let listener = Listener::new(group, BUFFER)?;
+    let listener = match range {
+        None => Listener::new(group, BUFFER)?,
+        Some(range) => Listener::with_range(group, BUFFER, range)?,
+    };
     let fd = listener.as_raw_fd();
     #[expect(deprecated, reason = "its successor is unsafe; `Ears` owns its descriptor and never changes it")]
     let socket = AsyncFd::new(Ears(Mutex::new(listener), fd))?;

@@ -45,7 +45,7 @@ impl Answers {
             return;
         }
         self.listens_at = Instant::now() + LISTEN_AGAIN;
-        match listen(group) {
+        match listen(group, Some(dns::RANGE)) {
             Ok(socket) => (self.socket, self.deaf) = (Some(socket), None),
             Err(e) => self.deaf = Some(e.to_string()),
         }

@@ -41,6 +41,31 @@ fn both_groups_mean_the_same() {
 }
 
 #[test]
+fn what_calico_has_put_aside_comes_back() {
+    let kept = json!({"name": "s", "labels": {"role": "bad"}, "annotations": {"sennit.dev/audit": "true"}})
+        .to_string();
+    let metadata = json!({"name": "s", "annotations": {"projectcalico.org/metadata": kept}});
+    let kind = |kind: &str| crate::Kind::of(STORED_VERSION, kind).unwrap();
+    let crate::Said::Referent(read) =
+        kind("GlobalNetworkSet").read(&json!({"metadata": metadata, "spec": {"nets": []}}))
+    else {
+        panic!()
+    };
+    assert!(
+        matches!(read.what, Some(crate::referent::What::Networks(networks)) if networks.labels["role"] == "bad")
+    );
+    let crate::Said::Policy(read) =
+        kind("GlobalNetworkPolicy").read(&json!({"metadata": metadata, "spec": {}}))
+    else {
+        panic!()
+    };
+    assert!(read.policy.staged);
+    let broken =
+        json!({"name": "s", "labels": {"a": "b"}, "annotations": {"projectcalico.org/metadata": "{"}});
+    assert!(whole(&json!({"metadata": broken})).is_none(), "what is there counts");
+}
+
+#[test]
 fn a_global_policy_means_pods_and_host_endpoints_unless_it_speaks_of_namespaces() {
     let subject = |spec: Value| global_with(spec).policy.subject;
     assert!(subject(json!({"selector": "a == 'b'"})).is_about_hosts());

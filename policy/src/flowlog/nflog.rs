@@ -79,12 +79,20 @@ impl Listener {
     /// # Errors
     /// What the kernel says: `EPERM` without `CAP_NET_ADMIN` in the namespace, or when another socket has the group.
     pub fn new(group: u16, receive_buffer: u32) -> io::Result<Self> {
+        Self::with_range(group, receive_buffer, RANGE)
+    }
+
+    /// The same for rules that copy more of a packet: the kernel hands on the less of the two, in bytes.
+    ///
+    /// # Errors
+    /// As [`Listener::new`].
+    pub fn with_range(group: u16, receive_buffer: u32, range: u32) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         socket.set_non_blocking(true)?;
         socket.set_rx_buf_sz(receive_buffer)?;
         let mut listener = Self { socket, buffer: Vec::with_capacity(DATAGRAM), overruns: 0 };
-        listener.configure(&bind(group))?;
+        listener.configure(&bind(group, range))?;
         Ok(listener)
     }
 
@@ -202,8 +210,8 @@ fn big_endian(value: &[u8]) -> Option<u32> {
 }
 
 /// The request that makes a group ours. `NFULNL_CFG_CMD_PF_BIND` is left out: nftables needs no such binding.
-fn bind(group: u16) -> Vec<u8> {
-    let mode = [&RANGE.to_be_bytes()[..], &[config::COPY_PACKET, 0]].concat();
+fn bind(group: u16, range: u32) -> Vec<u8> {
+    let mode = [&range.to_be_bytes()[..], &[config::COPY_PACKET, 0]].concat();
     let mut body = vec![0, 0];
     body.extend(group.to_be_bytes());
     push(&mut body, config::COMMAND, &[config::BIND]);

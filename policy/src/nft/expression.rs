@@ -3,6 +3,7 @@
 //! Attribute numbers are those of `linux/netfilter/nf_tables.h`.
 
 use super::wire::Batch;
+use crate::dns;
 use crate::render::Slot;
 use crate::ruleset::{End, Family, Kind, Match, Number, Rule, State, Statement, Verdict, Way};
 
@@ -65,8 +66,6 @@ const IPPROTO_ICMPV6: u8 = 58;
 const IFNAMSIZ: usize = 16;
 /// Bytes of a packet that a listener is given.
 const LOG_SNAPLEN: u32 = 96;
-/// Bytes of a packet that is copied: more than DNS has in a datagram.
-const COPY_SNAPLEN: u32 = 4096;
 /// Packets that the kernel gathers before it wakes a listener.
 const LOG_QUEUE_THRESHOLD: u16 = 16;
 /// `NFT_FIB_RESULT_OIF`, and of `NFTA_FIB_F_*` SADDR, IIF and PRESENT.
@@ -356,7 +355,7 @@ impl Writer<'_> {
                 batch.be32(5, 0);
             }),
             Statement::Log { prefix, group } => self.log(prefix, *group, LOG_SNAPLEN, LOG_QUEUE_THRESHOLD),
-            Statement::Copy { group } => self.log("copy", *group, COPY_SNAPLEN, 1),
+            Statement::Copy { group } => self.log("copy", *group, dns::RANGE, 1),
             Statement::Count(counter) => self.expression("objref", |batch| {
                 batch.be32(1, OBJECT_COUNTER);
                 batch.text(2, counter);

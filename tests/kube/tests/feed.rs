@@ -233,6 +233,11 @@ fn calicos_objects_and_mesh_policies_count_and_are_told_what_became_of_them() {
                     (sites.clone(), json!({"pods": {"podSelector": {}}, "nodes": {}}), "at most one of"),
                     (sites.clone(), json!({"networks": ["10.0.0.0"]}), "is no prefix"),
                     (sites.clone(), json!({"sites": ["Not A Name"]}), "should match"),
+                    (
+                        json!({"nodes": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
+                        sites.clone(),
+                        "need values",
+                    ),
                 ] {
                     let refused = cluster.apply(&mesh_policy("wrong", subject, to)).unwrap_err().to_string();
                     assert!(refused.contains(told), "{refused}\nnot {told}");

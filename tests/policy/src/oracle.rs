@@ -117,7 +117,10 @@ fn key(object: &Value) -> (String, String, String) {
     let metadata = object.get("metadata").unwrap_or(object);
     let text =
         |value: &Value, field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-    (text(object, "kind"), text(metadata, "namespace"), text(metadata, "name"))
+    // Two groups may have kinds of one name.
+    let group =
+        text(object, "apiVersion").rsplit_once('/').map(|(group, _)| group.to_owned()).unwrap_or_default();
+    (format!("{}.{group}", text(object, "kind")), text(metadata, "namespace"), text(metadata, "name"))
 }
 
 impl Standing {
@@ -131,7 +134,7 @@ impl Standing {
         for gone in &step.delete {
             let gone = key(gone);
             self.0.remove(&gone);
-            if gone.0 == "Namespace" {
+            if gone.0 == "Namespace." {
                 self.0.retain(|(_, namespace, _), _| *namespace != gone.2);
             }
         }

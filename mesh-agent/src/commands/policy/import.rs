@@ -17,6 +17,29 @@ use crate::commands::{print, shown};
 use crate::manifest::lines::Lines;
 use crate::manifest::{self, FILE_MOST};
 
+/// Calico's kinds that have nothing to do with policy.
+const NO_POLICY: [&str; 17] = [
+    "BGPConfiguration",
+    "BGPFilter",
+    "BGPPeer",
+    "BlockAffinity",
+    "CalicoNodeStatus",
+    "ClusterInformation",
+    "FelixConfiguration",
+    "IPAMBlock",
+    "IPAMConfig",
+    "IPAMConfiguration",
+    "IPAMHandle",
+    "IPAddress",
+    "IPPool",
+    "IPReservation",
+    "KubeControllersConfiguration",
+    "Node",
+    "WorkloadEndpoint",
+];
+/// Kinds before ClusterNetworkPolicy.
+const ADMINS: [&str; 2] = ["AdminNetworkPolicy", "BaselineAdminNetworkPolicy"];
+
 /// What becomes of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -146,7 +169,7 @@ fn items(document: Value, lines: Option<Lines>) -> Vec<(Value, Option<Lines>)> {
         }
         item
     };
-    items.iter().map(|item| (whole(item), lines.next())).collect()
+    items.iter().flat_map(|item| self::items(whole(item), lines.next())).collect()
 }
 
 fn look(
@@ -168,9 +191,24 @@ fn look(
     };
     let Some(known) = Kind::of(version, kind) else {
         let is_calicos = [API_VERSION, STORED_VERSION].contains(&version);
-        match is_calicos {
-            true => drop(found(format!("{kind} {}", text("/metadata/name")), Outcome::NotRead, vec![], None)),
-            false => report.others += 1,
+        let object = format!("{kind} {}", text("/metadata/name"));
+        let refused =
+            |field: &str, reason: String| vec![Fault { line: line(field), field: field.to_owned(), reason }];
+        match manifest::known_versions(kind) {
+            Some(known) => {
+                let faults = refused("apiVersion", format!("{version:?}; only {known} is enforced"));
+                found(object, Outcome::Refused, faults, Some("it counts for nothing"));
+            }
+            None if is_calicos && !NO_POLICY.contains(&kind) => {
+                let faults = refused("kind", format!("{kind:?}: no such kind is known"));
+                found(object, Outcome::Refused, faults, Some("it counts for nothing"));
+            }
+            None if ADMINS.contains(&kind) => {
+                let reason = "say it by a ClusterNetworkPolicy, which has taken its place".to_owned();
+                found(object, Outcome::Refused, refused("kind", reason), Some("it counts for nothing"));
+            }
+            None if is_calicos => drop(found(object, Outcome::NotRead, vec![], None)),
+            None => report.others += 1,
         }
         return;
     };
@@ -305,6 +343,38 @@ metadata: {name: s}
             "1 objects work as they are, 2 do not, 1 of Calico's are not about policy, 1 others; 1 files",
         ] {
             assert!(text.contains(line), "{line}\nis not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_would_not_count_is_never_passed_over() {
+        for (object, told) in [
+            (
+                "{apiVersion: extensions/v1beta1, kind: NetworkPolicy, metadata: {name: a}}",
+                "apiVersion: \"extensions/v1beta1\"; only",
+            ),
+            (
+                "{apiVersion: projectcalico.org/v3, kind: GlobalNetworkpolicy, metadata: {name: a}}",
+                "kind: \"GlobalNetworkpolicy\": no such",
+            ),
+            (
+                "{apiVersion: projectcalico.org/v3, kind: Profile, metadata: {name: a}}",
+                "kind: \"Profile\": no such",
+            ),
+            (
+                "{apiVersion: policy.networking.k8s.io/v1alpha1, kind: AdminNetworkPolicy, metadata: {name: a}}",
+                "kind: say it by",
+            ),
+            (
+                "{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: List, items: [{apiVersion: projectcalico.org/v3, kind: Tier, metadata: {name: t}, spec: {order: x}}]}]}",
+                "spec.order",
+            ),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("a.yaml"), object).unwrap();
+            let text = table(&report(dir.path()).unwrap());
+            assert!(text.contains(told), "{told}\nis not in\n{text}");
+            assert!(check(dir.path(), PolicyOutput::Json).is_err(), "{object}");
         }
     }
 

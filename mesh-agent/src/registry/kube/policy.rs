@@ -18,6 +18,7 @@ use mesh_keyring::ClusterName;
 use mesh_policy::kind::KINDS;
 use mesh_policy::model::Labels;
 use mesh_policy::object::{Key, Metadata, Namespace, Pod, PodStatus};
+use mesh_policy::referent::What;
 use mesh_policy::{Event, Said, clusternetworkpolicy, meshpolicy, networkpolicy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -34,6 +35,8 @@ use crate::registry::feed::{Feed, Kind};
 const REMEDY: &str =
     "apply the ClusterRole sennit-agent of this version (deploy/kubernetes/base, or the chart)";
 
+// So often has a kind to be unknown before there is none of it.
+const MISSED_FIRST: u32 = 2;
 // So often has a kind to be unknown that was known before.
 const MISSED: u32 = 4;
 // How long at most a cluster that does not know a kind is left before it is asked again.
@@ -249,17 +252,29 @@ impl<const PLACE: usize, const STORED: bool> Counted for Told<PLACE, STORED> {
             _ => "sennit.dev/Accepted",
         };
         let refusals: Vec<String> = self.said.faults().map(ToString::to_string).collect();
+        let staged = matches!(&self.said, Said::Policy(read) if read.policy.staged);
         Some(Seen {
             resource: Seen::resource(Self::version(), Self::OF.kind, Self::OF.plural),
             name: self.said.id().name.clone(),
             current: self.conditions.iter().find(|condition| condition.kind == kind).cloned(),
-            wanted: Condition::of(kind, self.generation, &refusals),
+            wanted: Condition::of(kind, self.generation, &refusals, staged),
         })
     }
 
     fn key(&self) -> (Option<&str>, &str) {
         let id = self.said.id();
         (id.namespace.as_deref(), &id.name)
+    }
+
+    // A host endpoint names its node as its cluster does.
+    fn named(mut self, cluster: Option<&ClusterName>) -> Self {
+        if let (Said::Referent(referent), Some(cluster)) = (&mut self.said, cluster)
+            && let Some(What::Networks(networks)) = &mut referent.what
+            && let Some(host) = &mut networks.host
+        {
+            host.node = format!("{}.{cluster}", host.node);
+        }
+        self
     }
 
     fn all(objects: Vec<Self>) -> Event {
@@ -476,6 +491,8 @@ impl<T: Counted> Sink for Intake<T> {
             if self.known && self.missed < MISSED {
                 let told = format!("the cluster does not know the kind any more: {}", reason(error));
                 self.feed.trouble(T::kind().as_str(), Some(told));
+            } else if !self.known && !self.unknown && self.missed < MISSED_FIRST {
+                // Right after its start a server may not know yet what it will.
             } else if self.known || !self.unknown || self.feed.lost(T::kind()) {
                 self.listed(Vec::new());
                 (self.known, self.unknown) = (false, true);

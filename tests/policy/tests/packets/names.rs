@@ -75,7 +75,7 @@ fn a_name_is_what_its_server_says_as_long_as_it_says() {
         Resolvers { group: GROUP, pods: [].into(), nets: ["10.0.1.53/32".parse().expect("a net")].into() };
     let with = Settings { resolvers: Some(resolvers), ..settings() };
     with_settings("a_name_is_what_its_server_says_as_long_as_it_says", with, |mut rig| {
-        let mut listener = Listener::new(GROUP, 1 << 20)?;
+        let mut listener = Listener::with_range(GROUP, 1 << 20, dns::RANGE)?;
         let rules = json!([
             {"action": "Accept", "to": [{"domainNames": ["*.example.com"]}], "protocols": [{"tcp": {"destinationPort": {"number": 443}}}]},
             {"action": "Accept", "to": [{"networks": ["10.0.1.0/24"]}]},
@@ -97,9 +97,13 @@ fn a_name_is_what_its_server_says_as_long_as_it_says() {
         assert!(!connect(&mut rig, first, 443)?.0, "nobody has asked yet");
         // Whoever else answers is not believed: not even copied.
         assert!(ask(&mut rig, &mut listener, EVIL, &message(&[second], 60), 5000)?.is_empty());
-        let learnt = ask(&mut rig, &mut listener, SERVER, &message(&[first], 60), 5001)?;
+        // Of more bytes than are told of a denied packet.
+        let many: Vec<Ipv4Addr> =
+            [first].into_iter().chain((10..30).map(|n| Ipv4Addr::new(192, 0, 2, n))).collect();
+        let learnt = ask(&mut rig, &mut listener, SERVER, &message(&many, 60), 5001)?;
         let [resolved] = learnt.as_slice() else { anyhow::bail!("{learnt:?}") };
-        assert_eq!((resolved.name.as_str(), resolved.ttl), ("www.example.com", 60));
+        let told = (resolved.name.as_str(), resolved.ttl, resolved.addresses.len());
+        assert_eq!(told, ("www.example.com", 60, 21));
         rig.tell([Event::Resolved(resolved.clone(), 100)])?;
         let (passed, connected) = connect(&mut rig, first, 443)?;
         assert!(passed && !connect(&mut rig, first, 80)?.0 && !connect(&mut rig, second, 443)?.0);

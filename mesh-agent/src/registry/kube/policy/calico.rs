@@ -16,38 +16,61 @@ use crate::registry::kube::watch::RETRY_MOST;
 use crate::registry::kube::{Watches, reason};
 
 const NAME: &str = "Calico";
-// The first wait after a failure.
-const RETRY: Duration = Duration::from_millis(500);
+// The first wait after a failure, or as long as there is nothing.
+const RETRY: Duration = Duration::from_secs(1);
+// So often has there to be nothing before that is believed: right after its start a server may not know yet what it will.
+const MISSED_FIRST: u32 = 3;
+// How often a cluster that has Calico's kinds is asked which.
+const AGAIN: Duration = Duration::from_secs(30);
 
-/// Watches them as soon as the cluster knows them. Dropped, it watches no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Group {
+    Stored,
+    Served,
+}
+
+/// Watches them as soon as the cluster knows them, in the group in which it does. Dropped, it watches no more.
 pub(super) async fn follow(client: Client, cluster: Option<ClusterName>, feed: Feed) {
-    let (mut told, mut retry) = (false, RETRY);
+    let mut watched: Option<(Group, Watches)> = None;
+    let (mut missed, mut wait) = (0, RETRY);
     loop {
-        let wait = match versions(&client).await {
-            Ok(versions) => {
+        let found = versions(&client).await.map(|versions| {
+            let knows = |version: &str| versions.iter().any(|known| known == version);
+            match (knows(STORED_VERSION), knows(API_VERSION)) {
+                (true, _) => Some(Group::Stored),
+                (false, true) => Some(Group::Served),
+                (false, false) => None,
+            }
+        });
+        wait = match found {
+            Ok(Some(group)) => {
                 feed.trouble(NAME, None);
-                let knows = |version: &str| versions.iter().any(|known| known == version);
-                let watches = match (knows(STORED_VERSION), knows(API_VERSION)) {
-                    (true, _) => Some(all::<true>(&client, cluster.as_ref(), &feed)),
-                    (false, true) => Some(all::<false>(&client, cluster.as_ref(), &feed)),
-                    (false, false) => None,
-                };
-                if let Some(watches) = watches {
-                    std::future::pending::<()>().await;
-                    drop(watches);
+                if watched.as_ref().is_none_or(|(before, _)| *before != group) {
+                    // Those of before end first: what they find missing would be taken for gone.
+                    drop(watched.take());
+                    let begin = if group == Group::Stored { all::<true> } else { all::<false> };
+                    watched = Some((group, begin(&client, cluster.as_ref(), &feed)));
                 }
-                // There are none.
-                if !std::mem::replace(&mut told, true) {
+                missed = 0;
+                AGAIN
+            }
+            // Its watches will tell, when all of it is gone.
+            Ok(None) if watched.is_some() => {
+                feed.trouble(NAME, None);
+                AGAIN
+            }
+            Ok(None) => {
+                feed.trouble(NAME, None);
+                missed += 1;
+                if missed == MISSED_FIRST {
                     let kinds = KINDS.iter().filter(|kind| kind.stored.is_some() || kind.name == ACCOUNT);
                     kinds.for_each(|kind| feed.push(kind.all([])));
                 }
-                retry = RETRY;
-                UNKNOWN
+                if missed < MISSED_FIRST { RETRY } else { (wait * 2).min(UNKNOWN) }
             }
             Err(error) => {
                 feed.trouble(NAME, Some(reason(&error)));
-                retry = (retry * 2).min(RETRY_MOST);
-                retry
+                (wait * 2).min(RETRY_MOST)
             }
         };
         tokio::time::sleep(wait).await;

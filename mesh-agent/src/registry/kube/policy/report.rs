@@ -20,8 +20,12 @@ use crate::registry::kube::{cut, reason};
 const MANAGER: &str = "sennit-agent";
 /// The longest wait before somebody writes.
 const SPREAD: Duration = Duration::from_secs(5);
-/// After a failure it is tried again this late.
+/// The first wait after a failure, or before the same generation is written again; it doubles each time.
 const RETRY: Duration = Duration::from_secs(60);
+/// The longest.
+const RETRY_MOST: Duration = Duration::from_secs(3600);
+/// For an answer.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// A condition (`metav1.Condition`), as far as it is compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,11 +47,11 @@ pub(super) struct Condition {
 
 impl Condition {
     /// What became of an object: all of it counts, or why not.
-    pub(super) fn of(kind: &str, generation: i64, refusals: &[String]) -> Self {
-        let (status, reason) = if refusals.is_empty() { ("True", "Accepted") } else { ("False", "Refused") };
-        let message = match refusals {
-            [] => "all of it is enforced".to_owned(),
-            all => cut(&all.join("; ")),
+    pub(super) fn of(kind: &str, generation: i64, refusals: &[String], staged: bool) -> Self {
+        let (status, reason, message) = match (refusals, staged) {
+            ([], false) => ("True", "Accepted", "all of it is understood".to_owned()),
+            ([], true) => ("True", "Audited", "what it would deny is told, and nothing is denied".to_owned()),
+            (all, _) => ("False", "Refused", cut(&all.join("; "))),
         };
         Self {
             kind: kind.to_owned(),
@@ -115,41 +119,69 @@ impl Reporter {
     }
 }
 
+/// An object that is to be written.
+struct Due {
+    at: Instant,
+    seen: Seen,
+}
+
 async fn write(client: Client, mut receiver: UnboundedReceiver<Seen>) {
-    let mut due: BTreeMap<(String, String), (Instant, Seen)> = BTreeMap::new();
+    let mut due: BTreeMap<(String, String), Due> = BTreeMap::new();
+    // The generation that was last tried to be written, and how often: agents of two versions must not answer each other for ever.
+    let mut tried: BTreeMap<(String, String), (i64, u32)> = BTreeMap::new();
     loop {
-        let next = due.values().map(|(at, _)| *at).min();
+        let next = due.iter().min_by_key(|(_, due)| due.at).map(|(key, due)| (key.clone(), due.at));
         let sleep = async {
-            match next {
-                Some(at) => tokio::time::sleep_until(at).await,
+            match &next {
+                Some((_, at)) => tokio::time::sleep_until(*at).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
+            // What others have written meanwhile is known before anything is.
+            biased;
             seen = receiver.recv() => {
                 let Some(seen) = seen else { return };
                 let key = (seen.resource.plural.clone(), seen.name.clone());
                 if seen.current.as_ref().is_some_and(|current| current.says(&seen.wanted)) {
                     due.remove(&key);
-                } else {
-                    let at = due.get(&key).map_or_else(|| Instant::now() + chance(SPREAD), |(at, _)| *at);
-                    due.insert(key, (at, seen));
+                    continue;
                 }
+                let generation = seen.wanted.observed_generation;
+                let times = tried.get(&key).filter(|(last, _)| *last == generation).map_or(0, |(_, times)| *times);
+                let at = Instant::now() + pause(times) + chance(SPREAD);
+                let at = due.get(&key).map_or(at, |due| due.at.min(at));
+                due.insert(key, Due { at, seen });
             }
             () = sleep => {
-                let now = Instant::now();
-                let ready: Vec<_> = due.extract_if(.., |_, (at, _)| *at <= now).collect();
-                for (key, (_, seen)) in ready {
-                    if let Err(error) = patch(&client, &seen).await {
-                        let gone = matches!(&error, kube::Error::Api(status) if status.code == 404);
-                        tracing::debug!(object = %seen.name, error = reason(&error), "a condition was not written");
-                        if !gone {
-                            due.insert(key, (now + RETRY, seen));
+                let Some((key, Due { seen, .. })) = next.and_then(|(key, _)| due.remove_entry(&key)) else { continue };
+                let generation = seen.wanted.observed_generation;
+                let times = tried.get(&key).filter(|(last, _)| *last == generation).map_or(0, |(_, times)| *times) + 1;
+                tried.insert(key.clone(), (generation, times));
+                match tokio::time::timeout(ANSWER, patch(&client, &seen)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(kube::Error::Api(status))) if status.code == 404 => drop(tried.remove(&key)),
+                    failed => {
+                        let why = match &failed {
+                            Ok(Err(error)) => reason(error),
+                            _ => "no answer".to_owned(),
+                        };
+                        if times == 1 {
+                            tracing::warn!(object = %seen.name, "{why}: what became of the policy is not in its status");
                         }
+                        due.insert(key, Due { at: Instant::now() + pause(times) + chance(SPREAD), seen });
                     }
                 }
             }
         }
+    }
+}
+
+/// How long to wait before the same is written again that was tried so often.
+fn pause(times: u32) -> Duration {
+    match times {
+        0 => Duration::ZERO,
+        times => (RETRY * 2_u32.saturating_pow(times - 1).min(64)).min(RETRY_MOST),
     }
 }
 
@@ -174,7 +206,7 @@ mod tests {
             resource: Seen::resource("sennit.dev/v1alpha1", "MeshPolicy", "meshpolicies"),
             name: "p".to_owned(),
             current,
-            wanted: Condition::of("Accepted", 7, refusals),
+            wanted: Condition::of("Accepted", 7, refusals, false),
         };
         let now: Timestamp = "2026-01-02T03:04:05.678Z".parse().unwrap();
         let patch = seen(None, &[]).patch(now);
@@ -185,7 +217,7 @@ mod tests {
         let condition = &patch["status"]["conditions"][0];
         assert_eq!((&condition["status"], &condition["observedGeneration"]), (&json!("True"), &json!(7)));
         assert_eq!(condition["lastTransitionTime"], "2026-01-02T03:04:05Z");
-        let mut current = Condition::of("Accepted", 6, &[]);
+        let mut current = Condition::of("Accepted", 6, &[], false);
         current.last_transition_time = "2025-01-01T00:00:00Z".to_owned();
         let patch = seen(Some(current.clone()), &[]).patch(now);
         assert_eq!(patch["status"]["conditions"][0]["lastTransitionTime"], "2025-01-01T00:00:00Z");
@@ -193,6 +225,6 @@ mod tests {
         let condition = &patch["status"]["conditions"][0];
         assert_eq!((&condition["status"], &condition["message"]), (&json!("False"), &json!("spec: wrong")));
         assert_eq!(condition["lastTransitionTime"], "2026-01-02T03:04:05Z");
-        assert!(!current.says(&Condition::of("Accepted", 7, &[])), "of another generation");
+        assert!(!current.says(&Condition::of("Accepted", 7, &[], false)), "of another generation");
     }
 }
