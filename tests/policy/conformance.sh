@@ -5,7 +5,7 @@ oracles=$(realpath -m "$1")
 cd "$(dirname "$0")/../.."
 
 if [[ ! -d $oracles/cyclonus ]]; then
-  echo "SKIPPED conformance: $oracles holds no suites (cyclonus, k8s-e2e, knp, cnp-conformance); name their folder: make conformance ORACLES=FOLDER" >&2
+  echo "SKIPPED conformance: $oracles holds no suites (cyclonus, k8s-e2e, knp, cnp-conformance, knp-anp-as-cnp, calico-v3, calico-polprog, selectors); name their folder: make conformance ORACLES=FOLDER" >&2
   [[ ${CI:-} != true ]] || exit 1
   exit 0
 fi

@@ -1,6 +1,8 @@
 //! What goes wrong around a mesh that registers with an API: nobody loses more than the one it concerns.
 #![allow(clippy::unwrap_used)]
 
+use std::time::{Duration, Instant};
+
 use kube_tests::mesh::{As, Mesh, lossless};
 use kube_tests::{eventually, programs};
 use netlab::{Direction, Ports, Protocol, Rule};
@@ -204,9 +206,23 @@ fn a_write_whose_answer_is_lost_is_done_once_and_told() {
         direction: Direction::In,
         ..Rule::any()
     };
-    let cut = host.block(answers).unwrap();
-    host.ip("link set eth0 mtu 1480\n").unwrap();
-    until_mtu(&mesh, "1480");
+    // A question of the agent's own may just have taken the connection; then the write has none, and it is tried again.
+    let (cut, written) = [1480, 1472, 1464, 1456, 1448]
+        .into_iter()
+        .find_map(|wanted| {
+            let cut = host.block(answers.clone()).unwrap();
+            host.ip(&format!("link set eth0 mtu {wanted}\n")).unwrap();
+            let (deadline, wanted) = (Instant::now() + Duration::from_secs(10), wanted.to_string());
+            while Instant::now() < deadline {
+                if mtu(&mesh).unwrap() == wanted {
+                    return Some((cut, wanted));
+                }
+            }
+            host.unblock(cut).unwrap();
+            until_mtu(&mesh, &wanted);
+            None
+        })
+        .expect("no write without an answer arrives");
     until_status(&mesh, "aws-1", "errors", "previous publication stays in force");
     host.unblock(cut).unwrap();
     eventually("nothing is amiss any more", || {
@@ -219,7 +235,7 @@ fn a_write_whose_answer_is_lost_is_done_once_and_told() {
         Ok(())
     })
     .unwrap();
-    assert_eq!(mtu(&mesh).unwrap(), "1480");
+    assert_eq!(mtu(&mesh).unwrap(), written);
     mesh.stands(&ALL).unwrap();
     mesh.reaches(&ALL).unwrap();
     lossless(flow).unwrap();

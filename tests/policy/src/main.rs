@@ -136,7 +136,7 @@ fn main() -> anyhow::Result<ExitCode> {
         );
     }
     println!(
-        "ignored: the suite itself says so. inside: a pod to its own address. invalid: an ICMP message that begins nothing, expected to pass. later: cases with kinds of policies that are not known yet."
+        "ignored: the suite itself says so. inside: a pod to its own address. invalid: an ICMP message that begins nothing, which conntrack drops whatever a rule says. later: cases with kinds of policies that are not known yet."
     );
     println!("{wrong} disagreements");
     for suite in SUITES.iter().chain(&["calico-polprog"]) {
