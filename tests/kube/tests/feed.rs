@@ -302,6 +302,23 @@ fn calicos_objects_and_mesh_policies_count_and_are_told_what_became_of_them() {
                     }
                 };
                 tokio::time::timeout(PATIENCE, mended).await.unwrap();
+
+                // It is the agents' own, and they write nobody else's; others do not write it.
+                let other = r#"[{"op": "add", "path": "/status/conditions/-", "value": {"type": "Other", "status": "True",
+                    "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}}]"#;
+                let status = ["patch", "clusternetworkpolicy", "c", "--subresource=status"];
+                cluster.kubectl(&[&status[..], &["--type=json", "-p", other]].concat()).unwrap();
+                let emptied = [&status[..], &["--type=merge", "-p", r#"{"status":{"conditions":[]}}"#]].concat();
+                let refused = |kubeconfig: &str| {
+                    let output = cluster.kubectl_as(kubeconfig, &emptied, "").unwrap();
+                    assert!(!output.success(), "{kubeconfig} may");
+                    String::from_utf8_lossy(&output.stderr).into_owned()
+                };
+                let told = refused("agent");
+                assert!(told.contains("writes condition sennit.dev/Accepted, and none of others"), "{told}");
+                cluster.kubeconfig("unbound", &cluster.token(Bound::Nothing).unwrap()).unwrap();
+                let told = refused("unbound");
+                assert!(told.contains("only agents tell what became of policies"), "{told}");
             });
         })
         .unwrap();
