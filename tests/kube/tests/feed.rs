@@ -308,9 +308,17 @@ fn calicos_objects_and_mesh_policies_count_and_are_told_what_became_of_them() {
                     "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}}]"#;
                 let status = ["patch", "clusternetworkpolicy", "c", "--subresource=status"];
                 cluster.kubectl(&[&status[..], &["--type=json", "-p", other]].concat()).unwrap();
-                let emptied = [&status[..], &["--type=merge", "-p", r#"{"status":{"conditions":[]}}"#]].concat();
+                let apply = [
+                    "apply", "--server-side", "--subresource=status", "--field-manager=test", "--force-conflicts",
+                    "--validate=false", "-f", "-",
+                ];
+                let emptied = json!({
+                    "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+                    "metadata": {"name": "c"}, "status": {"conditions": []},
+                })
+                .to_string();
                 let refused = |kubeconfig: &str| {
-                    let output = cluster.kubectl_as(kubeconfig, &emptied, "").unwrap();
+                    let output = cluster.kubectl_as(kubeconfig, &apply, &emptied).unwrap();
                     assert!(!output.success(), "{kubeconfig} may");
                     String::from_utf8_lossy(&output.stderr).into_owned()
                 };
