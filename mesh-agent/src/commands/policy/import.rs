@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use mesh_policy::calico::{API_VERSION, STORED_VERSION};
-use mesh_policy::model::{Order, Tier};
+use mesh_policy::model::Order;
+use mesh_policy::object::ObjectError;
 use mesh_policy::referent::{Referent, What};
 use mesh_policy::{Kind, Said};
 use serde::Serialize;
@@ -64,6 +65,16 @@ struct Finding {
     /// What it does until that is mended.
     #[serde(skip_serializing_if = "Option::is_none")]
     meanwhile: Option<&'static str>,
+    /// The tier that it is, or is in, where that is none that everybody has.
+    #[serde(skip)]
+    tier: Option<NamedTier>,
+}
+
+#[derive(Debug)]
+enum NamedTier {
+    Is(String),
+    /// And the line that says so.
+    IsIn(String, u64),
 }
 
 #[derive(Debug, Serialize)]
@@ -112,9 +123,6 @@ fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 
 fn report(dir: &Path) -> anyhow::Result<Report> {
     let mut report = Report::default();
-    let mut tiers: BTreeSet<String> = BTreeSet::new();
-    // Tiers that policies are in, by where they say so.
-    let mut asked: Vec<(usize, u64, String)> = Vec::new();
     for path in files(dir)? {
         let file = path.strip_prefix(dir).unwrap_or(&path).display().to_string();
         let text = match fs::metadata(&path).map(|metadata| metadata.len()) {
@@ -135,17 +143,26 @@ fn report(dir: &Path) -> anyhow::Result<Report> {
         for document in documents {
             let lines = lines.next().filter(|_| known);
             for (object, lines) in items(document, lines) {
-                look(&file, &object, lines.as_ref(), &mut report, &mut tiers, &mut asked);
+                match look(&file, &object, lines.as_ref()) {
+                    Some(found) => report.objects.push(found),
+                    None => report.others += 1,
+                }
             }
         }
     }
-    for (index, line, tier) in asked {
-        if !tiers.contains(&tier) {
+    let tiers: BTreeSet<String> = report.objects.iter().filter_map(Finding::is_tier).cloned().collect();
+    for found in &mut report.objects {
+        if let Some(NamedTier::IsIn(tier, line)) = &found.tier
+            && !tiers.contains(tier)
+        {
             let reason =
                 "no Tier of this name is here: it comes last, and denies what none of its rules decides";
-            let found = &mut report.objects[index];
             found.outcome = Outcome::Refused;
-            found.faults.push(Fault { line, field: "spec.tier".to_owned(), reason: reason.to_owned() });
+            found.faults.push(Fault {
+                line: *line,
+                field: "spec.tier".to_owned(),
+                reason: reason.to_owned(),
+            });
         }
     }
     Ok(report)
@@ -172,67 +189,75 @@ fn items(document: Value, lines: Option<Lines>) -> Vec<(Value, Option<Lines>)> {
     items.iter().flat_map(|item| self::items(whole(item), lines.next())).collect()
 }
 
-fn look(
-    file: &str,
-    object: &Value,
-    lines: Option<&Lines>,
-    report: &mut Report,
-    tiers: &mut BTreeSet<String>,
-    asked: &mut Vec<(usize, u64, String)>,
-) {
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let (version, kind) = (text("/apiVersion"), text("/kind"));
-    let line = |field: &str| lines.map_or(0, |lines| lines.field(field));
-    let first = lines.map_or(0, Lines::first);
-    let mut found = |object: String, outcome, faults: Vec<Fault>, meanwhile| {
-        let file = file.to_owned();
-        report.objects.push(Finding { file, line: first, object, outcome, faults, meanwhile });
-        report.objects.len() - 1
-    };
-    let Some(known) = Kind::of(version, kind) else {
-        let is_calicos = [API_VERSION, STORED_VERSION].contains(&version);
-        let object = format!("{kind} {}", text("/metadata/name"));
-        let refused =
-            |field: &str, reason: String| vec![Fault { line: line(field), field: field.to_owned(), reason }];
-        match manifest::known_versions(kind) {
-            Some(known) => {
-                let faults = refused("apiVersion", format!("{version:?}; only {known} is enforced"));
-                found(object, Outcome::Refused, faults, Some("it counts for nothing"));
-            }
-            None if is_calicos && !NO_POLICY.contains(&kind) => {
-                let faults = refused("kind", format!("{kind:?}: no such kind is known"));
-                found(object, Outcome::Refused, faults, Some("it counts for nothing"));
-            }
-            None if ADMINS.contains(&kind) => {
-                let reason = "say it by a ClusterNetworkPolicy, which has taken its place".to_owned();
-                found(object, Outcome::Refused, refused("kind", reason), Some("it counts for nothing"));
-            }
-            None if is_calicos => drop(found(object, Outcome::NotRead, vec![], None)),
-            None => report.others += 1,
+impl Finding {
+    fn is_tier(&self) -> Option<&String> {
+        match &self.tier {
+            Some(NamedTier::Is(name)) => Some(name),
+            _ => None,
         }
-        return;
+    }
+}
+
+/// What becomes of an object; `None`: it is neither policy nor Calico's.
+fn look(file: &str, object: &Value, lines: Option<&Lines>) -> Option<Finding> {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let line = |field: &str| lines.map_or(0, |lines| lines.field(field));
+    let found = |object: String| Finding {
+        file: file.to_owned(),
+        line: lines.map_or(0, Lines::first),
+        object,
+        outcome: Outcome::Works,
+        faults: Vec::new(),
+        meanwhile: None,
+        tier: None,
+    };
+    let Some(known) = Kind::of(text("/apiVersion"), text("/kind")) else {
+        let mut found = found(format!("{} {}", text("/kind"), text("/metadata/name")));
+        (found.outcome, found.faults) = match unknown(text("/apiVersion"), text("/kind"))? {
+            None => (Outcome::NotRead, Vec::new()),
+            Some((field, reason)) => {
+                found.meanwhile = Some("it counts for nothing");
+                (Outcome::Refused, vec![Fault { line: line(field), field: field.to_owned(), reason }])
+            }
+        };
+        return Some(found);
     };
     let said = known.read(object);
-    let faults: Vec<Fault> = said
-        .faults()
-        .map(|fault| Fault {
-            line: line(&fault.field),
-            field: fault.field.clone(),
-            reason: fault.reason.clone(),
-        })
-        .collect();
-    let outcome = if faults.is_empty() { Outcome::Works } else { Outcome::Refused };
-    let meanwhile = said.refusal().is_some().then(|| said.meanwhile());
-    let index = found(said.id().to_string(), outcome, faults, meanwhile);
-    match &said {
-        Said::Policy(read) if read.policy.tier.order == Order::LAST => {
-            asked.push((index, line("spec.tier"), read.policy.tier.name.clone()));
+    let fault = |fault: &ObjectError| Fault {
+        line: line(&fault.field),
+        field: fault.field.clone(),
+        reason: fault.reason.clone(),
+    };
+    let faults: Vec<Fault> = said.faults().map(fault).collect();
+    Some(Finding {
+        outcome: if faults.is_empty() { Outcome::Works } else { Outcome::Refused },
+        meanwhile: (!faults.is_empty()).then(|| said.meanwhile()),
+        faults,
+        tier: match &said {
+            Said::Policy(read) if read.policy.tier.order == Order::LAST => {
+                Some(NamedTier::IsIn(read.policy.tier.name.clone(), line("spec.tier")))
+            }
+            Said::Referent(Referent { what: Some(What::Tier(tier)), .. }) => {
+                Some(NamedTier::Is(tier.name.clone()))
+            }
+            Said::Policy(_) | Said::Referent(_) => None,
+        },
+        ..found(said.id().to_string())
+    })
+}
+
+/// Why an object of a kind that is not read would not count, by the field that says so; the inner `None`: it is not about policy. The outer:
+/// it is nobody's here.
+fn unknown(version: &str, kind: &str) -> Option<Option<(&'static str, String)>> {
+    let is_calicos = [API_VERSION, STORED_VERSION].contains(&version);
+    match manifest::known_versions(kind) {
+        Some(known) => Some(Some(("apiVersion", format!("{version:?}; only {known} is enforced")))),
+        None if ADMINS.contains(&kind) => {
+            Some(Some(("kind", "say it by a ClusterNetworkPolicy, which has taken its place".to_owned())))
         }
-        Said::Referent(Referent { what: Some(What::Tier(Tier { name, .. })), .. }) => {
-            tiers.insert(name.clone());
-        }
-        Said::Referent(_) => {}
-        Said::Policy(_) => {}
+        None if is_calicos && NO_POLICY.contains(&kind) => Some(None),
+        None if is_calicos => Some(Some(("kind", format!("{kind:?}: no such kind is known")))),
+        None => None,
     }
 }
 
