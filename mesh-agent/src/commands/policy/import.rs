@@ -150,6 +150,21 @@ fn report(dir: &Path) -> anyhow::Result<Report> {
             }
         }
     }
+    let mut first: BTreeMap<&str, (&str, u64)> = BTreeMap::new();
+    let mut again = Vec::new();
+    for (index, found) in report.objects.iter().enumerate() {
+        match first.get(found.object.as_str()) {
+            Some((file, line)) => {
+                again.push((index, format!("{file}:{line} has one of this name, which counts")))
+            }
+            None => drop(first.insert(&found.object, (&found.file, found.line))),
+        }
+    }
+    for (index, reason) in again {
+        let found = &mut report.objects[index];
+        found.outcome = Outcome::Refused;
+        found.faults.push(Fault { line: found.line, field: "metadata.name".to_owned(), reason });
+    }
     let tiers: BTreeSet<String> = report.objects.iter().filter_map(Finding::is_tier).cloned().collect();
     for found in &mut report.objects {
         if let Some(NamedTier::IsIn(tier, line)) = &found.tier
@@ -369,6 +384,15 @@ metadata: {name: s}
         ] {
             assert!(text.contains(line), "{line}\nis not in\n{text}");
         }
+    }
+
+    #[test]
+    fn of_two_objects_of_one_name_the_second_is_named() {
+        let report = checked(&POLICIES[..POLICIES.find("---").unwrap()]);
+        let text = table(&report);
+        let told =
+            "tier.yml:1: GlobalNetworkPolicy web: metadata.name: deep/policies.yaml:1 has one of this name";
+        assert!(text.contains(told), "{text}");
     }
 
     #[test]
