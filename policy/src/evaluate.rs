@@ -187,7 +187,7 @@ pub fn evaluate(world: &World, policies: &PolicySet, flow: &Flow) -> Judgement {
     let [egress, ingress] = Direction::BOTH.map(|direction| {
         let own = flow.address(Side::own(direction));
         let tiers = policies.applying(world, own, direction);
-        judge(world, is_protected(world, policies, own), &tiers, flow, direction)
+        judge(world, policies, &tiers, flow, direction)
     });
     Judgement { egress, ingress }
 }
@@ -203,7 +203,7 @@ pub fn propose(world: &World, policies: &PolicySet, flow: &Flow) -> Option<Judge
         let proposed = policies.proposed(world, own, direction);
         staged |= proposed.is_some();
         let tiers = proposed.unwrap_or_else(|| policies.applying(world, own, direction));
-        judge(world, is_protected(world, policies, own), &tiers, flow, direction)
+        judge(world, policies, &tiers, flow, direction)
     });
     staged.then_some(Judgement { egress, ingress })
 }
@@ -242,13 +242,13 @@ pub(crate) fn is_protected(world: &World, policies: &PolicySet, address: IpAddr)
 
 fn judge(
     world: &World,
-    protected: bool,
+    policies: &PolicySet,
     tiers: &[(&Tier, Vec<&Policy>)],
     flow: &Flow,
     direction: Direction,
 ) -> Decision {
     let own = flow.address(Side::own(direction));
-    if protected && world.failsafe.holds(direction, flow.protocol, flow.port) {
+    if world.failsafe.holds(direction, flow.protocol, flow.port) && is_protected(world, policies, own) {
         return Decision { allowed: true, reason: Reason::FailSafe };
     }
     let decision = decide(world, tiers, flow, direction);

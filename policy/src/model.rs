@@ -381,6 +381,16 @@ pub enum Condition {
     IsNot(Side, BTreeSet<Peer>),
 }
 
+impl Peer {
+    /// The domain names that it consists of, if it is that.
+    pub fn domains(&self) -> Option<&BTreeSet<Domain>> {
+        match self {
+            Self::Domains(domains) => Some(domains),
+            _ => None,
+        }
+    }
+}
+
 impl Condition {
     /// The domain names that it speaks of.
     pub fn domains(&self) -> impl Iterator<Item = &Domain> {
@@ -388,14 +398,7 @@ impl Condition {
             Self::Is(_, peers) | Self::IsNot(_, peers) => Some(peers),
             _ => None,
         };
-        peers
-            .into_iter()
-            .flatten()
-            .filter_map(|peer| match peer {
-                Peer::Domains(domains) => Some(domains),
-                _ => None,
-            })
-            .flatten()
+        peers.into_iter().flatten().filter_map(Peer::domains).flatten()
     }
 
     /// Whether it depends on network sets or host endpoints.

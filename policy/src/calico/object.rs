@@ -113,11 +113,12 @@ pub fn tier(manifest: &Value) -> Referent {
     Referent { id, what, fault: faults.first, more: faults.more }
 }
 
-fn nets(spec: &serde_json::Map<String, Value>, faults: &mut Faults) -> BTreeSet<IpNet> {
-    let entries = faults.keep(list("spec.nets", spec.get("nets"))).unwrap_or_default();
+fn nets(spec: &serde_json::Map<String, Value>, field: &str, faults: &mut Faults) -> BTreeSet<IpNet> {
+    let at = format!("spec.{field}");
+    let entries = faults.keep(list(&at, spec.get(field))).unwrap_or_default();
     let nets = entries.iter().enumerate().filter_map(|(index, entry)| {
         // One that is wrong takes no other with it.
-        faults.keep(net(&format!("spec.nets[{index}]"), entry))
+        faults.keep(net(&format!("{at}[{index}]"), entry))
     });
     nets.collect()
 }
@@ -133,7 +134,7 @@ fn net(at: &str, value: &Value) -> Result<IpNet> {
 
 fn set(id: ObjectId, manifest: &Value, mut faults: Faults) -> Referent {
     let what = spec(manifest, &["nets"], &mut faults).map(|spec| {
-        let nets = nets(spec, &mut faults);
+        let nets = nets(spec, "nets", &mut faults);
         let mut labels = labels(manifest, &mut faults);
         if let Some(namespace) = &id.namespace {
             labels.insert(NAMESPACE.to_owned(), namespace.clone());
@@ -168,12 +169,7 @@ pub fn host_endpoint(manifest: &Value) -> Referent {
         if node.is_none() {
             faults.note(ObjectError::new("spec.node", "a host endpoint needs one"));
         }
-        let entries = faults.keep(list("spec.expectedIPs", spec.get("expectedIPs"))).unwrap_or_default();
-        let addresses = entries
-            .iter()
-            .enumerate()
-            .filter_map(|(index, entry)| faults.keep(net(&format!("spec.expectedIPs[{index}]"), entry)));
-        let nets = addresses.collect();
+        let nets = nets(spec, "expectedIPs", &mut faults);
         match spec.get("interfaceName").and_then(Value::as_str) {
             Some("*") => {}
             _ => faults.note(ObjectError::new(

@@ -115,7 +115,7 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
     let is_placed = order.is_some();
     // Whose rules it comes before is not known: it comes first, and allows nothing.
     let order = order.unwrap_or(Order(f64::MIN));
-    if spec.get("applyOnForward").is_some_and(|value| !value.is_null() && value != &Value::Bool(false)) {
+    if is_set(spec, "applyOnForward") {
         // To pods it applies all the same.
         let reason = "what a node forwards is judged by the policies of pods and sites alone";
         faults.note(ObjectError::new("spec.applyOnForward", reason));
@@ -178,10 +178,15 @@ fn types(value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {
     Ok(Some(types).filter(|types| !types.is_empty()))
 }
 
+/// Whether a flag is there and not false.
+fn is_set(spec: &Map<String, Value>, flag: &str) -> bool {
+    spec.get(flag).is_some_and(|value| !value.is_null() && value != &Value::Bool(false))
+}
+
 /// Whom a policy applies to.
 fn subject(id: &ObjectId, spec: &Map<String, Value>) -> Result<Subject> {
     for field in ["preDNAT", "doNotTrack"] {
-        if spec.get(field).is_some_and(|value| !value.is_null() && value != &Value::Bool(false)) {
+        if is_set(spec, field) {
             let reason = match field {
                 "preDNAT" => "what is judged before destination NAT is not done",
                 _ => "connections are tracked: without, nobody could cut them",

@@ -87,7 +87,7 @@ pub(super) fn resolvers(known: &Resolvers) -> Vec<(String, SetUse)> {
     let mut all = Vec::new();
     for family in Family::BOTH {
         let mut put = |letter: &str, source: Source| {
-            let name = format!("{letter}_{}{}", digest(&source), family.suffix());
+            let name = set_name(letter, &source, family);
             all.push((name, SetUse { family, source, allows: true }));
         };
         if !known.pods.is_empty() {
@@ -101,8 +101,13 @@ pub(super) fn resolvers(known: &Resolvers) -> Vec<(String, SetUse)> {
     all
 }
 
+/// What a set is called: by what it holds, so that all who need the same share it.
+pub(super) fn set_name(letter: &str, source: &Source, family: Family) -> String {
+    format!("{letter}_{}{}", digest(source), family.suffix())
+}
+
 /// A short name for something long: 128 bits of a digest, so that nobody can make another thing of the same name.
-pub(super) fn digest(of: &impl std::fmt::Debug) -> String {
+fn digest(of: &impl std::fmt::Debug) -> String {
     let hash = Sha256::digest(format!("{of:?}"));
     hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::class::{Resolves, SetUse, Source, Writer, digest};
+use super::class::{Resolves, SetUse, Source, Writer, set_name};
 use super::ranges::cover;
 use crate::model::{Block, Condition, Icmp, Peer, Port, PortMatch, Rule as PolicyRule, Side};
 use crate::names::Domain;
@@ -69,12 +69,12 @@ fn end(side: Side) -> End {
     }
 }
 
-fn ports(side: Side, first: u16, last: u16, negated: bool) -> Match {
+fn ports(side: Side, first: u16, last: u16) -> Match {
     let number = match side {
         Side::Source => Number::ClientPort,
         Side::Destination => Number::ServerPort,
     };
-    Match::Numbers { number, first, last, negated }
+    Match::Numbers { number, first, last, negated: false }
 }
 
 fn outside(within: &Match) -> Match {
@@ -121,11 +121,7 @@ impl Writer<'_> {
                 let found = self.peers(*side, peers, allows);
                 let alone = found.into_iter().map(|(family, set)| Alternative::of(family, vec![set]));
                 let mut all: Vec<Alternative> = alone.collect();
-                let domains = peers.iter().filter_map(|peer| match peer {
-                    Peer::Domains(domains) => Some(domains),
-                    _ => None,
-                });
-                for domains in domains {
+                for domains in peers.iter().filter_map(Peer::domains) {
                     for family in Family::BOTH {
                         let [now, before] = self.domains(*side, domains, family, allows);
                         all.push(Alternative::of(family, vec![now]));
@@ -139,13 +135,7 @@ impl Writer<'_> {
                 // Whoever comes into such a set loses what the rule gives.
                 let allows = self.proposed;
                 let found = self.peers(*side, peers, allows);
-                let domains: Vec<_> = peers
-                    .iter()
-                    .filter_map(|peer| match peer {
-                        Peer::Domains(domains) => Some(domains),
-                        _ => None,
-                    })
-                    .collect();
+                let domains: Vec<_> = peers.iter().filter_map(Peer::domains).collect();
                 let families = Family::BOTH.into_iter().map(|family| {
                     let names = domains.iter().map(|domains| {
                         let [now, _] = self.domains(*side, domains, family, allows);
@@ -167,7 +157,7 @@ impl Writer<'_> {
         match &port.ports {
             PortMatch::Any => only(vec![Match::Protocol(protocol.0)]),
             PortMatch::Range(first, last) => {
-                only(vec![Match::Protocol(protocol.0), ports(side, *first, *last, false)])
+                only(vec![Match::Protocol(protocol.0), ports(side, *first, *last)])
             }
             PortMatch::Named(name) => {
                 let source = Source::Named(name.clone(), protocol);
@@ -204,7 +194,7 @@ impl Writer<'_> {
         others.extend(next.map(|next| (next, u16::MAX)));
         let numbers = |(first, last): (u16, u16)| {
             let all = (first, last) == (0, u16::MAX);
-            let range = (!all).then(|| ports(side, first, last, false));
+            let range = (!all).then(|| ports(side, first, last));
             [Match::Protocol(protocol.0)].into_iter().chain(range).collect::<Vec<_>>()
         };
         let numbers: Vec<Vec<Match>> = others.into_iter().map(numbers).collect();
@@ -288,7 +278,7 @@ impl Writer<'_> {
     }
 
     fn set(&mut self, letter: &str, family: Family, source: Source, allows: bool) -> String {
-        let name = format!("{letter}_{}{}", digest(&source), family.suffix());
+        let name = set_name(letter, &source, family);
         let entry = self.sets.entry(name.clone()).or_insert(SetUse { family, source, allows });
         entry.allows &= allows;
         name
