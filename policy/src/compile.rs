@@ -172,6 +172,7 @@ impl Compiler {
     pub fn take(&mut self, event: Event) {
         let touched = self.state.take(event);
         self.touched.addresses.extend(touched.addresses);
+        self.touched.meanings.extend(touched.meanings);
         self.touched.subjects.extend(touched.subjects);
     }
 
@@ -226,7 +227,7 @@ impl Compiler {
         }
         let mut standing = std::mem::take(&mut self.standing);
         let mut edit = Edit::of(&mut standing);
-        self.members(&touched.addresses, &mut edit);
+        self.members(touched.addresses.union(&touched.meanings), &mut edit);
         if self.classify(stale, &touched) {
             self.raise(&mut edit);
             let strict = self.classes.values().any(|class| class.denies);
@@ -244,7 +245,7 @@ impl Compiler {
     }
 
     /// Brings the members of the standing sets up to date for these addresses.
-    fn members(&mut self, touched: &BTreeSet<IpAddr>, edit: &mut Edit<'_>) {
+    fn members<'a>(&mut self, touched: impl Iterator<Item = &'a IpAddr>, edit: &mut Edit<'_>) {
         let world = &self.state.world;
         for address in touched {
             let (family, holder) = (Family::of(*address), world.holder(*address));

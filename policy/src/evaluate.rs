@@ -318,6 +318,9 @@ pub fn holds(world: &World, condition: &Condition, flow: &Flow) -> bool {
         }
         Condition::Icmp(icmp) => is_icmp(icmp) && begins(icmp),
         Condition::NotIcmp(icmp) => is_icmp(icmp) && !begins(icmp),
+        Condition::Serves(service) => {
+            world.serves(service, flow.destination).any(|ports| ports.contains(&(flow.protocol, flow.port)))
+        }
         Condition::Is(side, peers) => is_any(side, peers),
         Condition::IsNot(side, peers) => !is_any(side, peers),
     }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::calico;
+use crate::endpoints;
 use crate::meshpolicy;
 use crate::networkpolicy::{self, Read};
 use crate::object::{self, Account, Key, ObjectError};
@@ -93,13 +94,21 @@ const CALICO: Kind = Kind {
 };
 
 /// All of them. What policies refer to comes before them.
-pub const KINDS: [Kind; 13] = [
+pub const KINDS: [Kind; 14] = [
     Kind {
         name: ACCOUNT,
         kind: ACCOUNT,
         version: "v1",
         plural: "serviceaccounts",
         read: referents!(account),
+        ..KUBERNETES
+    },
+    Kind {
+        name: endpoints::KIND,
+        kind: endpoints::KIND,
+        version: endpoints::API_VERSION,
+        plural: "endpointslices",
+        read: referents!(endpoints::read),
         ..KUBERNETES
     },
     Kind {
@@ -254,8 +263,14 @@ impl Kind {
 
     /// Whether its objects say what is allowed.
     pub fn has_policies(&self) -> bool {
-        let referents =
-            [ACCOUNT, calico::TIER, calico::NETWORK_SET, calico::GLOBAL_NETWORK_SET, calico::HOST_ENDPOINT];
+        let referents = [
+            ACCOUNT,
+            endpoints::KIND,
+            calico::TIER,
+            calico::NETWORK_SET,
+            calico::GLOBAL_NETWORK_SET,
+            calico::HOST_ENDPOINT,
+        ];
         !referents.contains(&self.name)
     }
 

@@ -12,6 +12,7 @@ pub mod calico;
 pub mod clusternetworkpolicy;
 pub mod compile;
 pub mod dns;
+pub mod endpoints;
 pub mod enforce;
 pub mod evaluate;
 pub mod explain;

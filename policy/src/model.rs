@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::names::Domain;
+use crate::object::Key;
 use crate::protocol::{Family, Protocol};
 use crate::selector::LabelSelector;
 
@@ -325,6 +326,8 @@ pub enum Peer {
     Domains(BTreeSet<Domain>),
     /// Whatever has an address of a site.
     Sites(Sites),
+    /// The addresses of a Service's endpoints.
+    Service(Key),
 }
 
 /// Which of a protocol's ports.
@@ -375,6 +378,8 @@ pub enum Condition {
     Icmp(Icmp),
     /// It is ICMP of that family, and begins with another message.
     NotIcmp(Icmp),
+    /// It is for an endpoint of this Service, by address, protocol and port.
+    Serves(Key),
     /// Any of these is at that end; of none nobody is.
     Is(Side, BTreeSet<Peer>),
     /// None of these is at that end.
@@ -432,6 +437,8 @@ impl Rule {
                 ports.len() + 3 * ports.iter().filter(named).count()
             }
             Condition::NotPorts(_, _, ports) => 1 + ports.len(),
+            // Of both families, on the way and on the way back.
+            Condition::Serves(_) => 4,
             _ => 1,
         };
         self.when.iter().map(of).fold(1, |all: usize, ways| all.saturating_mul(ways.max(1)))

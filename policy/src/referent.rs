@@ -1,5 +1,6 @@
-//! What policies refer to beside pods and namespaces: tiers, network sets, host endpoints, service accounts.
+//! What policies refer to beside pods and namespaces: tiers, network sets, host endpoints, service accounts, services.
 
+use crate::endpoints::Endpoints;
 use crate::model::{ObjectId, Tier};
 use crate::object::{Account, ObjectError};
 use crate::world::Networks;
@@ -26,6 +27,8 @@ pub enum What {
     Networks(Networks),
     /// A service account.
     Account(Account),
+    /// Endpoints of a Service.
+    Endpoints(Endpoints),
 }
 
 impl Referent {

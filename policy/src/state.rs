@@ -64,6 +64,8 @@ pub struct State {
 pub struct Touched {
     /// Addresses of whose holders something may be different now.
     pub addresses: BTreeSet<IpAddr>,
+    /// Those that mean something different to rules now, whoever has them: of names and of Services.
+    pub meanings: BTreeSet<IpAddr>,
     /// To whom policies apply, or did, that are different now.
     pub subjects: BTreeSet<Subject>,
 }
@@ -126,13 +128,13 @@ impl State {
             Event::Referent(referent) => self.put_referent(referent, &mut touched),
             Event::ReferentGone(id) => self.remove_referent(&id, &mut touched),
             Event::Resolved(resolved, now) => {
-                touched.addresses = self.world.names.pass(now);
+                touched.meanings = self.world.names.pass(now);
                 // What nobody speaks of is not remembered.
                 if self.domains().any(|domain| domain.matches(&resolved.name)) {
-                    touched.addresses.extend(self.world.names.learn(resolved, now));
+                    touched.meanings.extend(self.world.names.learn(resolved, now));
                 }
             }
-            Event::Clock(now) => touched.addresses = self.world.names.pass(now),
+            Event::Clock(now) => touched.meanings = self.world.names.pass(now),
         }
         touched
     }
@@ -190,6 +192,7 @@ impl State {
                 }
             }
             What::Account(account) => touched.addresses.extend(self.world.put_account(account)),
+            What::Endpoints(endpoints) => touched.meanings.extend(self.world.put_endpoints(id, endpoints)),
         }
     }
 
@@ -212,6 +215,7 @@ impl State {
                 }
             }
             What::Account(account) => touched.addresses.extend(self.world.remove_account(&account.key)),
+            What::Endpoints(_) => touched.meanings.extend(self.world.remove_endpoints(id)),
         }
     }
 

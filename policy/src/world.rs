@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::endpoints::{Endpoints, Slices};
 use crate::failsafe::FailSafe;
 use crate::model::{Labels, Namespaces, NetworkSelector, ObjectId, Peer, PodSelector, Scope, Sites, Subject};
 use crate::names::Names;
 use crate::object::{Account, Key, Namespace, Pod};
+use crate::protocol::Protocol;
 use crate::selector::LabelSelector;
 
 /// A node or host of the mesh.
@@ -54,6 +56,7 @@ pub struct World {
     namespaces: BTreeMap<String, Labels>,
     accounts: BTreeMap<Key, Labels>,
     networks: BTreeMap<ObjectId, Networks>,
+    slices: Slices,
     nodes: BTreeMap<String, Node>,
     // Who claims an address; the last is who has it.
     claims: HashMap<IpAddr, Vec<Key>>,
@@ -167,6 +170,30 @@ impl World {
         let pods = self.pods_of(&account.namespace);
         let pods = pods.filter(|pod| !pod.host_network && pod.service_account == account.name);
         pods.flat_map(|pod| pod.addresses.iter().copied()).collect()
+    }
+
+    /// Endpoints of a Service are there, or are different now. Returns the addresses of which something is different.
+    pub fn put_endpoints(&mut self, id: ObjectId, endpoints: Endpoints) -> BTreeSet<IpAddr> {
+        self.slices.put(id, endpoints)
+    }
+
+    /// They are gone. Returns the addresses of which something is different.
+    pub fn remove_endpoints(&mut self, id: &ObjectId) -> BTreeSet<IpAddr> {
+        self.slices.remove(id)
+    }
+
+    /// The endpoints of a Service.
+    pub fn endpoints<'a>(&'a self, service: &Key) -> impl Iterator<Item = &'a Endpoints> + use<'a> {
+        self.slices.of(service)
+    }
+
+    /// What an address serves for a Service, set by set; nothing where it is none of its endpoints.
+    pub fn serves<'a>(
+        &'a self,
+        service: &Key,
+        address: IpAddr,
+    ) -> impl Iterator<Item = &'a BTreeSet<(Protocol, u16)>> + use<'a> {
+        self.slices.serves(service, address)
     }
 
     /// Addresses with labels are there, or are different now. Returns whether that changed anything.
@@ -367,6 +394,7 @@ impl World {
             }
             Peer::Domains(domains) => self.names.has(domains, address),
             Peer::Sites(sites) => self.in_sites(sites, address),
+            Peer::Service(service) => self.serves(service, address).next().is_some(),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use interpreter::{Packet, passes};
 use mesh_policy::compile::{Logging, MASK, Settings};
+use mesh_policy::endpoints::{self, Endpoints};
 use mesh_policy::failsafe::FailSafe;
 use mesh_policy::model::{
     Action, Block, Condition, Direction, End, Icmp, Namespaces, NetworkSelector, ObjectId, Order, Peer,
@@ -228,6 +229,7 @@ fn tiered_policy() -> impl Strategy<Value = Read> {
         }),
         prop::sample::subsequence(vec!["a.example.com", "*.example.com", "b.example.org"], 1..3)
             .prop_map(|names| Peer::Domains(names.iter().map(|name| name.parse().unwrap()).collect())),
+        service().prop_map(Peer::Service),
         prop::sample::select(vec!["10.0.1.0/24", "10.0.0.0/8", "fd00::/16", "172.16.0.1/32"])
             .prop_map(|net| Peer::Block(Block { net: net.parse().unwrap(), except: vec![] })),
         prop::sample::select(vec![
@@ -269,6 +271,7 @@ fn tiered_policy() -> impl Strategy<Value = Read> {
             .prop_map(|(side, ports)| Condition::Ports(side, ports)),
         2 => (side(), with_ports(), prop::collection::btree_set(ports(), 0..3))
             .prop_map(|(side, protocol, ports)| Condition::NotPorts(side, protocol, ports)),
+        1 => service().prop_map(Condition::Serves),
         1 => protocol().prop_map(Condition::Protocol),
         1 => protocol().prop_map(Condition::NotProtocol),
         1 => family().prop_map(Condition::Family),
@@ -335,6 +338,35 @@ fn host() -> impl Strategy<Value = Referent> {
     })
 }
 
+fn service() -> impl Strategy<Value = Key> {
+    prop::sample::select(vec!["a", "b"]).prop_map(|name| Key::new(Some("x"), name))
+}
+
+/// Some endpoints of a Service: pods, and others.
+fn slice() -> impl Strategy<Value = Referent> {
+    let pods = (0..12usize).prop_map(|index| pod(index, "a", 80).addresses.into_iter().collect::<Vec<_>>());
+    let others = Just(vec!["172.16.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]);
+    let addresses = prop::collection::vec(prop_oneof![3 => pods, 1 => others], 0..4);
+    let ports = prop::sample::subsequence(
+        vec![(Protocol::TCP, 80), (Protocol::TCP, 81), (Protocol::UDP, 80), (Protocol::SCTP, 80)],
+        0..4,
+    );
+    (0..3u8, service(), addresses, ports).prop_map(|(number, service, addresses, ports)| Referent {
+        id: ObjectId {
+            kind: endpoints::KIND,
+            namespace: Some(service.namespace.clone()),
+            name: format!("s{number}"),
+        },
+        what: Some(What::Endpoints(Endpoints {
+            service,
+            addresses: addresses.into_iter().flatten().collect(),
+            ports: ports.into_iter().collect(),
+        })),
+        fault: None,
+        more: vec![],
+    })
+}
+
 fn resolved() -> impl Strategy<Value = Event> {
     let name = prop::sample::select(vec!["a.example.com", "b.example.com", "b.example.org", "other.net"]);
     let addresses = prop::sample::subsequence(vec!["172.16.0.1", "10.0.2.4", "2001:db8::1"], 1..3);
@@ -392,6 +424,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0..200u64).prop_map(Event::Clock),
         1 => networks().prop_map(Event::Referent),
         1 => host().prop_map(Event::Referent),
+        2 => slice().prop_map(Event::Referent),
+        1 => slice().prop_map(|slice| Event::ReferentGone(slice.id)),
         1 => host().prop_map(|host| Event::ReferentGone(host.id)),
         1 => networks().prop_map(|networks| Event::ReferentGone(networks.id)),
     ]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::object::{name, namespace, order};
-use super::rule::{action, expression, rule};
+use super::rule::{Place, action, expression, rule};
 use super::{GLOBAL, NAMESPACED, STAGED_GLOBAL, STAGED_KUBERNETES, STAGED_NAMESPACED};
 use crate::field::{Faults, Result, known, list, shown};
 use crate::model::{
@@ -232,7 +232,7 @@ fn rules(
     let mut ways = 0;
     let rules = entries.iter().enumerate().filter_map(|(index, entry)| {
         let name = format!("{field}[{index}]");
-        let rule = rule(&name, entry, namespace).and_then(|rule| {
+        let rule = rule(&name, entry, Place { namespace, direction }).and_then(|rule| {
             ways += rule.ways();
             match ways <= ENTRIES_MOST {
                 true => Ok(rule),

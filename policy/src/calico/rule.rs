@@ -7,10 +7,10 @@ use serde_json::{Map, Value};
 use super::selector;
 use crate::field::{Result, list, net, object, port_name, shown};
 use crate::model::{
-    Action, Block, Condition, Icmp, Namespaces, NetworkSelector, Peer, PodSelector, Port, PortMatch, Rule,
-    Scope, Side,
+    Action, Block, Condition, Direction, Icmp, Namespaces, NetworkSelector, Peer, PodSelector, Port,
+    PortMatch, Rule, Scope, Side,
 };
-use crate::object::{ACCOUNT, ObjectError};
+use crate::object::{ACCOUNT, Key, ObjectError};
 use crate::protocol::{Family, Protocol};
 use crate::selector::{LabelSelector, Requirement};
 
@@ -62,8 +62,16 @@ pub(super) fn action(entry: &Value) -> Option<Action> {
     }
 }
 
-/// Reads a rule. `namespace`: of the policy, if it has one.
-pub(super) fn rule(name: &str, entry: &Value, namespace: Option<&str>) -> Result<Rule> {
+/// Where a rule stands.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// The namespace of its policy, if that has one.
+    pub(super) namespace: Option<&'a str>,
+    pub(super) direction: Direction,
+}
+
+/// Reads a rule.
+pub(super) fn rule(name: &str, entry: &Value, place: Place<'_>) -> Result<Rule> {
     let at = format!("spec.{name}");
     let rule = object(&at, entry, &FIELDS)?;
     let action = action(entry).ok_or_else(|| {
@@ -95,7 +103,7 @@ pub(super) fn rule(name: &str, entry: &Value, namespace: Option<&str>) -> Result
     for side in [Side::Source, Side::Destination] {
         let field = side.as_str();
         if let Some(value) = is_there(rule.get(field)) {
-            when.extend(entity(&format!("{at}.{field}"), value, side, protocol, namespace)?);
+            when.extend(entity(&format!("{at}.{field}"), value, side, protocol, place)?);
         }
     }
     Ok(Rule { name: name.to_owned(), action, when })
@@ -139,14 +147,13 @@ fn entity(
     value: &Value,
     side: Side,
     protocol: Option<Protocol>,
-    namespace: Option<&str>,
+    place: Place<'_>,
 ) -> Result<Vec<Condition>> {
     let entity = object(at, value, &ENTITY)?;
-    if is_there(entity.get("services")).is_some() {
-        let reason = "services are not looked up: select their pods";
-        return Err(ObjectError::new(format!("{at}.services"), reason));
-    }
     let mut all = Vec::new();
+    if let Some(value) = is_there(entity.get("services")) {
+        all.push(service(at, value, entity, side, place)?);
+    }
     let blocks = |field: &str| -> Result<Option<BTreeSet<Peer>>> {
         let at = format!("{at}.{field}");
         let entries = list(&at, entity.get(field))?.iter().enumerate();
@@ -159,7 +166,7 @@ fn entity(
     };
     all.extend(blocks("nets")?.map(|blocks| Condition::Is(side, blocks)));
     all.extend(blocks("notNets")?.map(|blocks| Condition::IsNot(side, blocks)));
-    all.extend(selected(at, entity, namespace)?.map(|peers| Condition::Is(side, peers)));
+    all.extend(selected(at, entity, place.namespace)?.map(|peers| Condition::Is(side, peers)));
     if let Some(not) = expression(&format!("{at}.notSelector"), entity.get("notSelector"), false)? {
         let anywhere = Namespaces::Selected(LabelSelector::default());
         let pods = Peer::Pods(PodSelector::new(anywhere, not.selector.clone()));
@@ -190,6 +197,47 @@ fn entity(
         });
     }
     Ok(all)
+}
+
+/// The endpoints of a Service: as what they serve of what is begun, as who they are of who begins.
+fn service(
+    at: &str,
+    value: &Value,
+    entity: &Map<String, Value>,
+    side: Side,
+    place: Place<'_>,
+) -> Result<Condition> {
+    let field = format!("{at}.services");
+    let service = object(&field, value, &["name", "namespace"])?;
+    if side != Side::other(place.direction) {
+        let reason = format!("a Service is at the other end: the {}", Side::other(place.direction).as_str());
+        return Err(ObjectError::new(field, reason));
+    }
+    // Which ports they serve on, they say.
+    let ports = ["ports", "notPorts"].into_iter().filter(|_| side == Side::Destination);
+    let others = ["nets", "notNets", "selector", "notSelector", "namespaceSelector", "serviceAccounts"];
+    let other = others.into_iter().chain(ports).find(|other| is_there(entity.get(*other)).is_some());
+    if let Some(other) = other {
+        let reason = format!("stands alone in {}: not beside services", side.as_str());
+        return Err(ObjectError::new(format!("{at}.{other}"), reason));
+    }
+    let text = |name: &str| match service.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_str() {
+            Some(text) => Ok(Some(text).filter(|text| !text.is_empty())),
+            None => Err(ObjectError::new(format!("{field}.{name}"), "is no text")),
+        },
+    };
+    let name = text("name")?.ok_or_else(|| ObjectError::new(format!("{field}.name"), "it needs one"))?;
+    let namespace = text("namespace")?.or(place.namespace);
+    let namespace = namespace.ok_or_else(|| {
+        ObjectError::new(format!("{field}.namespace"), "a policy of no namespace has to say which")
+    })?;
+    let key = Key { namespace: namespace.to_owned(), name: name.to_owned() };
+    Ok(match side {
+        Side::Source => Condition::Is(side, [Peer::Service(key)].into()),
+        Side::Destination => Condition::Serves(key),
+    })
 }
 
 /// Whom selector, namespaceSelector and serviceAccounts mean together; `None`: nothing is said.

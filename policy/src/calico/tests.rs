@@ -82,7 +82,20 @@ fn nothing_that_is_not_done_is_passed_over() {
     let wrong = [
         (json!({"http": {"methods": ["GET"]}}), "http: what is inside"),
         (json!({"later": 1}), "later: no such field"),
-        (json!({"source": {"services": {"name": "s"}}}), "source.services: services are not"),
+        (
+            json!({"source": {"services": {"name": "s"}}}),
+            "source.services.namespace: a policy of no namespace",
+        ),
+        (json!({"source": {"services": {"namespace": "n"}}}), "source.services.name: it needs one"),
+        (json!({"source": {"services": {"name": "s", "port": 1}}}), "source.services.port: no such field"),
+        (
+            json!({"destination": {"services": {"name": "s", "namespace": "n"}}}),
+            "at the other end: the source",
+        ),
+        (
+            json!({"source": {"services": {"name": "s", "namespace": "n"}, "selector": "a == 'b'"}}),
+            "source.selector: stands alone in source",
+        ),
         (json!({"source": {"planet": "x"}}), "source.planet: no such field"),
         (json!({"source": {"selector": "a ="}}), "source.selector: \"a =\": character 3"),
         (json!({"source": {"selector": "global()"}}), "source.selector: global()"),

@@ -14,6 +14,7 @@ use crate::model::{
     Action, Direction, End as TierEnd, ObjectId, PodSelector, Policy, Rule as PolicyRule, Tier,
 };
 use crate::names::Domain;
+use crate::object::Key;
 use crate::protocol::Protocol;
 use crate::ruleset::{Element, Family, Kind, Match, Rule, State, Statement, Verdict, Way};
 use crate::world::World;
@@ -29,6 +30,10 @@ pub(super) enum Source {
     Named(String, Protocol),
     /// What these names have, or had until not long ago.
     Domains(BTreeSet<Domain>, Resolves),
+    /// The addresses of a Service's endpoints.
+    Service(Key),
+    /// The same with the ports on which they serve.
+    Serves(Key),
 }
 
 /// Which of a name's addresses.
@@ -43,9 +48,9 @@ pub(super) enum Resolves {
 impl Source {
     pub(super) fn kind(&self) -> Kind {
         match self {
-            Self::Pods(_) | Self::Domains(..) => Kind::Addresses,
+            Self::Pods(_) | Self::Domains(..) | Self::Service(_) => Kind::Addresses,
             Self::Ranges(_) => Kind::Ranges,
-            Self::Named(..) => Kind::Ports,
+            Self::Named(..) | Self::Serves(_) => Kind::Ports,
         }
     }
 }

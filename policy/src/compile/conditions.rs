@@ -10,6 +10,7 @@ use super::class::{Resolves, SetUse, Source, Writer, set_name};
 use super::ranges::cover;
 use crate::model::{Block, Condition, Icmp, Peer, Port, PortMatch, Rule as PolicyRule, Side};
 use crate::names::Domain;
+use crate::object::Key;
 use crate::protocol::Protocol;
 use crate::ruleset::{End, Family, Kind, Match, Number, State, Way};
 use crate::world::Node;
@@ -117,6 +118,9 @@ impl Writer<'_> {
                 joined(ports).iter().flat_map(|port| self.port(*side, port, allows)).collect()
             }
             Condition::NotPorts(side, protocol, ports) => self.not_ports(*side, *protocol, ports),
+            Condition::Serves(service) => {
+                self.named(Side::Destination, "v", &Source::Serves(service.clone()), allows)
+            }
             Condition::Is(side, peers) => {
                 let found = self.peers(*side, peers, allows);
                 let alone = found.into_iter().map(|(family, set)| Alternative::of(family, vec![set]));
@@ -159,20 +163,22 @@ impl Writer<'_> {
             PortMatch::Range(first, last) => {
                 only(vec![Match::Protocol(protocol.0), ports(side, *first, *last)])
             }
-            PortMatch::Named(name) => {
-                let source = Source::Named(name.clone(), protocol);
-                let mut all = Vec::new();
-                for family in Family::BOTH {
-                    let set = self.set("p", family, source.clone(), allows);
-                    for way in WAYS {
-                        let (set, end) = (set.clone(), end(side));
-                        let named = Match::Named { family, end, set, way, negated: false };
-                        all.push(Alternative::of(family, vec![named]));
-                    }
-                }
-                all
+            PortMatch::Named(name) => self.named(side, "p", &Source::Named(name.clone(), protocol), allows),
+        }
+    }
+
+    /// An end whose address, protocol and port are in a set.
+    fn named(&mut self, side: Side, letter: &str, source: &Source, allows: bool) -> Vec<Alternative> {
+        let mut all = Vec::new();
+        for family in Family::BOTH {
+            let set = self.set(letter, family, source.clone(), allows);
+            for way in WAYS {
+                let (set, end) = (set.clone(), end(side));
+                let named = Match::Named { family, end, set, way, negated: false };
+                all.push(Alternative::of(family, vec![named]));
             }
         }
+        all
     }
 
     /// All other numbers, range by range: a rule has room for few conditions. Names are few.
@@ -223,6 +229,7 @@ impl Writer<'_> {
         let mut selectors = BTreeSet::new();
         let mut blocks: Vec<&Block> = Vec::new();
         let mut nets: BTreeSet<IpNet> = BTreeSet::new();
+        let mut services: BTreeSet<&Key> = BTreeSet::new();
         for peer in peers {
             match peer {
                 Peer::Pods(selector) => drop(selectors.insert(selector.clone())),
@@ -235,6 +242,7 @@ impl Writer<'_> {
                     nets.extend(addresses.map(|address| IpNet::from(*address)));
                 }
                 Peer::Domains(_) => {}
+                Peer::Service(service) => drop(services.insert(service)),
                 Peer::Networks(selector) => {
                     nets.extend(self.world.networks(selector).flat_map(|networks| &networks.nets));
                 }
@@ -254,6 +262,10 @@ impl Writer<'_> {
             };
             if !selectors.is_empty() {
                 look(self.set("s", family, Source::Pods(selectors.clone()), allows), Kind::Addresses);
+            }
+            for service in &services {
+                let source = Source::Service((*service).clone());
+                look(self.set("a", family, source, allows), Kind::Addresses);
             }
             let ranges = cover(blocks.iter().copied(), nets.iter().copied(), family);
             if !ranges.is_empty() {

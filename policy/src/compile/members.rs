@@ -16,24 +16,27 @@ pub(super) fn of_address(
     address: IpAddr,
     holder: Option<&Pod>,
 ) -> BTreeSet<Element> {
-    if let Source::Domains(domains, resolves) = source {
-        let is_in = match resolves {
-            Resolves::Now => world.names.has(domains, address),
-            // One that another of them has is no address of before.
-            Resolves::Before => world.names.had(domains, address) && !world.names.has(domains, address),
-        };
-        return is_in.then_some(Element::Address(address)).into_iter().collect();
-    }
-    let Some(pod) = holder else { return BTreeSet::new() };
+    let alone = |is_in: bool| is_in.then_some(Element::Address(address)).into_iter().collect();
     match source {
-        Source::Ranges(_) | Source::Domains(..) => BTreeSet::new(),
+        Source::Ranges(_) => BTreeSet::new(),
         Source::Pods(selectors) => {
-            let selected = selectors.iter().any(|selector| world.selects(selector, pod));
-            selected.then_some(Element::Address(address)).into_iter().collect()
+            let selects = |pod| selectors.iter().any(|selector| world.selects(selector, pod));
+            alone(holder.is_some_and(selects))
         }
         Source::Named(name, protocol) => {
-            let named = pod.ports.iter().filter(|port| port.name == *name && port.protocol == *protocol);
+            let ports = holder.into_iter().flat_map(|pod| pod.ports.iter());
+            let named = ports.filter(|port| port.name == *name && port.protocol == *protocol);
             named.map(|port| Element::Port(address, protocol.0, port.port)).collect()
+        }
+        Source::Domains(domains, Resolves::Now) => alone(world.names.has(domains, address)),
+        // One that another of them has is no address of before.
+        Source::Domains(domains, Resolves::Before) => {
+            alone(world.names.had(domains, address) && !world.names.has(domains, address))
+        }
+        Source::Service(service) => alone(world.serves(service, address).next().is_some()),
+        Source::Serves(service) => {
+            let ports = world.serves(service, address).flatten();
+            ports.map(|(protocol, port)| Element::Port(address, protocol.0, *port)).collect()
         }
     }
 }
@@ -54,7 +57,7 @@ impl<'a> Index<'a> {
         let (mut namespaces, mut labels, mut ports) = (HashMap::new(), HashMap::new(), HashMap::new());
         for source in sources {
             match source {
-                Source::Ranges(_) | Source::Domains(..) => {}
+                Source::Ranges(_) | Source::Domains(..) | Source::Service(_) | Source::Serves(_) => {}
                 Source::Named(name, _) => drop(ports.entry(name.as_str()).or_default()),
                 Source::Pods(selectors) => {
                     for selector in selectors {
@@ -88,12 +91,16 @@ impl<'a> Index<'a> {
 
     /// Everything that belongs into a set.
     pub(super) fn members(&self, source: &Source, family: Family) -> BTreeSet<Element> {
+        let of = |addresses: &mut dyn Iterator<Item = IpAddr>| {
+            let addresses = addresses.filter(|address| Family::of(*address) == family);
+            addresses.flat_map(|address| of_address(self.world, source, address, None)).collect()
+        };
         let candidates: BTreeSet<usize> = match source {
             Source::Ranges(ranges) => return ranges.clone(),
-            Source::Domains(domains, _) => {
-                let all =
-                    self.world.names.addresses(domains).filter(|address| Family::of(*address) == family);
-                return all.flat_map(|address| of_address(self.world, source, address, None)).collect();
+            Source::Domains(domains, _) => return of(&mut self.world.names.addresses(domains)),
+            Source::Service(service) | Source::Serves(service) => {
+                let slices = self.world.endpoints(service);
+                return of(&mut slices.flat_map(|endpoints| &endpoints.addresses).copied());
             }
             Source::Named(name, _) => self.ports.get(&**name).into_iter().flatten().copied().collect(),
             Source::Pods(selectors) => {

@@ -5,13 +5,17 @@ use crate::evaluate::Flow;
 use crate::model::{
     Condition, Icmp, Namespaces, NetworkSelector, Peer, PodSelector, Port, PortMatch, Scope, Side, Sites,
 };
+use crate::object::Key;
 use crate::protocol::{Family, Protocol};
 use crate::world::World;
 
 /// Why a condition does not hold for a flow.
 pub(super) fn missing(world: &World, condition: &Condition, flow: &Flow) -> String {
     let listed = |side: &Side, peers: &mut dyn Iterator<Item = &Peer>| {
-        (who(world, flow.address(*side)), peers.map(peer_text).collect::<Vec<_>>().join("; "))
+        (
+            who(world, flow.address(*side)),
+            peers.map(|peer| peer_text(world, peer)).collect::<Vec<_>>().join("; "),
+        )
     };
     let port = |side: &Side| match (flow.protocol.has_ports(), side) {
         (false, _) => flow.protocol.to_string(),
@@ -36,6 +40,14 @@ pub(super) fn missing(world: &World, condition: &Condition, flow: &Flow) -> Stri
         }
         Condition::Icmp(icmp) => format!("{} is not {}", begun(flow), icmp_text(icmp)),
         Condition::NotIcmp(icmp) => format!("{} is {}, or none of it", begun(flow), icmp_text(icmp)),
+        Condition::Serves(service) => {
+            let who = who(world, flow.destination);
+            format!(
+                "{} of {who} is no endpoint of {}",
+                port(&Side::Destination),
+                service_text(world, service)
+            )
+        }
         Condition::Is(side, peers) => {
             let (who, all) = listed(side, &mut peers.iter());
             format!("{who} is none of: {all}")
@@ -80,7 +92,15 @@ fn namespaces_text(namespaces: &Namespaces) -> String {
     }
 }
 
-fn peer_text(peer: &Peer) -> String {
+fn service_text(world: &World, service: &Key) -> String {
+    let known: usize = world.endpoints(service).map(|endpoints| endpoints.addresses.len()).sum();
+    match known {
+        0 => format!("Service {service}, which has no EndpointSlice with an address"),
+        known => format!("Service {service}, which has {known}"),
+    }
+}
+
+fn peer_text(world: &World, peer: &Peer) -> String {
     match peer {
         Peer::Pods(PodSelector { namespaces, pods, accounts }) => {
             let accounts = accounts.as_ref();
@@ -106,6 +126,7 @@ fn peer_text(peer: &Peer) -> String {
             format!("what {} were seen to resolve to", all.join(", "))
         }
         Peer::Nodes(selector) => format!("nodes with {selector}"),
+        Peer::Service(service) => format!("endpoints of {}", service_text(world, service)),
         Peer::Sites(Sites::Named(name)) => format!("site {name}"),
         Peer::Sites(Sites::Not(name)) => format!("every site but {name}"),
         Peer::Sites(Sites::Any) => "every site".to_owned(),

@@ -205,6 +205,27 @@ fn calicos_objects_and_mesh_policies_count_and_are_told_what_became_of_them() {
                 })
                 .await;
                 assert!(state.faults.is_empty(), "{:?}", state.faults);
+                // Services, by the EndpointSlices of a cluster that has Calico's policies.
+                let slice = |address: &str| {
+                    json!({
+                        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+                        "metadata": {"name": "web-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+                        "endpoints": [{"addresses": [address]}], "ports": [{"name": "web", "port": 80, "protocol": "TCP"}],
+                    })
+                };
+                let web = mesh_policy::object::Key::new(None, "web");
+                for address in ["192.0.2.7", "192.0.2.8"] {
+                    cluster.apply(&slice(address)).unwrap();
+                    until(&feed, &mut state, "the Service has its endpoint", |state| {
+                        state.world.serves(&web, address.parse().unwrap()).any(|ports| ports.len() == 1)
+                    })
+                    .await;
+                }
+                cluster.kubectl(&["delete", "endpointslice", "web-1"]).unwrap();
+                until(&feed, &mut state, "the Service has no endpoint", |state| {
+                    state.world.endpoints(&web).next().is_none()
+                })
+                .await;
                 let wrong = calico(
                     "NetworkPolicy",
                     "default.p",

@@ -238,7 +238,10 @@ impl<const PLACE: usize, const STORED: bool> Counted for Told<PLACE, STORED> {
         let SentMetadata { name, namespace, labels, annotations, generation, .. } = sent.metadata;
         let metadata =
             json!({"name": name, "namespace": namespace, "labels": labels, "annotations": annotations});
-        let said = Self::OF.read(&json!({"metadata": metadata, "spec": sent.spec}));
+        let said = Self::OF.read(&json!({
+            "metadata": metadata, "spec": sent.spec,
+            "endpoints": sent.endpoints, "ports": sent.ports, "addressType": sent.address_type,
+        }));
         // What others have written there is theirs.
         let conditions = sent.status.get("conditions").cloned().unwrap_or_default();
         let conditions = serde_json::from_value(conditions).unwrap_or_default();
@@ -297,6 +300,11 @@ struct Sent {
     metadata: SentMetadata,
     spec: Value,
     status: Value,
+    // An EndpointSlice has no `spec`.
+    endpoints: Value,
+    ports: Value,
+    #[serde(rename = "addressType")]
+    address_type: Value,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,10 +1,12 @@
 //! What no public suite covers, with real packets through the kernel.
 
 mod calico;
+mod hosts;
 mod live;
 mod names;
 mod places;
 mod rules;
+mod services;
 
 use std::net::IpAddr;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use kube::Client;
 use mesh_keyring::ClusterName;
 use mesh_policy::calico::{API_VERSION, STORED_VERSION};
+use mesh_policy::endpoints;
 use mesh_policy::kind::{ACCOUNT, KINDS};
 
 use super::{Told, UNKNOWN, begin, place};
@@ -63,7 +64,9 @@ pub(super) async fn follow(client: Client, cluster: Option<ClusterName>, feed: F
                 feed.trouble(NAME, None);
                 missed += 1;
                 if missed == MISSED_FIRST {
-                    let kinds = KINDS.iter().filter(|kind| kind.stored.is_some() || kind.name == ACCOUNT);
+                    let only_here = [ACCOUNT, endpoints::KIND];
+                    let kinds =
+                        KINDS.iter().filter(|kind| kind.stored.is_some() || only_here.contains(&kind.name));
                     kinds.for_each(|kind| feed.push(kind.all([])));
                 }
                 if missed < MISSED_FIRST { RETRY } else { (wait * 2).min(UNKNOWN) }
@@ -92,6 +95,7 @@ async fn versions(client: &Client) -> Result<Vec<String>, kube::Error> {
 fn all<const STORED: bool>(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> Watches {
     Watches(vec![
         begin::<Told<{ place("ServiceAccount") }>>(client, cluster, feed, None),
+        begin::<Told<{ place("EndpointSlice") }>>(client, cluster, feed, None),
         begin::<Told<{ place("Tier") }, STORED>>(client, cluster, feed, None),
         begin::<Told<{ place("NetworkSet") }, STORED>>(client, cluster, feed, None),
         begin::<Told<{ place("GlobalNetworkSet") }, STORED>>(client, cluster, feed, None),
