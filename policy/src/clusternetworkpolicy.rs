@@ -13,7 +13,7 @@ use crate::field::{
 use crate::meshpolicy;
 use crate::model::{
     Action, Block, Condition, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy, Port,
-    PortMatch, Rule, Side, Subject, Tier,
+    PortMatch, Reach, Rule, Side, Subject, Tier,
 };
 use crate::names::Domain;
 use crate::networkpolicy::Read;
@@ -60,6 +60,7 @@ pub(crate) fn read_as(kind: &'static str, dialect: Dialect, manifest: &Value) ->
         subject: Subject::Any(BTreeSet::new()),
         egress: None,
         ingress: None,
+        reach: Reach::Ends,
         staged: false,
     };
     Read { policy: policy.unwrap_or_else(nothing), fault: faults.first, more: faults.more }
@@ -101,6 +102,7 @@ fn policy(id: &ObjectId, dialect: Dialect, manifest: &Value, faults: &mut Faults
         subject,
         egress: judged(egress),
         ingress: judged(ingress),
+        reach: Reach::Ends,
         staged: false,
     })
 }

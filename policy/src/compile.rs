@@ -21,14 +21,15 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::evaluate::is_protected;
 use crate::failsafe::FailSafe;
 use crate::flowlog::RuleName;
+use crate::interface::Interface;
 use crate::model::{Direction, Labels, PodSelector};
 use crate::object::Pod;
 use crate::ruleset::{Chain, Change, Element, Family, Kind, Ruleset};
 use crate::state::{Event, State, Touched};
-use crate::world::Node;
+use crate::tiers::is_protected;
+use crate::world::{Judged, Node};
 use class::{Applying, Class, SetUse, Source};
 use edit::Edit;
 use members::Index;
@@ -118,8 +119,21 @@ struct Anybody {
     stranger: String,
     // What the node itself begins, where it is protected as such.
     host: Option<String>,
+    // The same, by interfaces that have a host endpoint of their own.
+    interfaces: BTreeMap<Interface, Local>,
+    // What the node forwards, by these and by all others.
+    gates: BTreeMap<Option<Interface>, Gate>,
     // Where policies speak of names.
     resolvers: Option<Copied>,
+}
+
+/// The classes of what a node forwards; `None`: nobody judges it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Gate {
+    // What comes in.
+    ingress: Option<String>,
+    // What goes out.
+    egress: Option<String>,
 }
 
 /// What is copied: the group, and the sets of those that are believed.
@@ -281,10 +295,11 @@ impl Compiler {
             }
         }
         let classes = &mut self.classes;
-        let mut class_of = |address: IpAddr, direction: Direction| {
-            let tiers = policies.applying(world, address, direction);
-            let proposed = policies.proposed(world, address, direction);
-            let closed = world.host_at(address).filter(|(_, host)| !host.open).map(|(id, _)| id);
+        let mut class_of = |judged: Judged, direction: Direction| {
+            let tiers = policies.applying(world, judged, direction);
+            let proposed = policies.proposed(world, judged, direction);
+            let host = world.host_at(judged).filter(|(_, _, host)| !host.open && !judged.forwards);
+            let closed = host.map(|(id, _, _)| id);
             let class = class::compile(world, settings, direction, &Applying { tiers, proposed, closed });
             let name = class.name.clone();
             // One of the same rules may have other names for them.
@@ -300,8 +315,8 @@ impl Compiler {
             };
             let key = (pod.key.namespace.as_str(), &*pod.labels, world.site_of(address));
             let local = memo.entry(key).or_insert_with(|| Local {
-                egress: class_of(address, Direction::Egress),
-                ingress: class_of(address, Direction::Ingress),
+                egress: class_of(address.into(), Direction::Egress),
+                ingress: class_of(address.into(), Direction::Ingress),
             });
             self.locals.insert(address, local.clone());
         }
@@ -311,18 +326,40 @@ impl Compiler {
             let own = world.nodes().get(&settings.node).into_iter();
             let mut own = own.flat_map(|node| node.addresses.iter().chain(&node.status_addresses));
             let own = settings.address.or(own.next().copied()).unwrap_or(anywhere);
+            let own = Judged::from(own);
             self.anybody.node = class_of(own, Direction::Ingress);
             let protected = is_protected(world, policies, own);
             self.anybody.host = protected.then(|| class_of(own, Direction::Egress));
+            let hosts = world.hosts().filter(|(_, _, host)| host.node == settings.node);
+            let interfaces: BTreeSet<Interface> = hosts.filter_map(|(_, _, host)| host.interface).collect();
+            let by = |interface| Judged { interface, ..own };
+            let of = interfaces.iter().map(|interface| {
+                let [egress, ingress] =
+                    Direction::BOTH.map(|direction| class_of(by(Some(*interface)), direction));
+                (*interface, Local { egress, ingress })
+            });
+            self.anybody.interfaces = of.collect();
+            let gates = interfaces.iter().copied().map(Some).chain([None]).map(|interface| {
+                let forwards = Judged { forwards: true, ..by(interface) };
+                let [egress, ingress] = Direction::BOTH.map(|direction| {
+                    let applies = !policies.applying(world, forwards, direction).is_empty()
+                        || policies.proposed(world, forwards, direction).is_some();
+                    applies.then(|| class_of(forwards, direction))
+                });
+                (interface, Gate { ingress, egress })
+            });
+            self.anybody.gates = gates.collect();
             // Of strangers only the site is known.
             let strangers = settings.own.iter().flat_map(|net| [net.addr(), net.broadcast()]);
             let stranger = strangers.into_iter().find(|address| world.holder(*address).is_none());
-            self.anybody.stranger = class_of(stranger.unwrap_or(anywhere), Direction::Ingress);
+            self.anybody.stranger = class_of(stranger.unwrap_or(anywhere).into(), Direction::Ingress);
         }
         let needed: BTreeSet<&String> = self
             .locals
             .values()
+            .chain(self.anybody.interfaces.values())
             .flat_map(|local| [&local.egress, &local.ingress])
+            .chain(self.anybody.gates.values().flat_map(|gate| gate.egress.iter().chain(&gate.ingress)))
             .chain([&self.anybody.node, &self.anybody.stranger])
             .chain(&self.anybody.host)
             .collect();

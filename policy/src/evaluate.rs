@@ -1,85 +1,13 @@
 //! What becomes of a flow, by the policies alone: the oracle that the compiled ruleset is held against.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::model::{
-    Action, Condition, Direction, End, Icmp, ObjectId, Peer, Policy, PortMatch, Rule, Side, Tier,
-};
+use crate::interface::Interface;
+use crate::model::{Action, Condition, Direction, End, Icmp, ObjectId, Peer, PortMatch, Rule, Side};
 use crate::protocol::{Family, Protocol};
-use crate::world::World;
-
-/// The policies, in the order in which they are asked.
-#[derive(Debug, Clone, Default)]
-pub struct PolicySet {
-    policies: BTreeMap<ObjectId, Policy>,
-}
-
-impl PolicySet {
-    /// A policy is there, or is different now. Returns the one before.
-    pub fn put(&mut self, policy: Policy) -> Option<Policy> {
-        self.policies.insert(policy.id.clone(), policy)
-    }
-
-    /// A policy is gone.
-    pub fn remove(&mut self, id: &ObjectId) -> Option<Policy> {
-        self.policies.remove(id)
-    }
-
-    /// All, in no order that matters.
-    pub fn iter(&self) -> impl Iterator<Item = &Policy> {
-        self.policies.values()
-    }
-
-    /// One by its name.
-    pub fn get(&self, id: &ObjectId) -> Option<&Policy> {
-        self.policies.get(id)
-    }
-
-    /// Those that judge who has this address in this direction, tier by tier; not those that are staged.
-    pub fn applying(
-        &self,
-        world: &World,
-        address: IpAddr,
-        direction: Direction,
-    ) -> Vec<(&Tier, Vec<&Policy>)> {
-        self.judging(world, address, direction, false)
-    }
-
-    /// The same as it would be if those that are staged were not; `None`: none of them applies.
-    pub fn proposed(
-        &self,
-        world: &World,
-        address: IpAddr,
-        direction: Direction,
-    ) -> Option<Vec<(&Tier, Vec<&Policy>)>> {
-        let tiers = self.judging(world, address, direction, true);
-        let mut all = tiers.iter().flat_map(|(_, policies)| policies);
-        all.any(|policy| policy.staged).then_some(tiers)
-    }
-
-    fn judging(
-        &self,
-        world: &World,
-        address: IpAddr,
-        direction: Direction,
-        staged: bool,
-    ) -> Vec<(&Tier, Vec<&Policy>)> {
-        let judging = self.policies.values().filter(|policy| policy.rules(direction).is_some());
-        let judging = judging.filter(|policy| staged || !policy.staged);
-        let mut applying: Vec<&Policy> =
-            judging.filter(|policy| world.is_subject(&policy.subject, address)).collect();
-        applying.sort_by(|a, b| a.rank().cmp(&b.rank()));
-        let mut tiers: Vec<(&Tier, Vec<&Policy>)> = Vec::new();
-        for policy in applying {
-            match tiers.last_mut() {
-                Some((tier, policies)) if **tier == policy.tier => policies.push(policy),
-                _ => tiers.push((&policy.tier, vec![policy])),
-            }
-        }
-        tiers
-    }
-}
+use crate::tiers::{Layer, PolicySet, TIERS_MOST, excess, is_protected};
+use crate::world::{Judged, World};
 
 /// A new flow, as it is behind destination NAT and before source NAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,13 +24,29 @@ pub struct Flow {
     pub source_port: u16,
     /// Type and code of the message that begins it, of ICMP.
     pub icmp: (u8, u8),
+    /// Address and port that it was begun towards, before destination NAT; `None`: the destination's.
+    pub dialled: Option<(IpAddr, u16)>,
+    /// The interface by which it leaves the source's node.
+    pub leaves_by: Option<Interface>,
+    /// The interface by which it comes to the destination's node.
+    pub arrives_by: Option<Interface>,
 }
 
 impl Flow {
     /// A flow to a port, from one that is not known. Of ICMP it is an echo request.
     pub fn new(source: IpAddr, destination: IpAddr, protocol: Protocol, port: u16) -> Self {
         let echo = if protocol == Protocol::ICMPV6 { 128 } else { 8 };
-        Self { source, destination, protocol, port, source_port: 0, icmp: (echo, 0) }
+        Self {
+            source,
+            destination,
+            protocol,
+            port,
+            source_port: 0,
+            icmp: (echo, 0),
+            dialled: None,
+            leaves_by: None,
+            arrives_by: None,
+        }
     }
 
     /// The address at an end.
@@ -111,6 +55,26 @@ impl Flow {
             Side::Source => self.source,
             Side::Destination => self.destination,
         }
+    }
+
+    /// As it was before destination NAT.
+    pub fn before_nat(self) -> Self {
+        let (destination, port) = self.dialled.unwrap_or((self.destination, self.port));
+        Self { destination, port, ..self }
+    }
+
+    /// As policies of a tier look at it.
+    pub fn seen_by(&self, layer: &Layer<'_>) -> Self {
+        if layer.before_nat { self.before_nat() } else { *self }
+    }
+
+    /// Who is judged in a direction.
+    pub fn judged(&self, direction: Direction) -> Judged {
+        let interface = match direction {
+            Direction::Egress => self.leaves_by,
+            Direction::Ingress => self.arrives_by,
+        };
+        Judged { address: self.address(Side::own(direction)), interface, forwards: false }
     }
 
     /// The port at an end.
@@ -185,11 +149,22 @@ pub fn evaluate(world: &World, policies: &PolicySet, flow: &Flow) -> Judgement {
         return Judgement { egress: decision.clone(), ingress: decision };
     }
     let [egress, ingress] = Direction::BOTH.map(|direction| {
-        let own = flow.address(Side::own(direction));
-        let tiers = policies.applying(world, own, direction);
-        judge(world, policies, &tiers, flow, direction)
+        let decision = |judged| enforced(world, policies, flow, direction, judged);
+        both(decision(flow.judged(direction)), forwarding(world, flow, direction).map(decision))
     });
     Judgement { egress, ingress }
+}
+
+/// What the policies of one who is judged in a direction decide.
+pub(crate) fn enforced(
+    world: &World,
+    policies: &PolicySet,
+    flow: &Flow,
+    direction: Direction,
+    judged: Judged,
+) -> Decision {
+    let layers = policies.applying(world, judged, direction);
+    judge(world, policies, &layers, flow, direction, judged)
 }
 
 /// What would become of a flow if staged policies counted; `None`: none of them applies to its ends.
@@ -199,16 +174,40 @@ pub fn propose(world: &World, policies: &PolicySet, flow: &Flow) -> Option<Judge
     }
     let mut staged = false;
     let [egress, ingress] = Direction::BOTH.map(|direction| {
-        let own = flow.address(Side::own(direction));
-        let proposed = policies.proposed(world, own, direction);
-        staged |= proposed.is_some();
-        let tiers = proposed.unwrap_or_else(|| policies.applying(world, own, direction));
-        judge(world, policies, &tiers, flow, direction)
+        let mut decision = |judged: Judged| {
+            let proposed = policies.proposed(world, judged, direction);
+            staged |= proposed.is_some();
+            let layers = proposed.unwrap_or_else(|| policies.applying(world, judged, direction));
+            judge(world, policies, &layers, flow, direction, judged)
+        };
+        let own = decision(flow.judged(direction));
+        both(own, forwarding(world, flow, direction).map(decision))
     });
     staged.then_some(Judgement { egress, ingress })
 }
 
-fn exempt(world: &World, flow: &Flow) -> Option<Reason> {
+/// Which decision counts, of an end's own policies and of those of the node that forwards for it.
+fn both(own: Decision, forwarding: Option<Decision>) -> Decision {
+    match forwarding {
+        Some(forwarding) if own.allowed && !forwarding.allowed => forwarding,
+        _ => own,
+    }
+}
+
+/// The node that forwards what a pod begins, or what is begun towards it, where that leaves or enters the node.
+pub(crate) fn forwarding(world: &World, flow: &Flow, direction: Direction) -> Option<Judged> {
+    let judged = flow.judged(direction);
+    let name = world.holder(judged.address)?.node.as_deref()?;
+    let other = world.holder(flow.address(Side::other(direction)));
+    if other.is_some_and(|pod| pod.node.as_deref() == Some(name)) {
+        return None;
+    }
+    let node = world.nodes().get(name)?;
+    let address = node.addresses.iter().chain(&node.status_addresses).next()?;
+    Some(Judged { address: *address, forwards: true, ..judged })
+}
+
+pub(crate) fn exempt(world: &World, flow: &Flow) -> Option<Reason> {
     if flow.source == flow.destination {
         return Some(Reason::OwnAddress);
     }
@@ -219,52 +218,35 @@ fn exempt(world: &World, flow: &Flow) -> Option<Reason> {
     own_node(flow.source, flow.destination).or_else(|| own_node(flow.destination, flow.source))
 }
 
-/// Tiers that an endpoint can be judged by: nf_tables follows sixteen chains into each other, and some are ours. What would come after
-/// is denied.
-pub(crate) const TIERS_MOST: usize = 9;
-
-/// The first tier that is one too many.
-pub(crate) fn excess(tiers: &[(&Tier, Vec<&Policy>)]) -> Option<ObjectId> {
-    let (tier, _) = tiers.get(TIERS_MOST)?;
-    Some(ObjectId { kind: "Tier", namespace: None, name: tier.name.clone() })
-}
-
-/// Whether who has this address is a node that is protected as such: by a host endpoint, or by policies that mean nodes, or that judge
-/// what nodes begin.
-pub(crate) fn is_protected(world: &World, policies: &PolicySet, address: IpAddr) -> bool {
-    let protects = |policy: &Policy| {
-        !policy.staged
-            && (policy.subject.is_about_nodes() || policy.egress.is_some())
-            && world.is_subject(&policy.subject, address)
-    };
-    world.host_at(address).is_some() || world.is_node_at(address) && policies.iter().any(protects)
-}
-
 fn judge(
     world: &World,
     policies: &PolicySet,
-    tiers: &[(&Tier, Vec<&Policy>)],
+    layers: &[Layer<'_>],
     flow: &Flow,
     direction: Direction,
+    judged: Judged,
 ) -> Decision {
-    let own = flow.address(Side::own(direction));
-    if world.failsafe.holds(direction, flow.protocol, flow.port) && is_protected(world, policies, own) {
+    let safe = || world.failsafe.holds(direction, flow.protocol, flow.port);
+    if !judged.forwards && safe() && is_protected(world, policies, judged) {
         return Decision { allowed: true, reason: Reason::FailSafe };
     }
-    let decision = decide(world, tiers, flow, direction);
+    let decision = decide(world, layers, flow, direction);
     if decision.reason != Reason::Unjudged {
         return decision;
     }
-    let closed = world.host_at(own).filter(|(_, host)| !host.open).map(|(id, _)| id.clone());
-    match excess(tiers).or(closed) {
+    // What a node forwards needs no profile.
+    let host = world.host_at(judged).filter(|(_, _, host)| !host.open && !judged.forwards);
+    match excess(layers).or(host.map(|(id, _, _)| id.clone())) {
         Some(id) => Decision { allowed: false, reason: Reason::Unprofiled(id) },
         None => decision,
     }
 }
 
-fn decide(world: &World, tiers: &[(&Tier, Vec<&Policy>)], flow: &Flow, direction: Direction) -> Decision {
-    'tiers: for (tier, applying) in tiers.iter().take(TIERS_MOST) {
-        for policy in applying {
+fn decide(world: &World, layers: &[Layer<'_>], flow: &Flow, direction: Direction) -> Decision {
+    'tiers: for layer in layers.iter().take(TIERS_MOST) {
+        let flow = &flow.seen_by(layer);
+        let Layer { tier, policies, end, .. } = layer;
+        for policy in policies {
             for rule in policy.rules(direction).unwrap_or_default() {
                 if !matches(world, rule, flow) {
                     continue;
@@ -283,8 +265,8 @@ fn decide(world: &World, tiers: &[(&Tier, Vec<&Policy>)], flow: &Flow, direction
                 return Decision { allowed, reason };
             }
         }
-        if tier.end == End::Deny {
-            let policies = applying.iter().map(|policy| policy.id.clone()).collect();
+        if *end == End::Deny {
+            let policies = policies.iter().map(|policy| policy.id.clone()).collect();
             return Decision {
                 allowed: false,
                 reason: Reason::Isolated { tier: tier.name.clone(), policies },
@@ -332,9 +314,12 @@ fn has_port(world: &World, side: Side, ports: &PortMatch, flow: &Flow) -> bool {
     match ports {
         PortMatch::Any => true,
         PortMatch::Range(first, last) => (*first..=*last).contains(&number),
-        PortMatch::Named(name) => world.holder(flow.address(side)).is_some_and(|pod| {
-            let mut ports = pod.ports.iter();
-            ports.any(|port| port.name == *name && port.protocol == flow.protocol && port.port == number)
-        }),
+        PortMatch::Named(name) => {
+            let address = flow.address(side);
+            let of_pod = world.holder(address).into_iter().flat_map(|pod| pod.ports.iter());
+            of_pod
+                .chain(world.host_ports(address))
+                .any(|port| port.name == *name && port.protocol == flow.protocol && port.port == number)
+        }
     }
 }

@@ -5,13 +5,14 @@ mod condition;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use crate::evaluate::{Decision, Flow, PolicySet, Reason, evaluate, holds, propose};
+use crate::evaluate::{Decision, Flow, Reason, enforced, evaluate, exempt, forwarding, holds, propose};
 use crate::model::{Direction, Labels, Side};
 use crate::networkpolicy::refusal;
 use crate::object::{NAMESPACE_NAME, is_given};
 use crate::protocol::Protocol;
 use crate::state::State;
-use crate::world::World;
+use crate::tiers::PolicySet;
+use crate::world::{Judged, World};
 
 /// The most rules of a tier that are told of.
 const RULES_MOST: usize = 20;
@@ -28,13 +29,27 @@ pub fn explain(state: &State, flow: &Flow) -> String {
     for (direction, decision) in
         [(Direction::Egress, &judgement.egress), (Direction::Ingress, &judgement.ingress)]
     {
-        let own = flow.address(Side::own(direction));
-        let _ = writeln!(text, "{} of {}: {}", direction.as_str(), who(world, own), sentence(decision));
-        if decision.allowed {
-            continue;
+        let judged = flow.judged(direction);
+        let of = |judged| match exempt(world, flow) {
+            Some(_) => decision.clone(),
+            None => enforced(world, policies, flow, direction, judged),
+        };
+        let own = of(judged);
+        let whose = who(world, judged.address);
+        let _ = writeln!(text, "{} of {whose}: {}", direction.as_str(), sentence(&own));
+        if !own.allowed {
+            near(&mut text, world, policies, flow, direction, judged);
+            remedy(&mut text, world, flow, direction, &own);
         }
-        near(&mut text, world, policies, flow, direction);
-        remedy(&mut text, world, flow, direction, decision);
+        let Some(node) = forwarding(world, flow, direction) else { continue };
+        let forwarded = of(node);
+        if own.allowed && forwarded.reason != own.reason {
+            let whose = who(world, node.address);
+            let _ = writeln!(text, "  and what {whose} forwards of it: {}", sentence(&forwarded));
+        }
+        if own.allowed && !forwarded.allowed {
+            near(&mut text, world, policies, flow, direction, node);
+        }
     }
     if let Some(proposed) = propose(world, policies, flow).filter(|proposed| *proposed != judgement) {
         let verdict = if proposed.allowed() { "allowed" } else { "denied" };
@@ -87,14 +102,23 @@ fn sentence(decision: &Decision) -> String {
 }
 
 /// The rules that were asked and did not match, each with what was missing.
-fn near(text: &mut String, world: &World, policies: &PolicySet, flow: &Flow, direction: Direction) {
-    let applying = policies.applying(world, flow.address(Side::own(direction)), direction);
-    let all = applying.iter().flat_map(|(_, policies)| policies);
-    let rules = all.flat_map(|policy| {
-        policy.rules(direction).unwrap_or_default().iter().map(move |rule| (policy, rule))
+fn near(
+    text: &mut String,
+    world: &World,
+    policies: &PolicySet,
+    flow: &Flow,
+    direction: Direction,
+    judged: Judged,
+) {
+    let layers = policies.applying(world, judged, direction);
+    let all =
+        layers.iter().flat_map(|layer| layer.policies.iter().map(|policy| (flow.seen_by(layer), policy)));
+    let rules = all.flat_map(|(seen, policy)| {
+        policy.rules(direction).unwrap_or_default().iter().map(move |rule| (seen, policy, rule))
     });
     let mut more = 0;
-    for (index, (policy, rule)) in rules.enumerate() {
+    for (index, (flow, policy, rule)) in rules.enumerate() {
+        let flow = &flow;
         let missing = rule.when.iter().filter(|condition| !holds(world, condition, flow));
         let missing: Vec<String> =
             missing.map(|condition| condition::missing(world, condition, flow)).collect();

@@ -19,6 +19,7 @@ pub mod explain;
 pub mod failsafe;
 mod field;
 pub mod flowlog;
+pub mod interface;
 pub mod kind;
 pub mod meshpolicy;
 pub mod model;
@@ -33,14 +34,16 @@ pub mod render;
 pub mod ruleset;
 mod selector;
 pub mod state;
+pub mod tiers;
 pub mod world;
 
 pub use compile::{Compiler, Delta};
 pub use enforce::Enforcer;
-pub use evaluate::{Decision, Flow, Judgement, PolicySet, Reason, evaluate};
+pub use evaluate::{Decision, Flow, Judgement, Reason, evaluate};
 pub use protocol::Protocol;
 pub use selector::{LabelSelector, Requirement, SelectorError};
 pub use state::{Event, State, Touched};
+pub use tiers::PolicySet;
 pub use world::World;
 
 pub use kind::{Kind, Said};

@@ -459,6 +459,18 @@ impl Rule {
     }
 }
 
+/// What a policy judges of whom it applies to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reach {
+    /// What is begun by them and towards them.
+    #[default]
+    Ends,
+    /// And what a node forwards, by its host endpoint (Calico's `applyOnForward`).
+    Forwarded,
+    /// What comes in by a host endpoint, before all others: as it was begun, before destination NAT (Calico's `preDNAT`).
+    BeforeNat,
+}
+
 /// One policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
@@ -474,6 +486,8 @@ pub struct Policy {
     pub egress: Option<Vec<Rule>>,
     /// Its rules for what is begun towards its subjects; `None`: it does not judge that.
     pub ingress: Option<Vec<Rule>>,
+    /// What it judges.
+    pub reach: Reach,
     /// It decides nothing: what it would deny is told.
     pub staged: bool,
 }

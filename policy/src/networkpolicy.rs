@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use crate::calico;
 use crate::field::{Faults, Result, known, list, net, number, object, port_name, selector, shown};
 use crate::model::{
-    Action, Block, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy, Port, PortMatch, Rule,
-    Subject, Tier,
+    Action, Block, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy, Port, PortMatch, Reach,
+    Rule, Subject, Tier,
 };
 use crate::object::{Key, ObjectError};
 use crate::protocol::Protocol;
@@ -100,6 +100,7 @@ pub fn read(object: &Value) -> Read {
         order: ORDER,
         egress: judged(Direction::Egress, egress),
         ingress: judged(Direction::Ingress, ingress),
+        reach: Reach::Ends,
         staged: false,
         subject: Subject::Pods(PodSelector::new(Namespaces::Named(key.namespace.clone()), pods)),
         id: ObjectId { kind: KIND, namespace: Some(key.namespace), name: key.name },

@@ -1,10 +1,11 @@
 //! Flows as people and programs name them: between pods, nodes and addresses.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::evaluate::{Decision, Flow, Judgement, Reason, evaluate, propose};
+use crate::interface::{Interface, InterfaceError};
 use crate::object::Key;
 use crate::protocol::Protocol;
 use crate::ruleset::Family;
@@ -48,6 +49,15 @@ pub struct Probe {
     /// Its code.
     #[serde(default)]
     pub icmp_code: Option<u8>,
+    /// Address and port that it is begun towards, before destination NAT; where nothing is said, the destination's.
+    #[serde(default)]
+    pub dialled: Option<SocketAddr>,
+    /// The interface by which it leaves the source's node.
+    #[serde(default)]
+    pub leaves_by: Option<String>,
+    /// The interface by which it comes to the destination's node.
+    #[serde(default)]
+    pub arrives_by: Option<String>,
 }
 
 /// A protocol by name or number.
@@ -139,7 +149,19 @@ impl Probe {
         family: Option<u8>,
     ) -> Self {
         let protocol = Some(protocol);
-        Self { from, to, protocol, port, family, src_port: None, icmp_type: None, icmp_code: None }
+        Self {
+            from,
+            to,
+            protocol,
+            port,
+            family,
+            src_port: None,
+            icmp_type: None,
+            icmp_code: None,
+            dialled: None,
+            leaves_by: None,
+            arrives_by: None,
+        }
     }
 
     /// The flow between addresses.
@@ -177,6 +199,14 @@ impl Probe {
         if let Some((source, destination)) = wanted.iter().copied().find_map(both) {
             let mut flow = Flow::new(source, destination, protocol, port);
             flow.source_port = self.src_port.unwrap_or_default();
+            flow.dialled = self.dialled.map(|dialled| (dialled.ip().to_canonical(), dialled.port()));
+            if flow.dialled.is_some_and(|(address, _)| Family::of(address) != Family::of(destination)) {
+                let reason =
+                    format!("{} is of another family than {destination}", flow.before_nat().destination);
+                return Err(ProbeError::Value { field: "dialled", reason });
+            }
+            flow.leaves_by = interface("leavesBy", self.leaves_by.as_deref())?;
+            flow.arrives_by = interface("arrivesBy", self.arrives_by.as_deref())?;
             flow.icmp = (self.icmp_type.unwrap_or(flow.icmp.0), self.icmp_code.unwrap_or(flow.icmp.1));
             return Ok(flow);
         }
@@ -203,6 +233,11 @@ impl Probe {
             Err(error) => Answer::unknown(error.to_string()),
         }
     }
+}
+
+fn interface(field: &'static str, name: Option<&str>) -> Result<Option<Interface>, ProbeError> {
+    let wrong = |error: InterfaceError| ProbeError::Value { field, reason: error.to_string() };
+    name.map(|name| name.parse().map_err(wrong)).transpose()
 }
 
 /// What becomes of a flow, as JSON.

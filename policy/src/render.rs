@@ -229,6 +229,8 @@ fn end_text(end: End, family: Family) -> &'static str {
         (End::Client, Family::V6) => "ct original ip6 saddr",
         (End::Server, Family::V4) => "ct reply ip saddr",
         (End::Server, Family::V6) => "ct reply ip6 saddr",
+        (End::Dialled, Family::V4) => "ct original ip daddr",
+        (End::Dialled, Family::V6) => "ct original ip6 daddr",
     }
 }
 
@@ -236,7 +238,7 @@ fn number_text(number: Number) -> &'static str {
     match number {
         Number::ClientPort => "ct original proto-src",
         Number::ServerPort => "ct reply proto-src",
-        Number::Icmp => "ct original proto-dst",
+        Number::DialledPort | Number::Icmp => "ct original proto-dst",
     }
 }
 

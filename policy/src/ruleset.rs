@@ -60,6 +60,8 @@ pub enum End {
     Client,
     /// Who was reached, behind destination NAT (`ct reply ip saddr`).
     Server,
+    /// Whom it was begun towards, before destination NAT (`ct original ip daddr`).
+    Dialled,
 }
 
 /// Which way a packet of a connection goes.
@@ -78,6 +80,8 @@ pub enum Number {
     ClientPort,
     /// The server's port, behind destination NAT (`ct reply proto-src`).
     ServerPort,
+    /// The port that it was begun towards, before destination NAT (`ct original proto-dst`).
+    DialledPort,
     /// ICMP's type, times 256, and code (`ct original proto-dst`).
     Icmp,
 }

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::evaluate::PolicySet;
 use crate::model::{Condition, Direction, ObjectId, Policy, Subject, Tier};
 use crate::names::{Domain, Resolved};
 use crate::networkpolicy::{Read, refusal};
 use crate::object::{Key, Namespace, ObjectError, Pod};
 use crate::referent::{self, Referent, What};
 use crate::selector::LabelSelector;
+use crate::tiers::PolicySet;
 use crate::world::World;
 
 /// One thing that a registry has to say.
@@ -143,14 +143,14 @@ impl State {
         let has_networks = self.world.has_networks(&namespace.name);
         touched.addresses.extend(self.world.put_namespace(namespace));
         if has_networks {
-            self.networks_changed(touched);
+            self.networks_changed(Some(BTreeSet::new()), touched);
         }
     }
 
     fn remove_namespace(&mut self, name: &str, touched: &mut Touched) {
         touched.addresses.extend(self.world.remove_namespace(name));
         if self.world.has_networks(name) {
-            self.networks_changed(touched);
+            self.networks_changed(Some(BTreeSet::new()), touched);
         }
     }
 
@@ -187,9 +187,8 @@ impl State {
                 self.tier_is(&tier, touched);
             }
             What::Networks(networks) => {
-                if self.world.put_networks(id, networks) {
-                    self.networks_changed(touched);
-                }
+                let changed = self.world.put_networks(id, networks);
+                self.networks_changed(changed, touched);
             }
             What::Account(account) => touched.addresses.extend(self.world.put_account(account)),
             What::Endpoints(endpoints) => touched.meanings.extend(self.world.put_endpoints(id, endpoints)),
@@ -210,9 +209,8 @@ impl State {
                 self.tier_is(&Tier::named(name), touched);
             }
             What::Networks(_) => {
-                if self.world.remove_networks(id) {
-                    self.networks_changed(touched);
-                }
+                let changed = self.world.remove_networks(id);
+                self.networks_changed(changed, touched);
             }
             What::Account(account) => touched.addresses.extend(self.world.remove_account(&account.key)),
             What::Endpoints(_) => touched.meanings.extend(self.world.remove_endpoints(id)),
@@ -230,8 +228,10 @@ impl State {
         }
     }
 
-    /// What policies say of networks means something else now.
-    fn networks_changed(&self, touched: &mut Touched) {
+    /// What policies say of networks means something else now, and ports of these addresses may have other names; `None`: it does not.
+    fn networks_changed(&self, changed: Option<BTreeSet<IpAddr>>, touched: &mut Touched) {
+        let Some(named) = changed else { return };
+        touched.meanings.extend(named);
         let concerned = self.policies.iter().filter(|policy| {
             let mut rules = Direction::BOTH.iter().filter_map(|direction| policy.rules(*direction)).flatten();
             policy.subject.is_about_hosts()

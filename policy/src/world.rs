@@ -8,9 +8,10 @@ use ipnet::IpNet;
 
 use crate::endpoints::{Endpoints, Slices};
 use crate::failsafe::FailSafe;
+use crate::interface::Interface;
 use crate::model::{Labels, Namespaces, NetworkSelector, ObjectId, Peer, PodSelector, Scope, Sites, Subject};
 use crate::names::Names;
-use crate::object::{Account, Key, Namespace, Pod};
+use crate::object::{Account, Key, NamedPort, Namespace, Pod};
 use crate::protocol::Protocol;
 use crate::selector::LabelSelector;
 
@@ -41,12 +42,42 @@ pub struct Networks {
 }
 
 /// What a host endpoint says of a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostOf {
     /// The node.
     pub node: String,
+    /// Its interface; `None`: all that have no host endpoint of their own.
+    pub interface: Option<Interface>,
     /// Its profiles allow what no policy decides.
     pub open: bool,
+    /// Its named ports.
+    pub ports: BTreeSet<NamedPort>,
+}
+
+/// Who is judged: who has an address or, of a node, also by which interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Judged {
+    /// The address.
+    pub address: IpAddr,
+    /// By which a node is spoken to, or speaks; `None`: one of which nothing is said.
+    pub interface: Option<Interface>,
+    /// For what it forwards.
+    pub forwards: bool,
+}
+
+impl From<IpAddr> for Judged {
+    fn from(address: IpAddr) -> Self {
+        Self { address, interface: None, forwards: false }
+    }
+}
+
+impl Networks {
+    /// The addresses whose ports have names.
+    pub(crate) fn with_ports(&self) -> impl Iterator<Item = IpAddr> {
+        let named = self.host.as_ref().is_some_and(|host| !host.ports.is_empty());
+        let single = self.nets.iter().filter(move |net| named && net.prefix_len() == net.max_prefix_len());
+        single.map(IpNet::addr)
+    }
 }
 
 /// All identities. No two pods have one address here, whatever their objects say.
@@ -196,14 +227,17 @@ impl World {
         self.slices.serves(service, address)
     }
 
-    /// Addresses with labels are there, or are different now. Returns whether that changed anything.
-    pub fn put_networks(&mut self, id: ObjectId, networks: Networks) -> bool {
-        self.networks.insert(id, networks.clone()) != Some(networks)
+    /// Addresses with labels are there, or are different now. If that changed anything, returns the addresses of which a port has, or
+    /// had, a name.
+    pub fn put_networks(&mut self, id: ObjectId, networks: Networks) -> Option<BTreeSet<IpAddr>> {
+        let before = self.networks.insert(id, networks.clone());
+        let both = || before.iter().chain([&networks]);
+        (before.as_ref() != Some(&networks)).then(|| both().flat_map(Networks::with_ports).collect())
     }
 
-    /// They are gone. Returns whether that changed anything.
-    pub fn remove_networks(&mut self, id: &ObjectId) -> bool {
-        self.networks.remove(id).is_some()
+    /// They are gone. If that changed anything, returns the addresses of which a port had a name.
+    pub fn remove_networks(&mut self, id: &ObjectId) -> Option<BTreeSet<IpAddr>> {
+        self.networks.remove(id).map(|before| before.with_ports().collect())
     }
 
     /// Whether a namespace holds networks.
@@ -229,18 +263,37 @@ impl World {
         self.claimants(address).any(|claimant| claimant == node)
     }
 
-    /// The host endpoint of the node that has this address, the first by name. One that has it in the mesh comes before those that
-    /// only say so.
-    pub fn host_at(&self, address: IpAddr) -> Option<(&ObjectId, &HostOf)> {
-        let nodes: Vec<&str> = match self.node_at(address) {
+    /// The host endpoint by which a node is judged: the one of the interface, or else the one of all, the first by name. A node that has
+    /// the address in the mesh comes before those that only say so.
+    pub fn host_at(&self, judged: Judged) -> Option<(&ObjectId, &Networks, &HostOf)> {
+        let nodes: Vec<&str> = match self.node_at(judged.address) {
             Some(node) => vec![node],
-            None => self.claimants(address).map(String::as_str).collect(),
+            None => self.claimants(judged.address).map(String::as_str).collect(),
         };
         if nodes.is_empty() {
             return None;
         }
-        let hosts = self.networks.iter().filter_map(|(id, networks)| Some((id, networks.host.as_ref()?)));
-        hosts.into_iter().find(|(_, host)| nodes.contains(&host.node.as_str()))
+        let own = self.hosts().filter(|(_, _, host)| nodes.contains(&host.node.as_str()));
+        let (mut by_interface, mut of_all) = (None, None);
+        for found in own {
+            match found.2.interface {
+                None => of_all = of_all.or(Some(found)),
+                interface if interface == judged.interface => by_interface = by_interface.or(Some(found)),
+                Some(_) => {}
+            }
+        }
+        by_interface.or(of_all)
+    }
+
+    /// All host endpoints.
+    pub fn hosts(&self) -> impl Iterator<Item = (&ObjectId, &Networks, &HostOf)> {
+        self.networks.iter().filter_map(|(id, networks)| Some((id, networks, networks.host.as_ref()?)))
+    }
+
+    /// The ports that host endpoints give names at an address that they say they have.
+    pub fn host_ports(&self, address: IpAddr) -> impl Iterator<Item = &NamedPort> {
+        let expects = move |networks: &Networks| networks.nets.contains(&IpNet::from(address));
+        self.hosts().filter(move |(_, networks, _)| expects(networks)).flat_map(|(_, _, host)| &host.ports)
     }
 
     /// These are all nodes. Returns whether that changed anything.
@@ -367,19 +420,19 @@ impl World {
         sites.contains(self.site_of(address))
     }
 
-    /// Whether a policy of this subject applies to who has this address.
-    pub fn is_subject(&self, subject: &Subject, address: IpAddr) -> bool {
+    /// Whether a policy of this subject applies to who is judged.
+    pub fn is_subject(&self, subject: &Subject, judged: impl Into<Judged>) -> bool {
+        let judged = judged.into();
+        let address = judged.address;
         match subject {
             Subject::Pods(selector) => self.holder(address).is_some_and(|pod| self.selects(selector, pod)),
             Subject::Sites(sites) => self.in_sites(sites, address),
             Subject::Nodes(selector) => self.is_node(selector, address),
-            Subject::Hosts(labels) => self.claimants(address).any(|node| {
-                let mut all = self.networks.values();
-                let is_of = |host: &Networks| host.host.as_ref().is_some_and(|host| host.node == *node);
-                all.any(|host| is_of(host) && labels.matches(&host.labels))
-            }),
-            Subject::Any(subjects) => subjects.iter().any(|subject| self.is_subject(subject, address)),
-            Subject::All(subjects) => subjects.iter().all(|subject| self.is_subject(subject, address)),
+            Subject::Hosts(labels) => {
+                self.host_at(judged).is_some_and(|(_, networks, _)| labels.matches(&networks.labels))
+            }
+            Subject::Any(subjects) => subjects.iter().any(|subject| self.is_subject(subject, judged)),
+            Subject::All(subjects) => subjects.iter().all(|subject| self.is_subject(subject, judged)),
         }
     }
 

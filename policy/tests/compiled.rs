@@ -11,16 +11,18 @@ use interpreter::{Packet, passes};
 use mesh_policy::compile::{Logging, MASK, Settings};
 use mesh_policy::endpoints::{self, Endpoints};
 use mesh_policy::failsafe::FailSafe;
+use mesh_policy::interface::Interface;
 use mesh_policy::model::{
     Action, Block, Condition, Direction, End, Icmp, Namespaces, NetworkSelector, ObjectId, Order, Peer,
-    PodSelector, Policy, Port, PortMatch, Rule, Scope, Side, Sites, Subject, Tier,
+    PodSelector, Policy, Port, PortMatch, Reach, Rule, Scope, Side, Sites, Subject, Tier,
 };
 use mesh_policy::names::Resolved;
 use mesh_policy::networkpolicy::{self, Read};
-use mesh_policy::object::{Key, Namespace, Pod};
+use mesh_policy::object::{Key, NamedPort, Namespace, Pod};
 use mesh_policy::protocol::Family;
 use mesh_policy::referent::{Referent, What};
 use mesh_policy::ruleset::{Hook, Match, State as Ct, Statement, Way};
+use mesh_policy::tiers::is_protected;
 use mesh_policy::world::{HostOf, Networks, Node};
 use mesh_policy::{Compiler, Event, Flow, LabelSelector, Protocol, State, clusternetworkpolicy, evaluate};
 use proptest::prelude::*;
@@ -306,15 +308,35 @@ fn tiered_policy() -> impl Strategy<Value = Read> {
         }),
     ];
     let staged = prop::sample::select(vec![false, false, true]);
-    (tier, subject, rules(), rules(), 0..4u8, 0..3u8, staged).prop_map(
-        |(tier, subject, egress, ingress, number, order, staged)| Read {
+    let reach = prop::sample::select(vec![Reach::Ends, Reach::Ends, Reach::Forwarded, Reach::BeforeNat]);
+    // Names are of ports behind NAT.
+    let named = |condition: &Condition| match condition {
+        Condition::Ports(Side::Destination, ports) => {
+            ports.iter().any(|port| matches!(port.ports, PortMatch::Named(_)))
+        }
+        Condition::NotPorts(Side::Destination, _, ports) => {
+            ports.iter().any(|ports| matches!(ports, PortMatch::Named(_)))
+        }
+        Condition::Serves(_) => true,
+        _ => false,
+    };
+    let kept = move |reach, rules: Option<Vec<Rule>>| {
+        let mut rules = rules;
+        for rule in rules.iter_mut().flatten().filter(|_| reach == Reach::BeforeNat) {
+            rule.when.retain(|condition| !named(condition));
+        }
+        rules
+    };
+    (tier, subject, rules(), rules(), 0..4u8, 0..3u8, (staged, reach)).prop_map(
+        move |(tier, subject, egress, ingress, number, order, (staged, reach))| Read {
             policy: Policy {
                 tier,
                 order: Order(f64::from(order)),
                 id: ObjectId { kind: "Tiered", namespace: None, name: format!("t{number}") },
                 subject,
-                egress,
-                ingress,
+                egress: kept(reach, egress),
+                ingress: kept(reach, ingress),
+                reach,
                 staged,
             },
             fault: None,
@@ -325,13 +347,31 @@ fn tiered_policy() -> impl Strategy<Value = Read> {
 
 /// Host endpoints of this node and another, which may be open.
 fn host() -> impl Strategy<Value = Referent> {
-    let of = (1..3u8, prop::option::of(prop::sample::select(vec!["a", "b"])), any::<bool>());
-    of.prop_map(|(node, set, open)| Referent {
-        id: ObjectId { kind: "HostEndpoint", namespace: None, name: format!("h{node}") },
+    let of = (
+        1..3u8,
+        prop::option::of(prop::sample::select(vec!["a", "b"])),
+        any::<bool>(),
+        prop::option::of(prop::sample::select(vec!["eth0", "eth1", "sennit0"])),
+        prop::option::of(prop::sample::select(vec![80u16, 81])),
+    );
+    of.prop_map(|(node, set, open, interface, port)| Referent {
+        id: ObjectId {
+            kind: "HostEndpoint",
+            namespace: None,
+            name: format!("h{node}{}", interface.unwrap_or_default()),
+        },
         what: Some(What::Networks(Networks {
             labels: set.map(|set| ("set".to_owned(), set.to_owned())).into_iter().collect(),
             nets: [format!("192.168.0.{node}/32").parse().unwrap()].into(),
-            host: Some(HostOf { node: format!("n{node}"), open }),
+            host: Some(HostOf {
+                node: format!("n{node}"),
+                interface: interface.map(|interface| interface.parse().unwrap()),
+                open,
+                ports: port
+                    .map(|port| NamedPort { name: "web".to_owned(), protocol: Protocol::TCP, port })
+                    .into_iter()
+                    .collect(),
+            }),
         })),
         fault: None,
         more: vec![],
@@ -455,6 +495,10 @@ fn flows() -> Vec<Flow> {
                 let mut flow = Flow::new(*source, *destination, protocol, port);
                 flow.source_port = [80, 81, 4000][(from + to) % 3];
                 flow.icmp.1 = ((from + to) % 2) as u8;
+                // Some are begun towards an address that stands for others.
+                let service = if source.is_ipv4() { "172.16.0.1" } else { "2001:db8::1" };
+                let dialled = (service.parse().unwrap(), [80, 81, 30080][(from + to) % 3]);
+                flow.dialled = Some(dialled).filter(|_| protocol.has_ports() && (from * 3 + to) % 4 == 0);
                 all.push(flow);
             }
         }
@@ -478,19 +522,10 @@ fn compiled(compiler: &Compiler, flow: &Flow, own: fn(&State, IpAddr) -> bool) -
     if local == [false, false] {
         return [None, None];
     }
-    let mut packet = Packet::new(flow.source, flow.destination, flow.protocol.0, flow.port);
-    (packet.client_port, packet.icmp) = (flow.source_port, flow.icmp);
-    let meshed = |address: IpAddr| settings("n1").scope.iter().any(|net| net.contains(&address));
-    if local == [false, true] && meshed(flow.source) {
-        packet.interface = "sennit0".to_owned();
-    }
+    let mut packet = packet(flow);
     let passed = passes(compiler.ruleset(), Hook::Forward, &mut packet);
     // What comes back is judged as what went there.
-    let mut back = Packet { way: Way::Reply, state: Ct::Known, interface: "eth0".into(), ..packet.clone() };
-    back.mark = 0;
-    if local == [true, false] && meshed(flow.destination) {
-        back.interface = "sennit0".to_owned();
-    }
+    let mut back = answer(&packet);
     let comes_back = passes(compiler.ruleset(), Hook::Forward, &mut back);
     // Connections to an address that a name has no more go on.
     let all = ["*.example.com", "*.example.org"].map(|name| name.parse().unwrap()).into();
@@ -498,6 +533,39 @@ fn compiled(compiler: &Compiler, flow: &Flow, own: fn(&State, IpAddr) -> bool) -
     let lingers = [flow.source, flow.destination].into_iter().any(|address| names.had(&all, address));
     assert!(comes_back == passed || lingers && comes_back, "{flow:?} there and back");
     [local[0].then_some(passed), local[1].then_some(passed)]
+}
+
+/// The first packet of a flow.
+fn packet(flow: &Flow) -> Packet {
+    let mut packet = Packet::new(flow.source, flow.destination, flow.protocol.0, flow.port);
+    (packet.client_port, packet.icmp, packet.dialled) = (flow.source_port, flow.icmp, flow.dialled);
+    let name = |interface: Option<Interface>, other: &str| {
+        interface.map_or(other.to_owned(), |interface| interface.to_string())
+    };
+    (packet.interface, packet.leaves_by) = (name(flow.arrives_by, "eth0"), name(flow.leaves_by, "eth1"));
+    packet
+}
+
+/// What answers it, the same way back; nobody has judged it.
+fn answer(packet: &Packet) -> Packet {
+    Packet {
+        way: Way::Reply,
+        state: Ct::Known,
+        interface: packet.leaves_by.clone(),
+        leaves_by: packet.interface.clone(),
+        mark: 0,
+        ..packet.clone()
+    }
+}
+
+/// By which interfaces a flow comes to n1 or leaves it: what is of the mesh by the tunnel.
+fn routed(state: &State, flow: Flow) -> Flow {
+    let of_mesh = |address: IpAddr| settings("n1").scope.iter().any(|net| net.contains(&address));
+    let by = |address: IpAddr, other: &str| {
+        let tunnel = of_mesh(address) && !own(state, address);
+        Some(if tunnel { "sennit0" } else { other }.parse().unwrap())
+    };
+    Flow { arrives_by: by(flow.source, "eth0"), leaves_by: by(flow.destination, "eth1"), ..flow }
 }
 
 fn own(state: &State, address: IpAddr) -> bool {
@@ -512,6 +580,7 @@ proptest! {
         let compiler = compiler("n1", &events);
         let State { world, policies, .. } = compiler.state();
         for flow in flows() {
+            let flow = routed(compiler.state(), flow);
             let judgement = evaluate(world, policies, &flow);
             let [egress, ingress] = compiled(&compiler, &flow, own);
             // Addresses of this node that nobody has are the base chains' business.
@@ -599,7 +668,7 @@ proptest! {
     fn a_flow_that_may_not_go_on_is_judged_again(events in prop::collection::vec(event(), 1..25), then in event()) {
         let mut compiler = compiler("n1", &events);
         let allowed = |compiler: &Compiler| -> Vec<Flow> {
-            flows().into_iter().filter(|flow| compiled(compiler, flow, own).into_iter().flatten().all(|passed| passed)).collect()
+            flows().into_iter().map(|flow| routed(compiler.state(), flow)).filter(|flow| compiled(compiler, flow, own).into_iter().flatten().all(|passed| passed)).collect()
         };
         let before = allowed(&compiler);
         compiler.take(then);
@@ -610,20 +679,19 @@ proptest! {
     }
 }
 
-/// What the node's ruleset does with a flow between the node itself and somebody who is none of its pods, by a device that is no tunnel.
+/// What the node's ruleset does with a flow between the node itself and somebody who is none of its pods.
 fn of_the_node(compiler: &Compiler, flow: &Flow, hook: Hook) -> bool {
-    let mut packet = Packet::new(flow.source, flow.destination, flow.protocol.0, flow.port);
-    (packet.client_port, packet.icmp) = (flow.source_port, flow.icmp);
+    let mut packet = packet(flow);
     if !compiler.ruleset().chains.values().any(|chain| chain.hook == Some(hook)) {
         return true;
     }
     let passed = passes(compiler.ruleset(), hook, &mut packet);
-    if !compiler.ruleset().chains.contains_key("host_output") {
-        return passed;
-    }
     // What answers goes through the other hook, and is judged there: it may not make good what was revoked.
     let other = if hook == Hook::Input { Hook::Output } else { Hook::Input };
-    let mut back = Packet { way: Way::Reply, state: Ct::Known, mark: 0, ..packet.clone() };
+    let mut back = answer(&packet);
+    if !compiler.ruleset().chains.contains_key("host_output") || !passed && back.leaves_by == "sennit0" {
+        return passed;
+    }
     let answered = passes(compiler.ruleset(), other, &mut back);
     assert_eq!(answered, passed, "{flow:?} and its answer");
     assert!(passed || back.mark == 0, "{flow:?}: its answer is marked as judged");
@@ -639,8 +707,6 @@ proptest! {
         let State { world, policies, .. } = compiler.state();
         let own: Vec<IpAddr> = ["192.168.0.1", "fd00:ffff::1"].map(|text| text.parse().unwrap()).into();
         let others = ["10.0.2.4", "fd00:0:0:2::4", "172.16.0.3", "2001:db8::1", "192.168.0.2"].map(|text| text.parse::<IpAddr>().unwrap());
-        // Where nothing protects the node, what goes by no tunnel is not judged.
-        let protected = compiler.ruleset().chains.contains_key("host_output");
         for (own, other) in own.iter().flat_map(|own| others.iter().map(move |other| (*own, *other))) {
             if own.is_ipv4() != other.is_ipv4() {
                 continue;
@@ -650,10 +716,23 @@ proptest! {
                 // The port of a carrier at the other end says nothing.
                 towards.source_port = 51820;
                 let away = Flow::new(own, other, protocol, port);
-                let [ingress, egress] = [evaluate(world, policies, &towards).ingress, evaluate(world, policies, &away).egress];
-                let [ingress, egress] = [ingress, egress].map(|decision| !protected || decision.allowed);
-                prop_assert_eq!(of_the_node(&compiler, &towards, Hook::Input), ingress, "{:?}", towards);
-                prop_assert_eq!(of_the_node(&compiler, &away, Hook::Output), egress, "{:?}", away);
+                for interface in ["eth0", "sennit0"] {
+                    let by = Some(interface.parse().unwrap());
+                    let of_mesh = settings("n1").scope.iter().any(|net| net.contains(&other));
+                    if interface == "sennit0" && !of_mesh {
+                        continue;
+                    }
+                    let (towards, away) = (Flow { arrives_by: by, ..towards }, Flow { leaves_by: by, ..away });
+                    // Where nothing protects the node, what goes by no tunnel is not judged.
+                    let judged = |flow: &Flow, direction| is_protected(world, policies, flow.judged(direction));
+                    let ingress = evaluate(world, policies, &towards).ingress.allowed
+                        || interface == "eth0" && !judged(&towards, Direction::Ingress);
+                    let egress = evaluate(world, policies, &away).egress.allowed || !judged(&away, Direction::Egress);
+                    prop_assert_eq!(of_the_node(&compiler, &towards, Hook::Input), ingress, "{:?}", towards);
+                    if interface == "eth0" {
+                        prop_assert_eq!(of_the_node(&compiler, &away, Hook::Output), egress, "{:?}", away);
+                    }
+                }
             }
         }
     }
@@ -709,6 +788,7 @@ fn more_tiers_than_the_kernel_follows_deny_what_would_come_after() {
                     action: Action::Pass,
                     when: [].into(),
                 }]),
+                reach: Reach::Ends,
                 staged: false,
             };
             compiler.take(Event::Policy(policy.into()));

@@ -10,7 +10,7 @@ use mesh_keyring::{MeshName, SiteName};
 use mesh_policy::compile::{MASK, Resolvers};
 use mesh_policy::failsafe::FailSafe;
 use mesh_policy::model::{
-    Action, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy as Judged, Rule, Sites,
+    Action, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy as Judged, Reach, Rule, Sites,
     Subject, Tier,
 };
 use mesh_policy::{LabelSelector, Protocol, Requirement};
@@ -267,6 +267,7 @@ impl SiteStances {
                 subject: Subject::Sites(Sites::Named(site.clone())),
                 egress: None,
                 ingress: Some(rules),
+                reach: Reach::Ends,
                 staged: false,
             }
         };

@@ -7,8 +7,10 @@ use serde_json::Value;
 
 use super::{GLOBAL_NETWORK_SET, HOST_ENDPOINT, NETWORK_SET, TIER};
 use crate::field::{self, Faults, Result, known, list, shown};
+use crate::interface::{Interface, InterfaceError};
 use crate::model::{End, Labels, ObjectId, Order, Tier};
-use crate::object::{Key, NAMESPACE, ObjectError};
+use crate::object::{Key, NAMESPACE, NamedPort, ObjectError};
+use crate::protocol::Protocol;
 use crate::referent::{Referent, What};
 use crate::world::{HostOf, Networks};
 
@@ -158,6 +160,22 @@ pub fn network_set(manifest: &Value) -> Referent {
     set(id, manifest, faults)
 }
 
+/// A port of a host that has a name.
+fn named_port(at: &str, value: &Value) -> Result<NamedPort> {
+    let port = field::object(at, value, &["name", "protocol", "port"])?;
+    let of = |field: &str| port.get(field).unwrap_or(&Value::Null);
+    let name = field::port_name(&format!("{at}.name"), of("name").as_str().unwrap_or_default())?;
+    let number = field::number(&format!("{at}.port"), of("port"))?;
+    let protocol: Option<Protocol> = of("protocol").as_str().and_then(|protocol| protocol.parse().ok());
+    let protocol = protocol.filter(|protocol| protocol.has_ports()).ok_or_else(|| {
+        ObjectError::new(
+            format!("{at}.protocol"),
+            format!("{:?}; use TCP, UDP or SCTP", shown(of("protocol"))),
+        )
+    })?;
+    Ok(NamedPort { name, protocol, port: number })
+}
+
 /// Reads a HostEndpoint.
 pub fn host_endpoint(manifest: &Value) -> Referent {
     let mut faults = Faults::default();
@@ -170,16 +188,21 @@ pub fn host_endpoint(manifest: &Value) -> Referent {
             faults.note(ObjectError::new("spec.node", "a host endpoint needs one"));
         }
         let nets = nets(spec, "expectedIPs", &mut faults);
-        match spec.get("interfaceName").and_then(Value::as_str) {
-            Some("*") => {}
-            _ => faults.note(ObjectError::new(
-                "spec.interfaceName",
-                "only \"*\" is done: the node as a whole, not one of its interfaces",
-            )),
-        }
-        if spec.get("ports").is_some_and(|ports| !ports.is_null() && ports != &Value::Array(vec![])) {
-            faults.note(ObjectError::new("spec.ports", "named ports of hosts are not done: use numbers"));
-        }
+        let interface = match spec.get("interfaceName").and_then(Value::as_str).unwrap_or_default() {
+            "*" => None,
+            "" => {
+                let reason = "it is needed: of which interface a host has an address nobody looks up";
+                return faults.keep(Err(ObjectError::new("spec.interfaceName", reason)));
+            }
+            name => {
+                let wrong = |error: InterfaceError| ObjectError::new("spec.interfaceName", error.to_string());
+                Some(faults.keep(name.parse::<Interface>().map_err(wrong))?)
+            }
+        };
+        let ports = faults.keep(list("spec.ports", spec.get("ports"))).unwrap_or_default().iter().enumerate();
+        let ports = ports
+            .filter_map(|(index, port)| faults.keep(named_port(&format!("spec.ports[{index}]"), port)))
+            .collect();
         let mut open = false;
         let profiles = faults.keep(list("spec.profiles", spec.get("profiles"))).unwrap_or_default();
         for (index, profile) in profiles.iter().enumerate() {
@@ -191,7 +214,7 @@ pub fn host_endpoint(manifest: &Value) -> Referent {
                 )),
             }
         }
-        let host = Some(HostOf { node: node?.to_owned(), open });
+        let host = Some(HostOf { node: node?.to_owned(), interface, open, ports });
         Some(What::Networks(Networks { labels, nets, host }))
     });
     Referent { id, what, fault: faults.first, more: faults.more }

@@ -9,7 +9,7 @@ use super::rule::{Place, action, expression, rule};
 use super::{GLOBAL, NAMESPACED, STAGED_GLOBAL, STAGED_KUBERNETES, STAGED_NAMESPACED};
 use crate::field::{Faults, Result, known, list, shown};
 use crate::model::{
-    Action, Direction, Namespaces, ObjectId, Order, PodSelector, Policy, Rule, Subject, Tier,
+    Action, Direction, Namespaces, ObjectId, Order, PodSelector, Policy, Reach, Rule, Subject, Tier,
 };
 use crate::networkpolicy::{self, ENTRIES_MOST, Read};
 use crate::object::ObjectError;
@@ -115,15 +115,12 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
     let is_placed = order.is_some();
     // Whose rules it comes before is not known: it comes first, and allows nothing.
     let order = order.unwrap_or(Order(f64::MIN));
-    if is_set(spec, "applyOnForward") {
-        // To pods it applies all the same.
-        let reason = "what a node forwards is judged by the policies of pods and sites alone";
-        faults.note(ObjectError::new("spec.applyOnForward", reason));
-    }
-    let subject = subject(&id, spec).and_then(|subject| match staged {
-        true => staged_action(spec.get("stagedAction")).map(|()| subject),
-        false => Ok(subject),
-    });
+    let reach = reach(spec);
+    let subject =
+        reach.clone().and_then(|reach| subject(&id, spec, reach)).and_then(|subject| match staged {
+            true => staged_action(spec.get("stagedAction")).map(|()| subject),
+            false => Ok(subject),
+        });
     let understood = subject.is_ok();
     let subject = faults.keep(subject).unwrap_or_else(|| match &id.namespace {
         // Whom it means is not known: everybody whom it may.
@@ -133,8 +130,11 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
         }
         None => Subject::Any(BTreeSet::new()),
     });
-    let [egress, ingress] = [Direction::Egress, Direction::Ingress]
-        .map(|direction| rules(spec, direction, id.namespace.as_deref(), &mut faults));
+    let before_nat = reach == Ok(Reach::BeforeNat);
+    let [egress, ingress] = [Direction::Egress, Direction::Ingress].map(|direction| {
+        let place = Place { namespace: id.namespace.as_deref(), direction, before_nat };
+        rules(spec, place, &mut faults)
+    });
     let types = faults.keep(types(spec.get("types"))).unwrap_or_else(|| Some(Direction::BOTH.into()));
     // What Calico's server fills in, by what is written, whether it is understood or not.
     let says_nothing = |direction: Direction| match spec.get(direction.as_str()) {
@@ -142,6 +142,10 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
         Some(value) => value.as_array().is_some_and(Vec::is_empty),
     };
     let written = (says_nothing(Direction::Egress), says_nothing(Direction::Ingress));
+    if before_nat && types.as_ref().is_some_and(|types| types.contains(&Direction::Egress)) {
+        let reason = "preDNAT judges what comes in: use Ingress alone";
+        faults.note(ObjectError::new("spec.types", reason));
+    }
     let types = types.unwrap_or_else(|| match written {
         (true, _) => [Direction::Ingress].into(),
         (false, true) => [Direction::Egress].into(),
@@ -158,6 +162,7 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
         subject,
         egress: judged(Direction::Egress, egress),
         ingress: judged(Direction::Ingress, ingress),
+        reach: reach.unwrap_or_default(),
         staged,
         id,
     };
@@ -179,21 +184,39 @@ fn types(value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {
 }
 
 /// Whether a flag is there and not false.
-fn is_set(spec: &Map<String, Value>, flag: &str) -> bool {
-    spec.get(flag).is_some_and(|value| !value.is_null() && value != &Value::Bool(false))
+fn is_set(spec: &Map<String, Value>, flag: &str) -> Result<bool> {
+    match spec.get(flag) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(set)) => Ok(*set),
+        Some(_) => Err(ObjectError::new(format!("spec.{flag}"), "is neither true nor false")),
+    }
+}
+
+/// What a policy judges of hosts.
+fn reach(spec: &Map<String, Value>) -> Result<Reach> {
+    if is_set(spec, "doNotTrack")? {
+        let reason = "connections are tracked: without, nobody could cut them";
+        return Err(ObjectError::new("spec.doNotTrack", reason));
+    }
+    match (is_set(spec, "applyOnForward")?, is_set(spec, "preDNAT")?) {
+        (false, false) => Ok(Reach::Ends),
+        (true, false) => Ok(Reach::Forwarded),
+        (false, true) => {
+            let reason = "has to be true where preDNAT is: what is forwarded is judged, too";
+            Err(ObjectError::new("spec.applyOnForward", reason))
+        }
+        (true, true) => match spec.get("egress").and_then(Value::as_array) {
+            Some(egress) if !egress.is_empty() => {
+                let reason = "there is none before destination NAT: preDNAT judges what comes in";
+                Err(ObjectError::new("spec.egress", reason))
+            }
+            _ => Ok(Reach::BeforeNat),
+        },
+    }
 }
 
 /// Whom a policy applies to.
-fn subject(id: &ObjectId, spec: &Map<String, Value>) -> Result<Subject> {
-    for field in ["preDNAT", "doNotTrack"] {
-        if is_set(spec, field) {
-            let reason = match field {
-                "preDNAT" => "what is judged before destination NAT is not done",
-                _ => "connections are tracked: without, nobody could cut them",
-            };
-            return Err(ObjectError::new(format!("spec.{field}"), reason));
-        }
-    }
+fn subject(id: &ObjectId, spec: &Map<String, Value>, reach: Reach) -> Result<Subject> {
     let labels = expression("spec.selector", spec.get("selector"), false)?;
     let labels = labels.map(|expression| expression.selector).unwrap_or_default();
     let of = |field: &str| -> Result<Option<LabelSelector>> {
@@ -201,6 +224,13 @@ fn subject(id: &ObjectId, spec: &Map<String, Value>) -> Result<Subject> {
         Ok(found.map(|expression| expression.selector))
     };
     let (namespaces, accounts) = (of("namespaceSelector")?, of("serviceAccountSelector")?);
+    if reach == Reach::BeforeNat {
+        // No pod's.
+        return Ok(match namespaces.is_some() || accounts.is_some() {
+            true => Subject::Any(BTreeSet::new()),
+            false => Subject::Hosts(labels),
+        });
+    }
     let is_of_pods_alone = id.namespace.is_some() || namespaces.is_some() || accounts.is_some();
     let namespaces = match (&id.namespace, namespaces) {
         (Some(namespace), _) => Namespaces::Named(namespace.clone()),
@@ -213,13 +243,8 @@ fn subject(id: &ObjectId, spec: &Map<String, Value>) -> Result<Subject> {
     })
 }
 
-fn rules(
-    spec: &Map<String, Value>,
-    direction: Direction,
-    namespace: Option<&str>,
-    faults: &mut Faults,
-) -> Vec<Rule> {
-    let field = direction.as_str();
+fn rules(spec: &Map<String, Value>, place: Place<'_>, faults: &mut Faults) -> Vec<Rule> {
+    let field = place.direction.as_str();
     let denial = |name: String| Rule { name, action: Action::Deny, when: BTreeSet::new() };
     let entries = list(&format!("spec.{field}"), spec.get(field)).and_then(|entries| match entries.len() {
         0..=RULES_MOST => Ok(entries),
@@ -232,7 +257,7 @@ fn rules(
     let mut ways = 0;
     let rules = entries.iter().enumerate().filter_map(|(index, entry)| {
         let name = format!("{field}[{index}]");
-        let rule = rule(&name, entry, Place { namespace, direction }).and_then(|rule| {
+        let rule = rule(&name, entry, place).and_then(|rule| {
             ways += rule.ways();
             match ways <= ENTRIES_MOST {
                 true => Ok(rule),

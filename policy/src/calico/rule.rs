@@ -68,6 +68,8 @@ pub(super) struct Place<'a> {
     /// The namespace of its policy, if that has one.
     pub(super) namespace: Option<&'a str>,
     pub(super) direction: Direction,
+    /// Its policy looks at what was begun before destination NAT.
+    pub(super) before_nat: bool,
 }
 
 /// Reads a rule.
@@ -182,6 +184,10 @@ fn entity(
             continue;
         }
         let names = ports.iter().filter(|port| matches!(port, PortMatch::Named(_))).count();
+        if place.before_nat && side == Side::Destination && names > 0 {
+            let reason = "has names, which are of ports behind destination NAT: preDNAT needs numbers";
+            return Err(ObjectError::new(&at, reason));
+        }
         if !positive && names > NOT_NAMES_MOST {
             return Err(ObjectError::new(&at, format!("has {names} names; at most {NOT_NAMES_MOST}")));
         }

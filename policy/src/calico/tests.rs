@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::{Action, Condition, Direction, Peer, Policy, Side, Subject};
+use crate::model::{Action, Condition, Direction, Peer, Policy, Reach, Side, Subject};
 use crate::networkpolicy::Read;
 
 fn global_with(spec: Value) -> Read {
@@ -142,7 +142,8 @@ fn a_policy_of_which_nobody_knows_whom_it_means_isolates_its_namespace_or_nobody
     for (field, value, told) in [
         ("selector", json!("a == b"), "spec.selector"),
         ("serviceAccountSelector", json!("a =="), "spec.serviceAccountSelector"),
-        ("preDNAT", json!(true), "spec.preDNAT: what is judged before"),
+        ("preDNAT", json!(true), "spec.applyOnForward: has to be true"),
+        ("applyOnForward", json!("yes"), "spec.applyOnForward: is neither true nor false"),
         ("doNotTrack", json!(true), "spec.doNotTrack: connections are tracked"),
     ] {
         let mut spec = json!({"ingress": rules});
@@ -175,11 +176,31 @@ fn what_is_refused_of_rules_counts_for_the_types_all_the_same() {
 }
 
 #[test]
-fn what_a_node_forwards_is_not_done_and_the_rest_of_such_a_policy_counts() {
+fn a_policy_may_judge_what_a_node_forwards_and_what_was_dialled() {
     let read = global_with(json!({"applyOnForward": true, "ingress": [{"action": "Deny"}]}));
-    assert!(fault(&read).starts_with("spec.applyOnForward: what a node forwards"), "{}", fault(&read));
+    assert_eq!((fault(&read).as_str(), read.policy.reach), ("", Reach::Forwarded));
     assert_eq!(ingress(&read.policy), [Action::Deny]);
     assert!(matches!(read.policy.subject, Subject::Any(all) if all.len() == 2));
+    let before_nat = |mut spec: Value| {
+        spec["preDNAT"] = json!(true);
+        spec["applyOnForward"] = json!(true);
+        global_with(spec)
+    };
+    let read = before_nat(json!({"selector": "a == 'b'", "ingress": [{"action": "Deny"}]}));
+    assert_eq!((fault(&read).as_str(), read.policy.reach), ("", Reach::BeforeNat));
+    assert!(matches!(read.policy.subject, Subject::Hosts(_)));
+    // No pod of any namespace is meant, so nobody.
+    let read = before_nat(json!({"namespaceSelector": "a == 'b'", "ingress": [{"action": "Deny"}]}));
+    assert_eq!((fault(&read).as_str(), &read.policy.subject), ("", &Subject::Any([].into())));
+    let named = json!([{"action": "Allow", "protocol": "TCP", "destination": {"ports": ["web"]}}]);
+    for (spec, told) in [
+        (json!({"egress": [{"action": "Deny"}]}), "spec.egress: there is none before"),
+        (json!({"types": ["Ingress", "Egress"]}), "spec.types: preDNAT judges what comes in"),
+        (json!({"ingress": named}), "spec.ingress[0].destination.ports: has names"),
+    ] {
+        let read = before_nat(spec);
+        assert!(fault(&read).starts_with(told), "{}", fault(&read));
+    }
 }
 
 #[test]
@@ -304,10 +325,22 @@ mod referents {
         let read = |spec: Value| host_endpoint(&json!({"metadata": {"name": "h"}, "spec": spec}));
         let fault = |spec: Value| read(spec).fault.unwrap().to_string();
         assert_eq!(read(json!({"node": "n", "interfaceName": "*", "expectedIPs": ["10.0.0.1"]})).fault, None);
-        assert!(
-            fault(json!({"node": "n", "interfaceName": "eth0"}))
-                .starts_with("spec.interfaceName: only \"*\"")
-        );
+        let Some(What::Networks(networks)) = read(json!({
+            "node": "n", "interfaceName": "eth0", "ports": [{"name": "web", "protocol": "TCP", "port": 80}],
+        }))
+        .what
+        else {
+            panic!()
+        };
+        let host = networks.host.unwrap();
+        assert_eq!((host.interface.unwrap().as_str(), host.ports.len()), ("eth0", 1));
+        for (spec, told) in [
+            (json!({"node": "n", "expectedIPs": ["10.0.0.1"]}), "spec.interfaceName: it is needed"),
+            (json!({"node": "n", "interfaceName": "eth0/1"}), "spec.interfaceName: \"eth0/1\" is no name"),
+        ] {
+            assert!(read(spec.clone()).what.is_none(), "whom it means is not known");
+            assert!(fault(spec).starts_with(told));
+        }
         assert!(fault(json!({"interfaceName": "*"})).starts_with("spec.node"));
         assert!(
             fault(json!({"node": "n", "interfaceName": "*", "profiles": ["own"]}))
@@ -315,7 +348,7 @@ mod referents {
         );
         assert!(
             fault(json!({"node": "n", "interfaceName": "*", "ports": [{"name": "a"}]}))
-                .starts_with("spec.ports")
+                .starts_with("spec.ports[0].port")
         );
     }
 }

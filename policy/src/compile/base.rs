@@ -1,11 +1,12 @@
 //! What is the same for all endpoints: what is in scope, what cannot be believed, what was judged before.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::class::refusal;
-use super::{Anybody, Copied, Settings};
+use super::class::{digest, refusal};
+use super::{Anybody, Copied, Gate, Local, Settings};
 use crate::dns;
 use crate::flowlog::Direction;
+use crate::interface::Interface;
 use crate::protocol::Protocol;
 use crate::ruleset::{Chain, End, Family, Hook, Kind, Match, Number, Rule, State, Statement, Verdict, Way};
 
@@ -22,6 +23,10 @@ const KNOWN_TUNNEL: &str = "known_tunnel";
 const FAILSAFE_INPUT: &str = "failsafe_input";
 /// Chain of what a protected node always reaches.
 const FAILSAFE_OUTPUT: &str = "failsafe_output";
+/// Chain of what the node forwards, by where it comes in.
+const GATE_IN: &str = "gate_in";
+/// Chain of the same by where it goes out.
+const GATE_OUT: &str = "gate_out";
 /// Chain that marks what was judged.
 pub(super) const STAMP: &str = "stamp";
 /// Map from a local pod's address to the class of what it begins.
@@ -59,30 +64,42 @@ fn goto(chain: &str) -> Verdict {
 
 /// The chains that do not depend on who is local. `strict`: some class denies something.
 pub(super) fn chains(settings: &Settings, anybody: &Anybody, strict: bool) -> Vec<(String, Chain)> {
-    let Anybody { node, stranger, host, resolvers } = anybody;
+    let Anybody { node, stranger, host, interfaces, gates, resolvers } = anybody;
     let host = host.as_deref();
+    let protected = host.is_some() || !interfaces.is_empty();
+    let gated = gates.values().any(|gate| gate.ingress.is_some() || gate.egress.is_some());
     let copies = copies(resolvers.as_ref());
     let plain = |name: &str, rules| (name.to_owned(), Chain { hook: None, rules });
     let mut all = vec![
         (
             "forward".to_owned(),
-            Chain { hook: Some(Hook::Forward), rules: forward(settings, stranger, &copies) },
+            Chain { hook: Some(Hook::Forward), rules: forward(settings, stranger, &copies, gated) },
         ),
-        ("input".to_owned(), Chain { hook: Some(Hook::Input), rules: input(settings, host.is_some()) }),
+        ("input".to_owned(), Chain { hook: Some(Hook::Input), rules: input(settings, protected) }),
         plain("tunnel_forward", tunnel_forward(settings)),
-        plain("tunnel_input", tunnel_input(node, host)),
+        plain("tunnel_input", tunnel_input(settings, node, host, interfaces)),
         plain("judged_before", judged_before(strict)),
     ];
-    if host.is_some() || !copies.is_empty() {
+    if protected || !copies.is_empty() {
         // A cache of names may be a process of the node.
-        let rest = host.map(|_| Rule::new(vec![], Verdict::Jump("host_output".to_owned())));
+        let rest = protected.then(|| Rule::new(vec![], Verdict::Jump("host_output".to_owned())));
         let rules = copies.into_iter().chain(rest).collect();
         all.push(("output".to_owned(), Chain { hook: Some(Hook::Output), rules }));
     }
-    if let Some(host) = host {
+    if gated {
+        all.push(plain(GATE_IN, gate(gates, End::Client, Way::Original, |gate| &gate.ingress)));
+        all.push(plain(GATE_OUT, gate(gates, End::Server, Way::Reply, |gate| &gate.egress)));
+    }
+    if protected {
         let (inbound, outbound) = (&settings.failsafe.inbound, &settings.failsafe.outbound);
-        all.push(plain("host_output", host_output(node, host)));
-        all.push(plain("host_input", host_input(settings, node, host)));
+        all.push(plain("host_output", host_output(node, host, interfaces)));
+        all.push(plain("host_input", host_input(settings, node, host, interfaces)));
+        for (interface, Local { ingress, egress }) in interfaces {
+            let (input, output) =
+                (of_interface("host_input", interface), of_interface("host_output", interface));
+            all.push(plain(&input, judged(FAILSAFE_INPUT, ingress, egress)));
+            all.push(plain(&output, judged(FAILSAFE_OUTPUT, egress, ingress)));
+        }
         all.push(plain(FAILSAFE_INPUT, failsafe(settings, inbound, outbound, Hook::Input)));
         all.push(plain(FAILSAFE_OUTPUT, failsafe(settings, outbound, inbound, Hook::Output)));
     }
@@ -119,7 +136,7 @@ fn judged_before(strict: bool) -> Vec<Rule> {
     misplaced.into_iter().filter(|_| strict).chain([known]).collect()
 }
 
-fn forward(settings: &Settings, stranger: &str, copies: &[Rule]) -> Vec<Rule> {
+fn forward(settings: &Settings, stranger: &str, copies: &[Rule], gated: bool) -> Vec<Rule> {
     // Of most packets this is all. Who sends on a device without keys is asked first; and who speaks of names has to be believed.
     let mut rules = Vec::new();
     if copies.is_empty() {
@@ -132,14 +149,24 @@ fn forward(settings: &Settings, stranger: &str, copies: &[Rule]) -> Vec<Rule> {
     rules.extend(local_way_back(settings));
     rules.extend(copies.iter().cloned());
     rules.push(Rule::new(vec![], Verdict::Jump(KNOWN.to_owned())));
+    // Where the node's own policies judge what it forwards, nothing is out of scope.
+    let judged_before = Rule::new(vec![], Verdict::Jump("judged_before".to_owned()));
+    let mut out_of_scope = Verdict::Accept;
+    if gated {
+        rules.push(judged_before.clone());
+        rules.extend([GATE_IN, GATE_OUT].map(|gate| Rule::new(vec![], Verdict::Jump(gate.to_owned()))));
+        out_of_scope = goto(STAMP);
+    }
     for family in Family::BOTH {
         // Hashes before ranges: most packets are of local pods, and looked up once.
         let ends = [End::Source, End::Destination];
         let strange = ends.map(|end| outside(family, end, local_set(family), Kind::Addresses));
         let out = ends.map(|end| outside(family, end, scope_set(family), Kind::Ranges));
-        rules.push(Rule::new(strange.into_iter().chain(out).collect(), Verdict::Accept));
+        rules.push(Rule::new(strange.into_iter().chain(out).collect(), out_of_scope.clone()));
     }
-    rules.push(Rule::new(vec![], Verdict::Jump("judged_before".to_owned())));
+    if !gated {
+        rules.push(judged_before);
+    }
     for (end, map) in [(End::Client, egress_map as fn(Family) -> String), (End::Server, ingress_map)] {
         for family in Family::BOTH {
             rules.push(Rule::new(vec![], Verdict::Lookup { family, end, map: map(family) }));
@@ -263,28 +290,74 @@ fn both_ways(begun: &str, answered: &str) -> [Rule; 2] {
         .map(|(way, class)| Rule::new(vec![Match::Direction(way)], Verdict::Jump(class.to_owned())))
 }
 
-/// Of a protected node: what comes in by devices that are no tunnels.
-fn host_input(settings: &Settings, node: &str, host: &str) -> Vec<Rule> {
-    let mut rules = local_way_back(settings);
-    rules.extend(always_heard(Match::Interface("lo".to_owned()), End::Source));
-    rules.extend([
-        Rule::new(vec![], Verdict::Jump(FAILSAFE_INPUT.to_owned())),
+/// What becomes of a protected node's packets in a hook, by the class of what is begun in its direction and that of what is answered.
+fn judged(failsafe: &str, begun: &str, answered: &str) -> Vec<Rule> {
+    let mut rules = vec![
+        Rule::new(vec![], Verdict::Jump(failsafe.to_owned())),
         Rule::new(vec![], Verdict::Jump("judged_before".to_owned())),
-    ]);
-    rules.extend(both_ways(node, host));
+    ];
+    rules.extend(both_ways(begun, answered));
     rules.push(Rule::new(vec![], goto(STAMP)));
     rules
 }
 
+/// The chain of an interface that has a host endpoint of its own.
+fn of_interface(chain: &str, interface: &Interface) -> String {
+    format!("{chain}_{}", &digest(interface)[..16])
+}
+
+/// Of a protected node: what comes in by devices that are no tunnels.
+fn host_input(
+    settings: &Settings,
+    node: &str,
+    host: Option<&str>,
+    interfaces: &BTreeMap<Interface, Local>,
+) -> Vec<Rule> {
+    let mut rules = local_way_back(settings);
+    rules.extend(always_heard(Match::Interface("lo".to_owned()), End::Source));
+    rules.extend(interfaces.keys().map(|interface| {
+        let by = Match::Interface(interface.to_string());
+        Rule::new(vec![by], goto(&of_interface("host_input", interface)))
+    }));
+    rules.extend(host.into_iter().flat_map(|host| judged(FAILSAFE_INPUT, node, host)));
+    rules
+}
+
 /// Of a protected node: what it sends.
-fn host_output(node: &str, host: &str) -> Vec<Rule> {
+fn host_output(node: &str, host: Option<&str>, interfaces: &BTreeMap<Interface, Local>) -> Vec<Rule> {
     let mut rules = always_heard(Match::Leaves("lo".to_owned()), End::Destination);
-    rules.extend([
-        Rule::new(vec![], Verdict::Jump(FAILSAFE_OUTPUT.to_owned())),
-        Rule::new(vec![], Verdict::Jump("judged_before".to_owned())),
-    ]);
-    rules.extend(both_ways(host, node));
-    rules.push(Rule::new(vec![], goto(STAMP)));
+    rules.extend(interfaces.keys().map(|interface| {
+        let by = Match::Leaves(interface.to_string());
+        Rule::new(vec![by], goto(&of_interface("host_output", interface)))
+    }));
+    rules.extend(host.into_iter().flat_map(|host| judged(FAILSAFE_OUTPUT, host, node)));
+    rules
+}
+
+/// What a node forwards, by one side of its host endpoints: what comes in (`end` is the client, and packets of its way come in there),
+/// or what goes out. A pod of this node is no host's side.
+fn gate(
+    gates: &BTreeMap<Option<Interface>, Gate>,
+    end: End,
+    comes_in: Way,
+    class: fn(&Gate) -> &Option<String>,
+) -> Vec<Rule> {
+    let pods = Family::BOTH.map(|family| within(family, end, local_set(family), Kind::Addresses));
+    let mut rules: Vec<Rule> = pods.into_iter().map(|pods| Rule::new(vec![pods], Verdict::Return)).collect();
+    for (interface, gate) in gates.iter().rev() {
+        let verdict = class(gate).as_deref().map_or(Verdict::Return, goto);
+        match interface {
+            Some(interface) => {
+                for way in [Way::Original, Way::Reply] {
+                    let name = interface.to_string();
+                    let by = if way == comes_in { Match::Interface(name) } else { Match::Leaves(name) };
+                    rules.push(Rule::new(vec![Match::Direction(way), by], verdict.clone()));
+                }
+            }
+            // The first of all, here the last.
+            None => rules.push(Rule::new(vec![], verdict)),
+        }
+    }
     rules
 }
 
@@ -298,20 +371,29 @@ fn local_way_back(settings: &Settings) -> Vec<Rule> {
     spoofed.collect()
 }
 
-fn tunnel_input(node: &str, host: Option<&str>) -> Vec<Rule> {
+fn tunnel_input(
+    settings: &Settings,
+    node: &str,
+    host: Option<&str>,
+    interfaces: &BTreeMap<Interface, Local>,
+) -> Vec<Rule> {
     // Router and neighbour discovery (RFC 4861), from addresses of the link.
     let mut rules = vec![Rule::new(vec![Match::Icmp6(133, 137)], Verdict::Accept)];
     rules.extend(not_believed());
-    if host.is_some() {
-        rules.push(Rule::new(vec![], Verdict::Jump(FAILSAFE_INPUT.to_owned())));
-    }
-    rules.push(Rule::new(vec![], Verdict::Jump("judged_before".to_owned())));
+    let tunnels = interfaces.keys().filter(|interface| settings.tunnels.contains(interface.as_str()));
+    rules.extend(tunnels.map(|interface| {
+        let by = Match::Interface(interface.to_string());
+        Rule::new(vec![by], goto(&of_interface("host_input", interface)))
+    }));
     match host {
-        Some(host) => rules.extend(both_ways(node, host)),
-        // What answers the node was begun by it.
-        None => rules.push(Rule::new(vec![Match::Direction(Way::Original)], Verdict::Jump(node.to_owned()))),
+        Some(host) => rules.extend(judged(FAILSAFE_INPUT, node, host)),
+        None => rules.extend([
+            Rule::new(vec![], Verdict::Jump("judged_before".to_owned())),
+            // What answers the node was begun by it.
+            Rule::new(vec![Match::Direction(Way::Original)], Verdict::Jump(node.to_owned())),
+            Rule::new(vec![], goto(STAMP)),
+        ]),
     }
-    rules.push(Rule::new(vec![], goto(STAMP)));
     rules
 }
 

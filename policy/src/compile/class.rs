@@ -8,7 +8,6 @@ use sha2::{Digest as _, Sha256};
 
 use super::ranges::cover;
 use super::{Logging, Resolvers, Settings};
-use crate::evaluate::{TIERS_MOST, excess};
 use crate::flowlog::{self, Label, RuleName};
 use crate::model::{
     Action, Direction, End as TierEnd, ObjectId, PodSelector, Policy, Rule as PolicyRule, Tier,
@@ -17,6 +16,7 @@ use crate::names::Domain;
 use crate::object::Key;
 use crate::protocol::Protocol;
 use crate::ruleset::{Element, Family, Kind, Match, Rule, State, Statement, Verdict, Way};
+use crate::tiers::{Layer, TIERS_MOST, excess};
 use crate::world::World;
 
 /// What a set holds.
@@ -112,7 +112,7 @@ pub(super) fn set_name(letter: &str, source: &Source, family: Family) -> String 
 }
 
 /// A short name for something long: 128 bits of a digest, so that nobody can make another thing of the same name.
-fn digest(of: &impl std::fmt::Debug) -> String {
+pub(super) fn digest(of: &impl std::fmt::Debug) -> String {
     let hash = Sha256::digest(format!("{of:?}"));
     hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -120,9 +120,9 @@ fn digest(of: &impl std::fmt::Debug) -> String {
 /// What applies to an endpoint in a direction.
 pub(super) struct Applying<'a> {
     /// What is enforced, tier by tier.
-    pub(super) tiers: Vec<(&'a Tier, Vec<&'a Policy>)>,
+    pub(super) tiers: Vec<Layer<'a>>,
     /// The same with what is staged, if anything is.
-    pub(super) proposed: Option<Vec<(&'a Tier, Vec<&'a Policy>)>>,
+    pub(super) proposed: Option<Vec<Layer<'a>>>,
     /// The host endpoint that allows nothing by itself.
     pub(super) closed: Option<&'a ObjectId>,
 }
@@ -142,6 +142,7 @@ pub(super) fn compile(
         names: BTreeMap::new(),
         denials: BTreeMap::new(),
         proposed: false,
+        before_nat: false,
     };
     let closed = excess(&applying.tiers).or(applying.closed.cloned());
     let mut bodies = writer.tiers(&applying.tiers, closed.is_some());
@@ -266,14 +267,18 @@ pub(super) struct Writer<'a> {
     denials: BTreeMap<String, Vec<Rule>>,
     // Nothing is decided: what staged policies would deny is told.
     pub(super) proposed: bool,
+    // The destination is the one before NAT.
+    pub(super) before_nat: bool,
 }
 
 impl Writer<'_> {
     /// The rules of each tier. `closed`: something comes after the last.
-    fn tiers(&mut self, tiers: &[(&Tier, Vec<&Policy>)], closed: bool) -> Vec<Vec<Rule>> {
+    fn tiers(&mut self, tiers: &[Layer<'_>], closed: bool) -> Vec<Vec<Rule>> {
         let tiers = &tiers[..tiers.len().min(TIERS_MOST)];
         let mut bodies = Vec::new();
-        for (index, (tier, policies)) in tiers.iter().enumerate() {
+        for (index, layer) in tiers.iter().enumerate() {
+            let Layer { tier, end, before_nat, policies } = layer;
+            self.before_nat = *before_nat;
             let next = match index + 1 < tiers.len() || closed {
                 true => Verdict::Goto(placeholder(index + 1)),
                 false => Verdict::Return,
@@ -284,7 +289,7 @@ impl Writer<'_> {
                     self.rule(tier, policy, rule, &next, &mut rules);
                 }
             }
-            match tier.end {
+            match end {
                 TierEnd::Pass => rules.push(Rule::new(vec![], next)),
                 TierEnd::Deny => rules.extend(self.end(tier, policies)),
             }

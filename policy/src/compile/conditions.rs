@@ -63,21 +63,6 @@ impl Alternative {
     }
 }
 
-fn end(side: Side) -> End {
-    match side {
-        Side::Source => End::Client,
-        Side::Destination => End::Server,
-    }
-}
-
-fn ports(side: Side, first: u16, last: u16) -> Match {
-    let number = match side {
-        Side::Source => Number::ClientPort,
-        Side::Destination => Number::ServerPort,
-    };
-    Match::Numbers { number, first, last, negated: false }
-}
-
 fn outside(within: &Match) -> Match {
     match within.clone() {
         Match::In { family, end, set, kind, negated } => {
@@ -96,6 +81,23 @@ fn message(icmp: &Icmp, negated: bool) -> Alternative {
 }
 
 impl Writer<'_> {
+    fn end_of(&self, side: Side) -> End {
+        match side {
+            Side::Source => End::Client,
+            Side::Destination if self.before_nat => End::Dialled,
+            Side::Destination => End::Server,
+        }
+    }
+
+    fn numbers(&self, side: Side, first: u16, last: u16) -> Match {
+        let number = match side {
+            Side::Source => Number::ClientPort,
+            Side::Destination if self.before_nat => Number::DialledPort,
+            Side::Destination => Number::ServerPort,
+        };
+        Match::Numbers { number, first, last, negated: false }
+    }
+
     /// All combinations under which the rule matches.
     pub(super) fn matches(&mut self, rule: &PolicyRule, allows: bool) -> Vec<Vec<Match>> {
         let mut all = vec![Alternative::default()];
@@ -161,7 +163,7 @@ impl Writer<'_> {
         match &port.ports {
             PortMatch::Any => only(vec![Match::Protocol(protocol.0)]),
             PortMatch::Range(first, last) => {
-                only(vec![Match::Protocol(protocol.0), ports(side, *first, *last)])
+                only(vec![Match::Protocol(protocol.0), self.numbers(side, *first, *last)])
             }
             PortMatch::Named(name) => self.named(side, "p", &Source::Named(name.clone(), protocol), allows),
         }
@@ -173,7 +175,7 @@ impl Writer<'_> {
         for family in Family::BOTH {
             let set = self.set(letter, family, source.clone(), allows);
             for way in WAYS {
-                let (set, end) = (set.clone(), end(side));
+                let (set, end) = (set.clone(), self.end_of(side));
                 let named = Match::Named { family, end, set, way, negated: false };
                 all.push(Alternative::of(family, vec![named]));
             }
@@ -200,7 +202,7 @@ impl Writer<'_> {
         others.extend(next.map(|next| (next, u16::MAX)));
         let numbers = |(first, last): (u16, u16)| {
             let all = (first, last) == (0, u16::MAX);
-            let range = (!all).then(|| ports(side, first, last));
+            let range = (!all).then(|| self.numbers(side, first, last));
             [Match::Protocol(protocol.0)].into_iter().chain(range).collect::<Vec<_>>()
         };
         let numbers: Vec<Vec<Match>> = others.into_iter().map(numbers).collect();
@@ -214,7 +216,7 @@ impl Writer<'_> {
             let sets: Vec<String> =
                 names.iter().map(|name| self.set("p", family, named(name), allows)).collect();
             for way in WAYS {
-                let (sets, end) = (sets.iter().cloned(), end(side));
+                let (sets, end) = (sets.iter().cloned(), self.end_of(side));
                 let names = sets.map(|set| Match::Named { family, end, set, way, negated: true });
                 let names: Vec<Match> = names.collect();
                 let each = numbers.iter().map(|numbers| [numbers.as_slice(), &names].concat());
@@ -225,7 +227,7 @@ impl Writer<'_> {
     }
 
     fn peers(&mut self, side: Side, peers: &BTreeSet<Peer>, allows: bool) -> Vec<(Family, Match)> {
-        let end = end(side);
+        let end = self.end_of(side);
         let mut selectors = BTreeSet::new();
         let mut blocks: Vec<&Block> = Vec::new();
         let mut nets: BTreeSet<IpNet> = BTreeSet::new();
@@ -285,7 +287,7 @@ impl Writer<'_> {
     ) -> [Match; 2] {
         [Resolves::Now, Resolves::Before].map(|resolves| {
             let set = self.set("n", family, Source::Domains(domains.clone(), resolves), allows);
-            Match::In { family, end: end(side), set, kind: Kind::Addresses, negated: false }
+            Match::In { family, end: self.end_of(side), set, kind: Kind::Addresses, negated: false }
         })
     }
 

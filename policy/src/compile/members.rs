@@ -24,7 +24,7 @@ pub(super) fn of_address(
             alone(holder.is_some_and(selects))
         }
         Source::Named(name, protocol) => {
-            let ports = holder.into_iter().flat_map(|pod| pod.ports.iter());
+            let ports = holder.into_iter().flat_map(|pod| pod.ports.iter()).chain(world.host_ports(address));
             let named = ports.filter(|port| port.name == *name && port.protocol == *protocol);
             named.map(|port| Element::Port(address, protocol.0, port.port)).collect()
         }
@@ -91,9 +91,15 @@ impl<'a> Index<'a> {
 
     /// Everything that belongs into a set.
     pub(super) fn members(&self, source: &Source, family: Family) -> BTreeSet<Element> {
-        let of = |addresses: &mut dyn Iterator<Item = IpAddr>| {
+        let of = |addresses: &mut dyn Iterator<Item = IpAddr>| -> BTreeSet<Element> {
             let addresses = addresses.filter(|address| Family::of(*address) == family);
             addresses.flat_map(|address| of_address(self.world, source, address, None)).collect()
+        };
+        let hosts = match source {
+            Source::Named(..) => {
+                of(&mut self.world.hosts().flat_map(|(_, networks, _)| networks.with_ports()))
+            }
+            _ => BTreeSet::new(),
         };
         let candidates: BTreeSet<usize> = match source {
             Source::Ranges(ranges) => return ranges.clone(),
@@ -107,7 +113,7 @@ impl<'a> Index<'a> {
                 selectors.iter().flat_map(|selector| self.candidates(selector)).collect()
             }
         };
-        let mut members = BTreeSet::new();
+        let mut members = hosts;
         for pod in candidates.into_iter().filter_map(|place| self.pods.get(place)) {
             let addresses = self.world.addresses(pod).filter(|address| Family::of(*address) == family);
             members.extend(addresses.flat_map(|address| of_address(self.world, source, address, Some(pod))));

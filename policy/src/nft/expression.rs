@@ -43,7 +43,9 @@ const CT_MARK: u32 = 3;
 const CT_PROTO_SRC: u32 = 11;
 const CT_PROTO_DST: u32 = 12;
 const CT_SRC_IP: u32 = 19;
+const CT_DST_IP: u32 = 20;
 const CT_SRC_IP6: u32 = 21;
+const CT_DST_IP6: u32 = 22;
 /// `IP_CT_DIR_ORIGINAL`.
 const ORIGINAL: u8 = 0;
 /// `IP_CT_DIR_REPLY`.
@@ -238,6 +240,10 @@ impl Writer<'_> {
                 let key = if family == Family::V4 { CT_SRC_IP } else { CT_SRC_IP6 };
                 return self.ct(key, Some(direction));
             }
+            End::Dialled => {
+                let key = if family == Family::V4 { CT_DST_IP } else { CT_DST_IP6 };
+                return self.ct(key, Some(ORIGINAL));
+            }
         };
         self.needs_network(family);
         let (offset, length) = if family == Family::V4 { (v4, 4) } else { (v6, 16) };
@@ -285,7 +291,7 @@ impl Writer<'_> {
                 let (key, direction) = match number {
                     Number::ClientPort => (CT_PROTO_SRC, ORIGINAL),
                     Number::ServerPort => (CT_PROTO_SRC, REPLY),
-                    Number::Icmp => (CT_PROTO_DST, ORIGINAL),
+                    Number::DialledPort | Number::Icmp => (CT_PROTO_DST, ORIGINAL),
                 };
                 self.ct(key, Some(direction));
                 match negated {

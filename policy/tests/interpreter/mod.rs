@@ -18,6 +18,8 @@ pub(crate) struct Packet {
     pub(crate) port: u16,
     /// The client's.
     pub(crate) client_port: u16,
+    /// What it was begun towards, before destination NAT.
+    pub(crate) dialled: Option<(IpAddr, u16)>,
     /// Type and code of who began it.
     pub(crate) icmp: (u8, u8),
     pub(crate) way: Way,
@@ -38,6 +40,7 @@ impl Packet {
             protocol,
             port,
             client_port: 0,
+            dialled: None,
             icmp: (8, 0),
             way: Way::Original,
             state: State::New,
@@ -106,6 +109,7 @@ fn run(ruleset: &Ruleset, chain: &str, packet: &mut Packet, depth: usize) -> Ste
 
 fn address(packet: &Packet, end: End) -> IpAddr {
     match (end, packet.way) {
+        (End::Dialled, _) => packet.dialled.map_or(packet.server, |(address, _)| address),
         (End::Client, _) | (End::Source, Way::Original) | (End::Destination, Way::Reply) => packet.client,
         (End::Server, _) | (End::Destination, Way::Original) | (End::Source, Way::Reply) => packet.server,
     }
@@ -116,7 +120,7 @@ fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
         Match::Interface(name) => packet.interface == *name,
         Match::Leaves(name) => packet.leaves_by == *name,
         // Of what is not tracked nobody knows who began it.
-        Match::In { end: End::Client | End::Server, .. } | Match::Named { .. }
+        Match::In { end: End::Client | End::Server | End::Dialled, .. } | Match::Named { .. }
             if packet.state == State::Untracked =>
         {
             false
@@ -135,6 +139,7 @@ fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
         Match::Named { family, end, set, way, negated } => {
             let set = &ruleset.sets[set];
             assert_eq!((set.kind, set.family), (Kind::Ports, *family));
+            assert!([End::Client, End::Server].contains(end), "nft cannot list it");
             let port = if *end == End::Client { packet.client_port } else { packet.port };
             let address = address(packet, *end);
             packet.way == *way
@@ -148,6 +153,7 @@ fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
             let number = match number {
                 Number::ClientPort => packet.client_port,
                 Number::ServerPort => packet.port,
+                Number::DialledPort => packet.dialled.map_or(packet.port, |(_, port)| port),
                 Number::Icmp => u16::from_be_bytes([packet.icmp.0, packet.icmp.1]),
             };
             packet.state != State::Untracked && (*first..=*last).contains(&number) != *negated

@@ -197,7 +197,7 @@ pub(crate) fn everything() -> Ruleset {
     let mut x = Vec::new();
     for family in Family::BOTH {
         let suffix = family.suffix();
-        for end in [End::Source, End::Destination, End::Client, End::Server] {
+        for end in [End::Source, End::Destination, End::Client, End::Server, End::Dialled] {
             for (name, kind) in [("a", Kind::Addresses), ("r", Kind::Ranges)] {
                 for negated in [false, true] {
                     let set = format!("{name}{suffix}");
@@ -227,7 +227,9 @@ pub(crate) fn everything() -> Ruleset {
         x.push(rule(both.to_vec(), Verdict::Drop));
     }
     for (first, last) in [(80, 90), (80, 80), (0, 1), (0, 65535), (1024, 65535)] {
-        for (protocol, number) in [(6, Number::ServerPort), (17, Number::ClientPort), (1, Number::Icmp)] {
+        for (protocol, number) in
+            [(6, Number::ServerPort), (17, Number::ClientPort), (1, Number::Icmp), (6, Number::DialledPort)]
+        {
             for negated in [false, true] {
                 let numbers = Match::Numbers { number, first, last, negated };
                 x.push(rule(vec![Match::Protocol(protocol), numbers], Verdict::Return));
@@ -268,7 +270,7 @@ pub(crate) fn everything() -> Ruleset {
     let y = vec![rule(vec![Match::State(State::Related), Match::Protocol(1)], Verdict::Accept)];
     let mut base = Vec::new();
     for family in Family::BOTH {
-        for end in [End::Source, End::Destination, End::Client, End::Server] {
+        for end in [End::Source, End::Destination, End::Client, End::Server, End::Dialled] {
             let map = format!("in{}", family.suffix());
             base.push(rule(vec![], Verdict::Lookup { family, end, map }));
         }

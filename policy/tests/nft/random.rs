@@ -13,7 +13,7 @@ pub(crate) struct Random(u64);
 
 const KINDS: [(&str, Kind); 4] =
     [("a", Kind::Addresses), ("r", Kind::Ranges), ("p", Kind::Ports), ("m", Kind::Chains)];
-const ENDS: [End; 4] = [End::Source, End::Destination, End::Client, End::Server];
+const ENDS: [End; 5] = [End::Source, End::Destination, End::Client, End::Server, End::Dialled];
 /// More than enough for chains to come and go.
 const CHAINS: u64 = 6;
 
@@ -133,8 +133,9 @@ impl Random {
                     matches
                         .extend([Match::Protocol(protocol), Match::Numbers { number, first, last, negated }])
                 };
-                match self.below(3) {
+                match self.below(4) {
                     0 => put(self.one_of(&[6, 17, 132]), Number::ServerPort),
+                    2 => put(self.one_of(&[6, 17, 132]), Number::DialledPort),
                     1 => put(self.one_of(&[6, 17, 132]), Number::ClientPort),
                     _ => put(self.one_of(&[1, 58]), Number::Icmp),
                 }

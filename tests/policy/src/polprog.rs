@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use anyhow::{Context as _, ensure};
 use mesh_policy::evaluate::{Flow, Reason, evaluate};
 use mesh_policy::model::{
-    Action, Block, Condition, End, Icmp, ObjectId, Order, Peer, Policy, Port, PortMatch, Rule, Side, Subject,
-    Tier,
+    Action, Block, Condition, End, Icmp, ObjectId, Order, Peer, Policy, Port, PortMatch, Reach, Rule, Side,
+    Subject, Tier,
 };
 use mesh_policy::object::{Key, NamedPort, Pod};
 use mesh_policy::{PolicySet, Protocol, World, protocol::Family};
@@ -178,6 +178,7 @@ impl Program {
                 subject: Subject::All(BTreeSet::new()),
                 egress: None,
                 ingress: Some(rules),
+                reach: Reach::Ends,
                 staged: false,
             });
             anyhow::Ok(())

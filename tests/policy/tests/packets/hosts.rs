@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use mesh_policy::Event;
 use mesh_policy::compile::Settings;
 use mesh_policy::world::Node;
-use policy_tests::objects::{pod, remote};
+use policy_tests::objects::{pod, policy, remote};
 use policy_tests::rig::{NODE, settings};
 use policy_tests::{Link, Packet, Rig};
 use serde_json::{Value, json};
@@ -35,8 +35,14 @@ fn host_rig(name: &str, test: impl FnOnce(Rig) -> anyhow::Result<()> + Send + 's
 }
 
 fn host(profiles: Value) -> Event {
-    let spec = json!({"node": NODE, "interfaceName": "*", "expectedIPs": [HOST], "profiles": profiles});
-    said(CALICO, "HostEndpoint", json!({"name": "here", "labels": {"role": "node"}}), spec)
+    host_of("*", profiles)
+}
+
+/// The host endpoint of one of the rig's interfaces, or of all others.
+fn host_of(interface: &str, profiles: Value) -> Event {
+    let spec = json!({"node": NODE, "interfaceName": interface, "expectedIPs": [HOST], "profiles": profiles});
+    let name = if interface == "*" { "here".to_owned() } else { format!("here-{interface}") };
+    said(CALICO, "HostEndpoint", json!({"name": name, "labels": {"role": "node"}}), spec)
 }
 
 /// Whether a datagram from outside reaches a socket of the node.
@@ -46,12 +52,21 @@ fn reaches(rig: &mut Rig, from: &str, port: u16) -> anyhow::Result<bool> {
 
 /// The same, from this port.
 fn reaches_from(rig: &mut Rig, from: &str, source_port: u16, port: u16) -> anyhow::Result<bool> {
+    reaches_by(rig, Link::Pods, (from, source_port), port)
+}
+
+fn reaches_by(
+    rig: &mut Rig,
+    link: Link,
+    (from, source_port): (&str, u16),
+    port: u16,
+) -> anyhow::Result<bool> {
     let socket = UdpSocket::bind((HOST, port))?;
     socket.set_nonblocking(true)?;
     let number = rig.number();
     let packet = Packet { source_port, ..Packet::first(address(from), address(HOST), UDP, port, number) };
     // When the call returns, the packet has been judged.
-    rig.pass(Link::Pods, &[packet])?;
+    rig.pass(link, &[packet])?;
     let mut buffer = [0; 64];
     Ok(socket.recv(&mut buffer).is_ok_and(|length| buffer[..length].starts_with(&number.to_be_bytes())))
 }
@@ -77,7 +92,6 @@ fn leaves_from(rig: &mut Rig, from: u16, to: &str, port: u16) -> anyhow::Result<
 #[test]
 fn a_host_endpoint_closes_a_node_but_for_what_is_allowed_and_safe() {
     host_rig("a_host_endpoint_closes_a_node_but_for_what_is_allowed_and_safe", |mut rig| {
-        const OUT: &str = "192.0.2.1";
         rig.tell([Event::Pod(pod("a", "a", &A)), Event::Pod(remote("r", "r", &B))])?;
         assert!(reaches(&mut rig, OUT, 9000)? && leaves(&mut rig, OUT, 9000)?, "nothing protects it");
         rig.tell([host(json!([]))])?;
@@ -155,6 +169,220 @@ fn a_host_endpoint_of_another_node_says_nothing_here() {
             let packet = Packet::first(address(from), address(A[0]), TCP, 80, number);
             assert_eq!(rig.passes(Link::Pods, &packet)?, expected, "{from}");
         }
+        Ok(())
+    });
+}
+
+const OUT: &str = "192.0.2.1";
+const OUT6: &str = "2001:db8::1";
+/// A pod's address of another node.
+const FAR: &str = "10.9.0.1";
+
+#[test]
+fn an_interface_has_a_host_endpoint_of_its_own() {
+    host_rig("an_interface_has_a_host_endpoint_of_its_own", |mut rig| {
+        rig.through_tunnel("10.9.0.0/16")?;
+        let open = json!(["projectcalico-default-allow"]);
+        // In by where pods and others are, by the tunnel; and out.
+        let ways = |rig: &mut Rig| -> anyhow::Result<[bool; 4]> {
+            Ok([
+                reaches(rig, OUT, 9000)?,
+                reaches_by(rig, Link::Tunnel, (FAR, 40_000), 9000)?,
+                leaves(rig, OUT, 9000)?,
+                leaves(rig, FAR, 9000)?,
+            ])
+        };
+        rig.tell([host_of("eth9", json!([]))])?;
+        assert_eq!(ways(&mut rig)?, [true; 4], "of an interface that is not there");
+        rig.tell([host_of("pods0", json!([]))])?;
+        assert_eq!(ways(&mut rig)?, [false, true, false, true]);
+        assert!(reaches(&mut rig, OUT, 68)? && leaves(&mut rig, OUT, 53)?, "what is safe");
+        rig.tell([host(json!([]))])?;
+        assert_eq!(ways(&mut rig)?, [false; 4]);
+        rig.tell([host_of("pods0", open.clone())])?;
+        assert_eq!(ways(&mut rig)?, [true, false, true, false]);
+        rig.tell([gone("HostEndpoint", "here-pods0"), host_of("sennit0", open)])?;
+        assert_eq!(ways(&mut rig)?, [false, true, false, true]);
+        // A policy means each by its labels, and a port by the name that one gives it.
+        let named = json!({
+            "node": NODE, "interfaceName": "pods0", "expectedIPs": [HOST],
+            "ports": [{"name": "echo", "protocol": "UDP", "port": 9000}],
+        });
+        let named =
+            said(CALICO, "HostEndpoint", json!({"name": "here-pods0", "labels": {"role": "edge"}}), named);
+        let policy = calico(
+            "GlobalNetworkPolicy",
+            "p",
+            json!({
+                "selector": "role == 'edge'", "types": ["Ingress", "Egress"],
+                "ingress": [{"action": "Allow", "protocol": "UDP", "destination": {"ports": ["echo"]}}],
+                "egress": [{"action": "Allow"}],
+            }),
+        );
+        rig.tell([named, policy])?;
+        assert_eq!(ways(&mut rig)?, [true, true, true, true]);
+        assert!(!reaches(&mut rig, OUT, 9001)?);
+        assert!(reaches_by(&mut rig, Link::Tunnel, (FAR, 40_000), 9001)?, "it means the other alone");
+        Ok(())
+    });
+}
+
+/// What is forwarded, and an answer of it: from where, by which link, to where, port, whether it passes.
+type Forwarded<'a> = (&'a str, Link, &'a str, &'a str, u16, bool);
+
+fn forwards(rig: &mut Rig, flows: &[Forwarded<'_>]) -> anyhow::Result<()> {
+    for (what, link, from, to, port, expected) in flows {
+        let number = rig.number();
+        let packet = Packet::first(address(from), address(to), UDP, *port, number);
+        assert_eq!(rig.passes(*link, &packet)?, *expected, "{what}: {packet:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_node_forwards_is_judged_by_its_host_endpoints_and_its_pods_policies() {
+    host_rig("what_a_node_forwards_is_judged_by_its_host_endpoints_and_its_pods_policies", |mut rig| {
+        rig.through_tunnel("10.9.0.0/16")?;
+        rig.tell([
+            Event::Pod(pod("a", "a", &A)),
+            Event::Pod(pod("b", "b", &B)),
+            host(json!([])),
+            policy("k", json!({"podSelector": {"matchLabels": {"app": "a"}}, "ingress": [{"ports": [{"port": 80, "protocol": "UDP"}]}]})),
+        ])?;
+        let other = "198.51.100.1";
+        let everything = |far| -> Vec<Forwarded<'_>> {
+            vec![
+                ("outside to a pod", Link::Pods, OUT, A[0], 80, true),
+                ("the same of the other family", Link::Pods, OUT6, A[1], 80, true),
+                ("a port that the pod's policy has not", Link::Pods, OUT, A[0], 81, false),
+                ("others outside", Link::Pods, other, A[0], 80, far),
+                ("a pod to a pod", Link::Pods, B[0], A[0], 80, true),
+                ("a pod to outside", Link::Pods, A[0], other, 80, true),
+                ("outside to outside", Link::Pods, OUT, "203.0.113.9", 80, true),
+                ("others to outside", Link::Pods, other, "203.0.113.9", 80, far),
+                ("the mesh to a pod", Link::Tunnel, FAR, A[0], 80, far),
+                ("a pod to the mesh", Link::Pods, A[0], FAR, 80, true),
+            ]
+        };
+        forwards(&mut rig, &everything(true))?;
+        let with = |direction: &str, forward: bool| {
+            let end = if direction == "ingress" { "source" } else { "destination" };
+            let of = |nets: Value| json!({"action": "Allow", end: {"nets": nets}});
+            // 253: with what the rig asks whether all was judged.
+            calico(
+                "GlobalNetworkPolicy",
+                "p",
+                json!({
+                    "selector": "role == 'node'", "applyOnForward": forward,
+                    direction: [of(json!(["192.0.2.0/24", "2001:db8::/32"])), {"action": "Allow", "protocol": 253}],
+                }),
+            )
+        };
+        rig.tell([with("ingress", false)])?;
+        forwards(&mut rig, &everything(true))?;
+        assert!(reaches(&mut rig, OUT, 9000)? && !reaches(&mut rig, other, 9000)?);
+        rig.tell([with("ingress", true)])?;
+        forwards(&mut rig, &everything(false))?;
+        assert!(reaches(&mut rig, OUT, 9000)? && !reaches(&mut rig, other, 9000)?);
+        // By one interface alone.
+        rig.tell([gone("HostEndpoint", "here"), host_of("sennit0", json!([]))])?;
+        let mut by_tunnel = everything(true);
+        by_tunnel[8].5 = false;
+        forwards(&mut rig, &by_tunnel)?;
+        rig.tell([gone("HostEndpoint", "here-sennit0"), host(json!([]))])?;
+
+        // A flow that began is cut when that ends, both ways.
+        let number = rig.number();
+        let begun = Packet { number, ..Packet::first(address(OUT), address(A[0]), UDP, 80, number) };
+        let answer = |number| Packet {
+            number,
+            source_port: 80,
+            ..Packet::first(begun.destination, begun.source, UDP, begun.source_port, number)
+        };
+        assert!(rig.passes(Link::Pods, &begun)?);
+        let number = rig.number();
+        assert!(rig.passes(Link::Pods, &answer(number))?);
+        rig.tell([calico("GlobalNetworkPolicy", "p", json!({
+            "selector": "role == 'node'", "applyOnForward": true, "ingress": [{"action": "Allow", "protocol": 253}],
+        }))])?;
+        let number = rig.number();
+        assert!(!rig.passes(Link::Pods, &answer(number))?);
+        let number = rig.number();
+        assert!(!rig.passes(Link::Pods, &Packet { number, ..begun })?);
+
+        // What goes out.
+        rig.tell([with("egress", true)])?;
+        forwards(
+            &mut rig,
+            &[
+                ("a pod to where it may", Link::Pods, B[0], OUT, 80, true),
+                ("a pod to others", Link::Pods, B[0], other, 80, false),
+                ("a pod to the mesh", Link::Pods, B[0], FAR, 80, false),
+                ("a pod to a pod", Link::Pods, B[0], A[0], 80, true),
+                ("others to a pod", Link::Pods, other, A[0], 80, true),
+                ("others to outside", Link::Pods, other, OUT, 80, true),
+                ("outside to others", Link::Pods, OUT, other, 80, false),
+            ],
+        )
+    });
+}
+
+#[test]
+fn before_destination_nat_a_rule_sees_what_was_dialled() {
+    host_rig("before_destination_nat_a_rule_sees_what_was_dialled", |mut rig| {
+        rig.tell([Event::Pod(pod("a", "a", &A)), host(json!([]))])?;
+        rig.run("nft", "add table ip services")?;
+        rig.run("nft", "add chain ip services prerouting { type nat hook prerouting priority dstnat ; }")?;
+        rig.run(
+            "nft",
+            "add rule ip services prerouting ip daddr 192.0.2.80 udp dport 30080 dnat to 10.0.1.1:8080",
+        )?;
+        let (friend, other, dialled) = ("198.51.100.7", "203.0.113.9", "192.0.2.80");
+        let policy = |action: &str, source: Value, destination: Value| {
+            calico(
+                "GlobalNetworkPolicy",
+                "p",
+                json!({
+                    "selector": "role == 'node'", "preDNAT": true, "applyOnForward": true,
+                    "ingress": [{"action": action, "protocol": "UDP", "source": source, "destination": destination}],
+                }),
+            )
+        };
+        let friends = json!({"notNets": ["198.51.100.0/24"]});
+        rig.tell([policy("Deny", friends, json!({"nets": ["192.0.2.80/32"], "ports": [30080]}))])?;
+        let flows = |service, pod| -> Vec<Forwarded<'_>> {
+            vec![
+                ("a friend to the service", Link::Pods, friend, dialled, 30080, true),
+                ("another to the service", Link::Pods, other, dialled, 30080, service),
+                ("another to the pod", Link::Pods, other, A[0], 8080, pod),
+            ]
+        };
+        forwards(&mut rig, &flows(false, true))?;
+        // What it does not decide others do, of the node itself.
+        assert!(!reaches(&mut rig, other, 9000)?);
+        // A flow that began is cut, and so is its answer.
+        rig.tell([policy("Deny", json!({}), json!({"nets": ["192.0.2.81/32"]}))])?;
+        let number = rig.number();
+        let begun = Packet {
+            source_port: 41_000,
+            ..Packet::first(address(other), address(dialled), UDP, 30080, number)
+        };
+        let answer = |number| Packet {
+            number,
+            source_port: 8080,
+            ..Packet::first(address(A[0]), address(other), UDP, begun.source_port, number)
+        };
+        assert!(rig.passes(Link::Pods, &begun)?);
+        let number = rig.number();
+        assert!(rig.passes(Link::Pods, &answer(number))?);
+        rig.tell([policy("Deny", json!({}), json!({"nets": ["192.0.2.80/32"]}))])?;
+        let number = rig.number();
+        assert!(!rig.passes(Link::Pods, &answer(number))?);
+        let number = rig.number();
+        assert!(!rig.passes(Link::Pods, &Packet { number, ..begun })?);
+        // What it allows no other policy of the host endpoint is asked.
+        rig.tell([policy("Allow", json!({}), json!({"nets": [format!("{HOST}/32")], "ports": [9000]}))])?;
+        assert!(reaches(&mut rig, other, 9000)? && !reaches(&mut rig, other, 9001)?);
         Ok(())
     });
 }

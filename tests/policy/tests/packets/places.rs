@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use mesh_policy::Event;
-use mesh_policy::model::{Action, Direction, ObjectId, Order, Peer, Policy, Rule, Sites, Subject, Tier};
+use mesh_policy::model::{
+    Action, Direction, ObjectId, Order, Peer, Policy, Reach, Rule, Sites, Subject, Tier,
+};
 use mesh_policy::networkpolicy::Read;
 use mesh_policy::nft::{Foreign, Watch};
 use mesh_policy::world::Node;
@@ -229,6 +231,7 @@ fn stance() -> Event {
             subject: Subject::Sites(Sites::Named("here".into())),
             egress: None,
             ingress: Some(rules),
+            reach: Reach::Ends,
             staged: false,
         },
         fault: None,

@@ -1,0 +1,118 @@
+//! Which policies judge whom, and in which order.
+
+use std::collections::BTreeMap;
+
+use crate::model::{Direction, End, ObjectId, Policy, Reach, Tier};
+use crate::world::{Judged, World};
+
+/// All policies.
+#[derive(Debug, Clone, Default)]
+pub struct PolicySet {
+    policies: BTreeMap<ObjectId, Policy>,
+}
+
+/// The policies of a tier that judge somebody, in their order.
+#[derive(Debug, Clone)]
+pub struct Layer<'a> {
+    /// The tier.
+    pub tier: &'a Tier,
+    /// What becomes of what none of them decides.
+    pub end: End,
+    /// They look at what a flow was begun as, before destination NAT.
+    pub before_nat: bool,
+    /// The policies.
+    pub policies: Vec<&'a Policy>,
+}
+
+impl PolicySet {
+    /// A policy is there, or is different now. Returns the one before.
+    pub fn put(&mut self, policy: Policy) -> Option<Policy> {
+        self.policies.insert(policy.id.clone(), policy)
+    }
+
+    /// A policy is gone.
+    pub fn remove(&mut self, id: &ObjectId) -> Option<Policy> {
+        self.policies.remove(id)
+    }
+
+    /// All, in no order that matters.
+    pub fn iter(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.values()
+    }
+
+    /// One by its name.
+    pub fn get(&self, id: &ObjectId) -> Option<&Policy> {
+        self.policies.get(id)
+    }
+
+    /// Those that judge somebody in this direction, tier by tier; not those that are staged.
+    pub fn applying(&self, world: &World, judged: impl Into<Judged>, direction: Direction) -> Vec<Layer<'_>> {
+        self.judging(world, judged.into(), direction, false)
+    }
+
+    /// The same as it would be if those that are staged were not; `None`: none of them applies.
+    pub fn proposed(
+        &self,
+        world: &World,
+        judged: impl Into<Judged>,
+        direction: Direction,
+    ) -> Option<Vec<Layer<'_>>> {
+        let layers = self.judging(world, judged.into(), direction, true);
+        let mut all = layers.iter().flat_map(|layer| &layer.policies);
+        all.any(|policy| policy.staged).then_some(layers)
+    }
+
+    fn judging(&self, world: &World, judged: Judged, direction: Direction, staged: bool) -> Vec<Layer<'_>> {
+        let is_of_node = world.holder(judged.address).is_none();
+        let reaches = |policy: &&Policy| match policy.reach {
+            Reach::Ends => !judged.forwards,
+            Reach::Forwarded => true,
+            Reach::BeforeNat => direction == Direction::Ingress && is_of_node,
+        };
+        let judging = self.policies.values().filter(|policy| policy.rules(direction).is_some());
+        let judging = judging.filter(|policy| staged || !policy.staged).filter(reaches);
+        let mut applying: Vec<&Policy> =
+            judging.filter(|policy| world.is_subject(&policy.subject, judged)).collect();
+        let place = |policy: &Policy| policy.reach != Reach::BeforeNat;
+        applying.sort_by(|a, b| (place(a), a.rank()).cmp(&(place(b), b.rank())));
+        let mut layers: Vec<Layer<'_>> = Vec::new();
+        for policy in applying {
+            let before_nat = policy.reach == Reach::BeforeNat;
+            match layers.last_mut() {
+                Some(layer) if *layer.tier == policy.tier && layer.before_nat == before_nat => {
+                    layer.policies.push(policy);
+                }
+                _ => layers.push(Layer {
+                    tier: &policy.tier,
+                    // What is not decided there is asked of all others.
+                    end: if before_nat { End::Pass } else { policy.tier.end },
+                    before_nat,
+                    policies: vec![policy],
+                }),
+            }
+        }
+        layers
+    }
+}
+
+/// Tiers that an endpoint can be judged by: nf_tables follows sixteen chains into each other, and some are ours. What would come after
+/// is denied.
+pub(crate) const TIERS_MOST: usize = 9;
+
+/// The first tier that is one too many.
+pub(crate) fn excess(layers: &[Layer<'_>]) -> Option<ObjectId> {
+    let name = layers.get(TIERS_MOST)?.tier.name.clone();
+    Some(ObjectId { kind: "Tier", namespace: None, name })
+}
+
+/// Whether somebody is a node that is protected as such: by a host endpoint, or by policies that mean nodes, or that judge what nodes
+/// begin.
+pub fn is_protected(world: &World, policies: &PolicySet, judged: impl Into<Judged>) -> bool {
+    let judged = judged.into();
+    let protects = |policy: &Policy| {
+        !policy.staged
+            && (policy.subject.is_about_nodes() || policy.egress.is_some())
+            && world.is_subject(&policy.subject, judged)
+    };
+    world.host_at(judged).is_some() || world.is_node_at(judged.address) && policies.iter().any(protects)
+}
