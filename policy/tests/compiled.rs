@@ -347,8 +347,12 @@ fn tiered_policy() -> impl Strategy<Value = Read> {
 
 /// Host endpoints of this node and another, which may be open.
 fn host() -> impl Strategy<Value = Referent> {
+    host_of(1..3u8)
+}
+
+fn host_of(node: impl Strategy<Value = u8>) -> impl Strategy<Value = Referent> {
     let of = (
-        1..3u8,
+        node,
         prop::option::of(prop::sample::select(vec!["a", "b"])),
         any::<bool>(),
         prop::option::of(prop::sample::select(vec!["eth0", "eth1", "sennit0"])),
@@ -438,6 +442,98 @@ fn networks() -> impl Strategy<Value = Referent> {
             more: vec![],
         },
     )
+}
+
+/// Policies of host endpoints and all pods, whose rules ask for little, so that most of them decide something.
+fn host_policy() -> impl Strategy<Value = Event> {
+    let net = prop::sample::select(vec![
+        "10.0.0.0/9",
+        "10.0.2.0/24",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "fd00:0:0:2::/64",
+        "::/0",
+    ]);
+    let block = net.prop_map(|net| Peer::Block(Block { net: net.parse().unwrap(), except: vec![] }));
+    let side = || prop::sample::select(vec![Side::Source, Side::Destination]);
+    let ports = |port: u16| {
+        [Protocol::TCP, Protocol::UDP].map(|protocol| Port { protocol, ports: PortMatch::Range(port, port) })
+    };
+    let condition = prop_oneof![
+        2 => (side(), block).prop_map(|(side, block)| Condition::Is(side, [block].into())),
+        2 => service().prop_map(Condition::Serves),
+        1 => (side(), service()).prop_map(|(side, key)| Condition::Is(side, [Peer::Service(key)].into())),
+        1 => (side(), service()).prop_map(|(side, key)| Condition::IsNot(side, [Peer::Service(key)].into())),
+        4 => prop::sample::select(vec![80, 81, 30080]).prop_map(move |port| Condition::Ports(Side::Destination, ports(port).into())),
+        1 => Just(Condition::Ports(Side::Destination, [Port { protocol: Protocol::TCP, ports: PortMatch::Named("web".to_owned()) }].into())),
+    ];
+    let action = prop::sample::select(vec![Action::Allow, Action::Deny, Action::Pass]);
+    let rules = || {
+        let when = prop::collection::btree_set(condition.clone(), 0..2);
+        prop::collection::vec((action.clone(), when), 0..4).prop_map(|rules| {
+            let rule = |(index, (action, when))| Rule { name: format!("rule[{index}]"), action, when };
+            rules.into_iter().enumerate().map(rule).collect::<Vec<_>>()
+        })
+    };
+    let reach = prop::sample::select(vec![
+        Reach::Ends,
+        Reach::Forwarded,
+        Reach::Forwarded,
+        Reach::BeforeNat,
+        Reach::BeforeNat,
+    ]);
+    let end = prop::sample::select(vec![End::Pass, End::Pass, End::Deny]);
+    (0..4u8, reach, end, prop::option::of(rules()), prop::option::of(rules())).prop_map(
+        |(number, reach, end, egress, ingress)| {
+            let behind = |condition: &Condition| match condition {
+                Condition::Ports(_, ports) => {
+                    ports.iter().any(|port| matches!(port.ports, PortMatch::Named(_)))
+                }
+                Condition::Serves(_) => true,
+                _ => false,
+            };
+            let kept = |rules: Option<Vec<Rule>>| {
+                let mut rules = rules;
+                for rule in rules.iter_mut().flatten().filter(|_| reach == Reach::BeforeNat) {
+                    rule.when.retain(|condition| !behind(condition));
+                }
+                rules
+            };
+            let anywhere = Namespaces::Selected(LabelSelector::default());
+            let pods = Subject::Pods(PodSelector::new(anywhere, LabelSelector::default()));
+            let policy = Policy {
+                tier: Tier { order: Order(f64::from(number % 2)), name: format!("h{}", number % 2), end },
+                order: Order(f64::from(number)),
+                id: ObjectId { kind: "Host", namespace: None, name: format!("h{number}") },
+                subject: Subject::Any([pods, Subject::Hosts(LabelSelector::default())].into()),
+                egress: kept(egress),
+                ingress: kept(ingress),
+                reach,
+                staged: false,
+            };
+            Event::Policy(policy.into())
+        },
+    )
+}
+
+/// Where there are pods here and elsewhere, and host endpoints of this node.
+fn about_hosts() -> impl Strategy<Value = Vec<Event>> {
+    let before = [0, 1, 4, 5].map(|index| Event::Pod(pod(index, "a", 80)));
+    let hosts = prop::collection::vec(host_of(Just(1)).prop_map(Event::Referent), 1..4);
+    (hosts, prop::collection::vec(host_policy(), 1..5), prop::collection::vec(host_event(), 0..10))
+        .prop_map(move |(hosts, policies, then)| [before.to_vec(), hosts, policies, then].concat())
+}
+
+/// Of nodes and Services.
+fn host_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => (0..12usize, prop::sample::select(vec![80u16, 81])).prop_map(|(index, port)| Event::Pod(pod(index, "a", port))),
+        4 => host_policy(),
+        2 => slice().prop_map(Event::Referent),
+        1 => slice().prop_map(|slice| Event::ReferentGone(slice.id)),
+        2 => host().prop_map(Event::Referent),
+        1 => host().prop_map(|host| Event::ReferentGone(host.id)),
+    ]
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -576,7 +672,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_compiled_ruleset_says_what_the_evaluation_says(events in prop::collection::vec(event(), 1..40)) {
+    fn the_compiled_ruleset_says_what_the_evaluation_says(
+        events in prop_oneof![prop::collection::vec(event(), 1..40), about_hosts()],
+    ) {
         let compiler = compiler("n1", &events);
         let State { world, policies, .. } = compiler.state();
         for flow in flows() {
@@ -601,7 +699,10 @@ proptest! {
     }
 
     #[test]
-    fn step_by_step_is_as_from_scratch(events in prop::collection::vec(event(), 1..40), cuts in prop::collection::vec(any::<bool>(), 40)) {
+    fn step_by_step_is_as_from_scratch(
+        events in prop_oneof![prop::collection::vec(event(), 1..40), about_hosts()],
+        cuts in prop::collection::vec(any::<bool>(), 40),
+    ) {
         let scratch = compiler("n1", &events);
         let mut steps = Compiler::new(settings("n1"));
         let mut standing = mesh_policy::ruleset::Ruleset::default();
@@ -665,7 +766,12 @@ proptest! {
     }
 
     #[test]
-    fn a_flow_that_may_not_go_on_is_judged_again(events in prop::collection::vec(event(), 1..25), then in event()) {
+    fn a_flow_that_may_not_go_on_is_judged_again(
+        (events, then) in prop_oneof![
+            (prop::collection::vec(event(), 1..25), event().boxed()),
+            (about_hosts(), host_event().boxed()),
+        ],
+    ) {
         let mut compiler = compiler("n1", &events);
         let allowed = |compiler: &Compiler| -> Vec<Flow> {
             flows().into_iter().map(|flow| routed(compiler.state(), flow)).filter(|flow| compiled(compiler, flow, own).into_iter().flatten().all(|passed| passed)).collect()
@@ -702,7 +808,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_protected_node_is_judged_as_its_host_endpoint(events in prop::collection::vec(event(), 1..40)) {
+    fn a_protected_node_is_judged_as_its_host_endpoint(
+        events in prop_oneof![prop::collection::vec(event(), 1..40), about_hosts()],
+    ) {
         let compiler = compiler("n1", &events);
         let State { world, policies, .. } = compiler.state();
         let own: Vec<IpAddr> = ["192.168.0.1", "fd00:ffff::1"].map(|text| text.parse().unwrap()).into();
