@@ -450,6 +450,7 @@ fn host_policy() -> impl Strategy<Value = Event> {
         "10.0.0.0/9",
         "10.0.2.0/24",
         "172.16.0.0/12",
+        "2001:db8::/32",
         "192.168.0.0/16",
         "fd00:0:0:2::/64",
         "::/0",
@@ -460,7 +461,7 @@ fn host_policy() -> impl Strategy<Value = Event> {
         [Protocol::TCP, Protocol::UDP].map(|protocol| Port { protocol, ports: PortMatch::Range(port, port) })
     };
     let condition = prop_oneof![
-        2 => (side(), block).prop_map(|(side, block)| Condition::Is(side, [block].into())),
+        4 => (side(), block).prop_map(|(side, block)| Condition::Is(side, [block].into())),
         2 => service().prop_map(Condition::Serves),
         1 => (side(), service()).prop_map(|(side, key)| Condition::Is(side, [Peer::Service(key)].into())),
         1 => (side(), service()).prop_map(|(side, key)| Condition::IsNot(side, [Peer::Service(key)].into())),
