@@ -12,27 +12,28 @@ mod base;
 mod class;
 mod conditions;
 mod edit;
+mod host;
 mod members;
+mod node;
 mod ranges;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::failsafe::FailSafe;
 use crate::flowlog::RuleName;
-use crate::interface::Interface;
 use crate::model::{Direction, Labels, PodSelector};
 use crate::object::Pod;
-use crate::ruleset::{Chain, Change, Element, Family, Kind, Ruleset};
+use crate::ruleset::{Chain, Change, Element, Family, Kind, Ruleset, Verdict};
 use crate::state::{Event, State, Touched};
-use crate::tiers::is_protected;
 use crate::world::{Judged, Node};
 use class::{Applying, Class, SetUse, Source};
 use edit::Edit;
 use members::Index;
+use node::Anybody;
 use ranges::cover;
 
 /// What is logged.
@@ -108,32 +109,6 @@ pub struct Delta {
 struct Local {
     egress: String,
     ingress: String,
-}
-
-/// The classes that base chains lead to by themselves.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Anybody {
-    // What is begun towards the node itself.
-    node: String,
-    // The same, towards local addresses that no known pod has.
-    stranger: String,
-    // What the node itself begins, where it is protected as such.
-    host: Option<String>,
-    // The same, by interfaces that have a host endpoint of their own.
-    interfaces: BTreeMap<Interface, Local>,
-    // What the node forwards, by these and by all others.
-    gates: BTreeMap<Option<Interface>, Gate>,
-    // Where policies speak of names.
-    resolvers: Option<Copied>,
-}
-
-/// The classes of what a node forwards; `None`: nobody judges it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Gate {
-    // What comes in.
-    ingress: Option<String>,
-    // What goes out.
-    egress: Option<String>,
 }
 
 /// What is copied: the group, and the sets of those that are believed.
@@ -295,12 +270,13 @@ impl Compiler {
             }
         }
         let classes = &mut self.classes;
-        let mut class_of = |judged: Judged, direction: Direction| {
+        let mut class_of = |judged: Judged, direction: Direction, untracked: Option<Verdict>| {
             let tiers = policies.applying(world, judged, direction);
             let proposed = policies.proposed(world, judged, direction);
             let host = world.host_at(judged).filter(|(_, _, host)| !host.open && !judged.forwards);
             let closed = host.map(|(id, _, _)| id);
-            let class = class::compile(world, settings, direction, &Applying { tiers, proposed, closed });
+            let class =
+                class::compile(world, settings, direction, &Applying { tiers, proposed, closed, untracked });
             let name = class.name.clone();
             // One of the same rules may have other names for them.
             classes.insert(name.clone(), Arc::new(class));
@@ -315,53 +291,20 @@ impl Compiler {
             };
             let key = (pod.key.namespace.as_str(), &*pod.labels, world.site_of(address));
             let local = memo.entry(key).or_insert_with(|| Local {
-                egress: class_of(address.into(), Direction::Egress),
-                ingress: class_of(address.into(), Direction::Ingress),
+                egress: class_of(address.into(), Direction::Egress, None),
+                ingress: class_of(address.into(), Direction::Ingress, None),
             });
             self.locals.insert(address, local.clone());
         }
         if stale || !touched.subjects.is_empty() {
-            let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-            // By any of its own: policies know nodes, not their addresses.
-            let own = world.nodes().get(&settings.node).into_iter();
-            let mut own = own.flat_map(|node| node.addresses.iter().chain(&node.status_addresses));
-            let own = settings.address.or(own.next().copied()).unwrap_or(anywhere);
-            let own = Judged::from(own);
-            self.anybody.node = class_of(own, Direction::Ingress);
-            let protected = is_protected(world, policies, own);
-            self.anybody.host = protected.then(|| class_of(own, Direction::Egress));
-            let hosts = world.hosts().filter(|(_, _, host)| host.node == settings.node);
-            let interfaces: BTreeSet<Interface> = hosts.filter_map(|(_, _, host)| host.interface).collect();
-            let by = |interface| Judged { interface, ..own };
-            let of = interfaces.iter().map(|interface| {
-                let [egress, ingress] =
-                    Direction::BOTH.map(|direction| class_of(by(Some(*interface)), direction));
-                (*interface, Local { egress, ingress })
-            });
-            self.anybody.interfaces = of.collect();
-            let gates = interfaces.iter().copied().map(Some).chain([None]).map(|interface| {
-                let forwards = Judged { forwards: true, ..by(interface) };
-                let [egress, ingress] = Direction::BOTH.map(|direction| {
-                    let applies = !policies.applying(world, forwards, direction).is_empty()
-                        || policies.proposed(world, forwards, direction).is_some();
-                    applies.then(|| class_of(forwards, direction))
-                });
-                (interface, Gate { ingress, egress })
-            });
-            self.anybody.gates = gates.collect();
-            // Of strangers only the site is known.
-            let strangers = settings.own.iter().flat_map(|net| [net.addr(), net.broadcast()]);
-            let stranger = strangers.into_iter().find(|address| world.holder(*address).is_none());
-            self.anybody.stranger = class_of(stranger.unwrap_or(anywhere).into(), Direction::Ingress);
+            let resolvers = self.anybody.resolvers.take();
+            self.anybody = Anybody { resolvers, ..Anybody::of(world, policies, settings, &mut class_of) };
         }
         let needed: BTreeSet<&String> = self
             .locals
             .values()
-            .chain(self.anybody.interfaces.values())
             .flat_map(|local| [&local.egress, &local.ingress])
-            .chain(self.anybody.gates.values().flat_map(|gate| gate.egress.iter().chain(&gate.ingress)))
-            .chain([&self.anybody.node, &self.anybody.stranger])
-            .chain(&self.anybody.host)
+            .chain(self.anybody.classes())
             .collect();
         self.classes.retain(|name, _| needed.contains(name));
         self.believe();

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::interface::Interface;
 use crate::model::{Action, Condition, Direction, End, Icmp, ObjectId, Peer, PortMatch, Rule, Side};
 use crate::protocol::{Family, Protocol};
-use crate::tiers::{Layer, PolicySet, TIERS_MOST, excess, is_protected};
+use crate::tiers::{Layer, PolicySet, Stage, TIERS_MOST, excess, is_protected};
 use crate::world::{Judged, World};
 
 /// A new flow, as it is behind destination NAT and before source NAT.
@@ -65,7 +65,7 @@ impl Flow {
 
     /// As policies of a tier look at it.
     pub fn seen_by(&self, layer: &Layer<'_>) -> Self {
-        if layer.before_nat { self.before_nat() } else { *self }
+        if layer.stage == Stage::Tracked { *self } else { self.before_nat() }
     }
 
     /// Who is judged in a direction.
@@ -230,7 +230,7 @@ fn judge(
     if !judged.forwards && safe() && is_protected(world, policies, judged) {
         return Decision { allowed: true, reason: Reason::FailSafe };
     }
-    let decision = decide(world, layers, flow, direction);
+    let decision = decide(world, layers, flow, direction, judged);
     if decision.reason != Reason::Unjudged {
         return decision;
     }
@@ -242,16 +242,34 @@ fn judge(
     }
 }
 
-fn decide(world: &World, layers: &[Layer<'_>], flow: &Flow, direction: Direction) -> Decision {
+fn decide(
+    world: &World,
+    layers: &[Layer<'_>],
+    flow: &Flow,
+    direction: Direction,
+    judged: Judged,
+) -> Decision {
+    // Without conntrack nobody knows who answers: what comes from a port that is safe may be an answer.
+    let opposite = if direction == Direction::Egress { Direction::Ingress } else { Direction::Egress };
+    let mut tracked = world.failsafe.holds(opposite, flow.protocol, flow.source_port)
+        || world.failsafe.holds(direction, flow.protocol, flow.before_nat().port);
     'tiers: for layer in layers.iter().take(TIERS_MOST) {
         let flow = &flow.seen_by(layer);
-        let Layer { tier, policies, end, .. } = layer;
+        let Layer { tier, policies, end, stage } = layer;
+        if tracked && *stage == Stage::Untracked {
+            continue;
+        }
         for policy in policies {
             for rule in policy.rules(direction).unwrap_or_default() {
                 if !matches(world, rule, flow) {
                     continue;
                 }
                 let allowed = match rule.action {
+                    // What is forwarded others judge, too.
+                    Action::Allow if judged.forwards && *stage == Stage::Untracked => {
+                        tracked = true;
+                        continue 'tiers;
+                    }
                     Action::Allow => true,
                     Action::Deny => false,
                     Action::Pass => continue 'tiers,

@@ -3,13 +3,14 @@
 use serde_json::Value;
 
 use crate::calico;
+use crate::clusternetworkpolicy;
 use crate::endpoints;
 use crate::meshpolicy;
+use crate::model::{ObjectId, Reach};
 use crate::networkpolicy::{self, Read};
 use crate::object::{self, Account, Key, ObjectError};
 use crate::referent::{self, Referent, What};
 use crate::state::Event;
-use crate::{clusternetworkpolicy, model::ObjectId};
 
 /// A kind, by where its objects come from.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +49,11 @@ fn policy(read: fn(&Value) -> Read, manifest: &Value) -> Said {
     match manifest.pointer("/metadata/annotations").and_then(|annotations| annotations.get(AUDIT)) {
         None | Some(Value::Null) => {}
         Some(value) => match value.as_str() {
+            Some("true") if read.policy.reach == Reach::Untracked => {
+                let field = format!("metadata.annotations[{AUDIT}]");
+                let reason = "of packets without connections nothing is told: the policy is enforced";
+                read.fault = read.fault.or(Some(ObjectError::new(field, reason)));
+            }
             Some("true") => read.policy.staged = true,
             Some("false") => {}
             _ => {

@@ -469,6 +469,9 @@ pub enum Reach {
     Forwarded,
     /// What comes in by a host endpoint, before all others: as it was begun, before destination NAT (Calico's `preDNAT`).
     BeforeNat,
+    /// Each packet that comes in or goes out by a host endpoint, by itself, before all others and before conntrack, which knows nothing of
+    /// what they allow (Calico's `doNotTrack`).
+    Untracked,
 }
 
 /// One policy.

@@ -142,6 +142,8 @@ fn hook_text(hook: Hook) -> &'static str {
         Hook::Input => "type filter hook input priority filter; policy accept;",
         Hook::Forward => "type filter hook forward priority filter; policy accept;",
         Hook::Output => "type filter hook output priority filter; policy accept;",
+        Hook::RawInput => "type filter hook prerouting priority raw; policy accept;",
+        Hook::RawOutput => "type filter hook output priority raw; policy accept;",
     }
 }
 
@@ -239,6 +241,9 @@ fn number_text(number: Number) -> &'static str {
         Number::ClientPort => "ct original proto-src",
         Number::ServerPort => "ct reply proto-src",
         Number::DialledPort | Number::Icmp => "ct original proto-dst",
+        Number::SourcePort => "th sport",
+        Number::DestinationPort => "th dport",
+        Number::PacketIcmp => "@th,0,16",
     }
 }
 
@@ -280,6 +285,7 @@ fn match_text(parts: &mut Parts<'_, '_>, condition: &Match, slot: Slot) -> fmt::
         Match::Direction(Way::Original) => parts.put(format_args!("ct direction original")),
         Match::Direction(Way::Reply) => parts.put(format_args!("ct direction reply")),
         Match::NoWayBack => parts.put(format_args!("fib saddr . iif oif missing")),
+        Match::ForThisHost => parts.put(format_args!("fib daddr type local")),
         Match::MidStream => parts.put(format_args!("tcp flags & (fin|syn|rst|ack) != syn")),
         Match::Icmp6(first, last) if first == last => parts.put(format_args!("icmpv6 type {first}")),
         Match::Icmp6(first, last) => parts.put(format_args!("icmpv6 type {first}-{last}")),
@@ -311,6 +317,7 @@ fn statement_text(parts: &mut Parts<'_, '_>, statement: &Statement) -> fmt::Resu
         Statement::Copy { group } => {
             parts.put(format_args!("log prefix \"copy\" group {group} snaplen 4096 queue-threshold 1"))
         }
+        Statement::NoTrack => parts.put(format_args!("notrack")),
         Statement::Count(counter) => parts.put(format_args!("counter name \"{counter}\"")),
         Statement::SetMark { mask, value } => {
             parts.put(format_args!("ct mark set ct mark & {:#010x} | {value:#010x}", !mask))

@@ -73,7 +73,7 @@ pub enum Way {
     Reply,
 }
 
-/// A number of a connection's first packet, as conntrack keeps it.
+/// A number of a connection's first packet, as conntrack keeps it, or of the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Number {
     /// The client's port, before source NAT (`ct original proto-src`).
@@ -84,6 +84,12 @@ pub enum Number {
     DialledPort,
     /// ICMP's type, times 256, and code (`ct original proto-dst`).
     Icmp,
+    /// The packet's source port (`th sport`).
+    SourcePort,
+    /// The packet's destination port (`th dport`).
+    DestinationPort,
+    /// ICMP's type, times 256, and code, of the packet (`@th,0,16`).
+    PacketIcmp,
 }
 
 /// States of conntrack that a rule may ask for.
@@ -160,6 +166,8 @@ pub enum Match {
     Direction(Way),
     /// No route leads back to its source by the interface that it came in by (`fib saddr . iif oif missing`).
     NoWayBack,
+    /// It is for an address of this host (`fib daddr type local`).
+    ForThisHost,
     /// A TCP packet that does not open a connection.
     MidStream,
     /// ICMPv6 of these types, first to last.
@@ -195,6 +203,8 @@ pub enum Statement {
         /// The group.
         group: u16,
     },
+    /// Conntrack shall know nothing of the packet (`notrack`).
+    NoTrack,
     /// Counts in a counter of the table.
     Count(String),
     /// `ct mark set (ct mark & ~mask) | value`.
@@ -259,6 +269,10 @@ pub enum Hook {
     Forward,
     /// From this host.
     Output,
+    /// From outside, before conntrack (priority `raw`).
+    RawInput,
+    /// From this host, before conntrack (priority `raw`).
+    RawOutput,
 }
 
 /// A chain.

@@ -11,6 +11,27 @@ pub struct PolicySet {
     policies: BTreeMap<ObjectId, Policy>,
 }
 
+/// When policies are asked: all of a stage before all of the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Of each packet by itself, before destination NAT.
+    Untracked,
+    /// Of a connection as it was begun, before destination NAT.
+    BeforeNat,
+    /// Of a connection as it is.
+    Tracked,
+}
+
+impl From<Reach> for Stage {
+    fn from(reach: Reach) -> Self {
+        match reach {
+            Reach::Ends | Reach::Forwarded => Self::Tracked,
+            Reach::BeforeNat => Self::BeforeNat,
+            Reach::Untracked => Self::Untracked,
+        }
+    }
+}
+
 /// The policies of a tier that judge somebody, in their order.
 #[derive(Debug, Clone)]
 pub struct Layer<'a> {
@@ -18,8 +39,8 @@ pub struct Layer<'a> {
     pub tier: &'a Tier,
     /// What becomes of what none of them decides.
     pub end: End,
-    /// They look at what a flow was begun as, before destination NAT.
-    pub before_nat: bool,
+    /// When they are asked.
+    pub stage: Stage,
     /// The policies.
     pub policies: Vec<&'a Policy>,
 }
@@ -68,25 +89,27 @@ impl PolicySet {
             Reach::Ends => !judged.forwards,
             Reach::Forwarded => true,
             Reach::BeforeNat => direction == Direction::Ingress && is_of_node,
+            // What is forwarded passes one hook before conntrack, where it comes in.
+            Reach::Untracked => is_of_node && (direction == Direction::Ingress || !judged.forwards),
         };
         let judging = self.policies.values().filter(|policy| policy.rules(direction).is_some());
         let judging = judging.filter(|policy| staged || !policy.staged).filter(reaches);
         let mut applying: Vec<&Policy> =
             judging.filter(|policy| world.is_subject(&policy.subject, judged)).collect();
-        let place = |policy: &Policy| policy.reach != Reach::BeforeNat;
-        applying.sort_by(|a, b| (place(a), a.rank()).cmp(&(place(b), b.rank())));
+        let stage = |policy: &Policy| Stage::from(policy.reach);
+        applying.sort_by(|a, b| (stage(a), a.rank()).cmp(&(stage(b), b.rank())));
         let mut layers: Vec<Layer<'_>> = Vec::new();
         for policy in applying {
-            let before_nat = policy.reach == Reach::BeforeNat;
+            let stage = stage(policy);
             match layers.last_mut() {
-                Some(layer) if *layer.tier == policy.tier && layer.before_nat == before_nat => {
+                Some(layer) if *layer.tier == policy.tier && layer.stage == stage => {
                     layer.policies.push(policy);
                 }
                 _ => layers.push(Layer {
                     tier: &policy.tier,
                     // What is not decided there is asked of all others.
-                    end: if before_nat { End::Pass } else { policy.tier.end },
-                    before_nat,
+                    end: if stage == Stage::Tracked { policy.tier.end } else { End::Pass },
+                    stage,
                     policies: vec![policy],
                 }),
             }

@@ -115,7 +115,7 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
     let is_placed = order.is_some();
     // Whose rules it comes before is not known: it comes first, and allows nothing.
     let order = order.unwrap_or(Order(f64::MIN));
-    let reach = reach(spec);
+    let reach = reach(spec, staged);
     let subject =
         reach.clone().and_then(|reach| subject(&id, spec, reach)).and_then(|subject| match staged {
             true => staged_action(spec.get("stagedAction")).map(|()| subject),
@@ -132,7 +132,8 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
     });
     let before_nat = reach == Ok(Reach::BeforeNat);
     let [egress, ingress] = [Direction::Egress, Direction::Ingress].map(|direction| {
-        let place = Place { namespace: id.namespace.as_deref(), direction, before_nat };
+        let reach = reach.clone().unwrap_or_default();
+        let place = Place { namespace: id.namespace.as_deref(), direction, reach };
         rules(spec, place, &mut faults)
     });
     let types = faults.keep(types(spec.get("types"))).unwrap_or_else(|| Some(Direction::BOTH.into()));
@@ -193,19 +194,26 @@ fn is_set(spec: &Map<String, Value>, flag: &str) -> Result<bool> {
 }
 
 /// What a policy judges of hosts.
-fn reach(spec: &Map<String, Value>) -> Result<Reach> {
-    if is_set(spec, "doNotTrack")? {
-        let reason = "connections are tracked: without, nobody could cut them";
-        return Err(ObjectError::new("spec.doNotTrack", reason));
+fn reach(spec: &Map<String, Value>, staged: bool) -> Result<Reach> {
+    let forwarded = is_set(spec, "applyOnForward")?;
+    let (before_nat, untracked) = (is_set(spec, "preDNAT")?, is_set(spec, "doNotTrack")?);
+    if (before_nat || untracked) && !forwarded {
+        let reason = "has to be true where preDNAT or doNotTrack is: what is forwarded is judged, too";
+        return Err(ObjectError::new("spec.applyOnForward", reason));
     }
-    match (is_set(spec, "applyOnForward")?, is_set(spec, "preDNAT")?) {
+    match (before_nat, untracked) {
+        (false, false) if forwarded => Ok(Reach::Forwarded),
         (false, false) => Ok(Reach::Ends),
-        (true, false) => Ok(Reach::Forwarded),
-        (false, true) => {
-            let reason = "has to be true where preDNAT is: what is forwarded is judged, too";
-            Err(ObjectError::new("spec.applyOnForward", reason))
+        (false, true) if staged => {
+            let reason = "of packets without connections nothing is told: it goes into no staged policy";
+            Err(ObjectError::new("spec.doNotTrack", reason))
         }
-        (true, true) => match spec.get("egress").and_then(Value::as_array) {
+        (false, true) => Ok(Reach::Untracked),
+        (true, true) => {
+            let reason = "goes without preDNAT: a policy is one or the other";
+            Err(ObjectError::new("spec.doNotTrack", reason))
+        }
+        (true, false) => match spec.get("egress").and_then(Value::as_array) {
             Some(egress) if !egress.is_empty() => {
                 let reason = "there is none before destination NAT: preDNAT judges what comes in";
                 Err(ObjectError::new("spec.egress", reason))
@@ -224,7 +232,7 @@ fn subject(id: &ObjectId, spec: &Map<String, Value>, reach: Reach) -> Result<Sub
         Ok(found.map(|expression| expression.selector))
     };
     let (namespaces, accounts) = (of("namespaceSelector")?, of("serviceAccountSelector")?);
-    if reach == Reach::BeforeNat {
+    if [Reach::BeforeNat, Reach::Untracked].contains(&reach) {
         // No pod's.
         return Ok(match namespaces.is_some() || accounts.is_some() {
             true => Subject::Any(BTreeSet::new()),

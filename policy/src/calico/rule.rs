@@ -8,7 +8,7 @@ use super::selector;
 use crate::field::{Result, list, net, object, port_name, shown};
 use crate::model::{
     Action, Block, Condition, Direction, Icmp, Namespaces, NetworkSelector, Peer, PodSelector, Port,
-    PortMatch, Rule, Scope, Side,
+    PortMatch, Reach, Rule, Scope, Side,
 };
 use crate::object::{ACCOUNT, Key, ObjectError};
 use crate::protocol::{Family, Protocol};
@@ -68,8 +68,8 @@ pub(super) struct Place<'a> {
     /// The namespace of its policy, if that has one.
     pub(super) namespace: Option<&'a str>,
     pub(super) direction: Direction,
-    /// Its policy looks at what was begun before destination NAT.
-    pub(super) before_nat: bool,
+    /// What its policy judges.
+    pub(super) reach: Reach,
 }
 
 /// Reads a rule.
@@ -184,8 +184,14 @@ fn entity(
             continue;
         }
         let names = ports.iter().filter(|port| matches!(port, PortMatch::Named(_))).count();
-        if place.before_nat && side == Side::Destination && names > 0 {
-            let reason = "has names, which are of ports behind destination NAT: preDNAT needs numbers";
+        let nameless = match place.reach {
+            Reach::Ends | Reach::Forwarded => None,
+            Reach::BeforeNat if side == Side::Source => None,
+            Reach::BeforeNat => Some("preDNAT"),
+            Reach::Untracked => Some("doNotTrack"),
+        };
+        if let Some(flag) = nameless.filter(|_| names > 0) {
+            let reason = format!("has names, which are of ports of connections: {flag} needs numbers");
             return Err(ObjectError::new(&at, reason));
         }
         if !positive && names > NOT_NAMES_MOST {
@@ -217,6 +223,10 @@ fn service(
     let service = object(&field, value, &["name", "namespace"])?;
     if side != Side::other(place.direction) {
         let reason = format!("a Service is at the other end: the {}", Side::other(place.direction).as_str());
+        return Err(ObjectError::new(field, reason));
+    }
+    if place.reach == Reach::Untracked && side == Side::Destination {
+        let reason = "what a Service serves is known of connections: not with doNotTrack";
         return Err(ObjectError::new(field, reason));
     }
     // Which ports they serve on, they say.

@@ -144,7 +144,7 @@ fn a_policy_of_which_nobody_knows_whom_it_means_isolates_its_namespace_or_nobody
         ("serviceAccountSelector", json!("a =="), "spec.serviceAccountSelector"),
         ("preDNAT", json!(true), "spec.applyOnForward: has to be true"),
         ("applyOnForward", json!("yes"), "spec.applyOnForward: is neither true nor false"),
-        ("doNotTrack", json!(true), "spec.doNotTrack: connections are tracked"),
+        ("doNotTrack", json!(true), "spec.applyOnForward: has to be true"),
     ] {
         let mut spec = json!({"ingress": rules});
         spec[field] = value;
@@ -193,6 +193,21 @@ fn a_policy_may_judge_what_a_node_forwards_and_what_was_dialled() {
     let read = before_nat(json!({"namespaceSelector": "a == 'b'", "ingress": [{"action": "Deny"}]}));
     assert_eq!((fault(&read).as_str(), &read.policy.subject), ("", &Subject::Any([].into())));
     let named = json!([{"action": "Allow", "protocol": "TCP", "destination": {"ports": ["web"]}}]);
+    let read =
+        global_with(json!({"doNotTrack": true, "applyOnForward": true, "egress": [{"action": "Allow"}]}));
+    assert_eq!((fault(&read).as_str(), read.policy.reach), ("", Reach::Untracked));
+    assert!(matches!(read.policy.subject, Subject::Hosts(_)) && read.policy.egress.is_some());
+    let services = json!([{"action": "Allow", "destination": {"services": {"name": "s", "namespace": "n"}}}]);
+    for (rest, told) in [
+        (json!({"preDNAT": true}), "spec.doNotTrack: goes without preDNAT"),
+        (json!({"ingress": named}), "spec.ingress[0].destination.ports: has names"),
+        (json!({"egress": services}), "spec.egress[0].destination.services: what a Service serves"),
+    ] {
+        let mut spec = json!({"doNotTrack": true, "applyOnForward": true});
+        spec.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        let read = global_with(spec);
+        assert!(fault(&read).starts_with(told), "{}", fault(&read));
+    }
     for (spec, told) in [
         (json!({"egress": [{"action": "Deny"}]}), "spec.egress: there is none before"),
         (json!({"types": ["Ingress", "Egress"]}), "spec.types: preDNAT judges what comes in"),

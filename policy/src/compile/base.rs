@@ -1,12 +1,10 @@
 //! What is the same for all endpoints: what is in scope, what cannot be believed, what was judged before.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use super::class::{digest, refusal};
-use super::{Anybody, Copied, Gate, Local, Settings};
+use super::class::refusal;
+use super::node::Anybody;
+use super::{Copied, Settings, host};
 use crate::dns;
 use crate::flowlog::Direction;
-use crate::interface::Interface;
 use crate::protocol::Protocol;
 use crate::ruleset::{Chain, End, Family, Hook, Kind, Match, Number, Rule, State, Statement, Verdict, Way};
 
@@ -19,14 +17,6 @@ pub(super) const ESTABLISHED: &str = "established";
 const KNOWN: &str = "known";
 /// Chain that does so with packets that come from a tunnel.
 const KNOWN_TUNNEL: &str = "known_tunnel";
-/// Chain of what always reaches a protected node.
-const FAILSAFE_INPUT: &str = "failsafe_input";
-/// Chain of what a protected node always reaches.
-const FAILSAFE_OUTPUT: &str = "failsafe_output";
-/// Chain of what the node forwards, by where it comes in.
-const GATE_IN: &str = "gate_in";
-/// Chain of the same by where it goes out.
-const GATE_OUT: &str = "gate_out";
 /// Chain that marks what was judged.
 pub(super) const STAMP: &str = "stamp";
 /// Map from a local pod's address to the class of what it begins.
@@ -50,34 +40,30 @@ pub(super) fn scope_set(family: Family) -> String {
     format!("scope{}", family.suffix())
 }
 
-fn within(family: Family, end: End, set: String, kind: Kind) -> Match {
+pub(super) fn within(family: Family, end: End, set: String, kind: Kind) -> Match {
     Match::In { family, end, set, kind, negated: false }
 }
 
-fn outside(family: Family, end: End, set: String, kind: Kind) -> Match {
+pub(super) fn outside(family: Family, end: End, set: String, kind: Kind) -> Match {
     Match::In { family, end, set, kind, negated: true }
 }
 
-fn goto(chain: &str) -> Verdict {
+pub(super) fn goto(chain: &str) -> Verdict {
     Verdict::Goto(chain.to_owned())
 }
 
 /// The chains that do not depend on who is local. `strict`: some class denies something.
 pub(super) fn chains(settings: &Settings, anybody: &Anybody, strict: bool) -> Vec<(String, Chain)> {
-    let Anybody { node, stranger, host, interfaces, gates, resolvers } = anybody;
-    let host = host.as_deref();
-    let protected = host.is_some() || !interfaces.is_empty();
-    let gated = gates.values().any(|gate| gate.ingress.is_some() || gate.egress.is_some());
-    let copies = copies(resolvers.as_ref());
+    let (protected, gated) = (anybody.is_protected(), anybody.judges_forwarded());
+    let copies = copies(anybody.resolvers.as_ref());
     let plain = |name: &str, rules| (name.to_owned(), Chain { hook: None, rules });
     let mut all = vec![
         (
             "forward".to_owned(),
-            Chain { hook: Some(Hook::Forward), rules: forward(settings, stranger, &copies, gated) },
+            Chain { hook: Some(Hook::Forward), rules: forward(settings, &anybody.stranger, &copies, gated) },
         ),
         ("input".to_owned(), Chain { hook: Some(Hook::Input), rules: input(settings, protected) }),
         plain("tunnel_forward", tunnel_forward(settings)),
-        plain("tunnel_input", tunnel_input(settings, node, host, interfaces)),
         plain("judged_before", judged_before(strict)),
     ];
     if protected || !copies.is_empty() {
@@ -86,23 +72,7 @@ pub(super) fn chains(settings: &Settings, anybody: &Anybody, strict: bool) -> Ve
         let rules = copies.into_iter().chain(rest).collect();
         all.push(("output".to_owned(), Chain { hook: Some(Hook::Output), rules }));
     }
-    if gated {
-        all.push(plain(GATE_IN, gate(gates, End::Client, Way::Original, |gate| &gate.ingress)));
-        all.push(plain(GATE_OUT, gate(gates, End::Server, Way::Reply, |gate| &gate.egress)));
-    }
-    if protected {
-        let (inbound, outbound) = (&settings.failsafe.inbound, &settings.failsafe.outbound);
-        all.push(plain("host_output", host_output(node, host, interfaces)));
-        all.push(plain("host_input", host_input(settings, node, host, interfaces)));
-        for (interface, Local { ingress, egress }) in interfaces {
-            let (input, output) =
-                (of_interface("host_input", interface), of_interface("host_output", interface));
-            all.push(plain(&input, judged(FAILSAFE_INPUT, ingress, egress)));
-            all.push(plain(&output, judged(FAILSAFE_OUTPUT, egress, ingress)));
-        }
-        all.push(plain(FAILSAFE_INPUT, failsafe(settings, inbound, outbound, Hook::Input)));
-        all.push(plain(FAILSAFE_OUTPUT, failsafe(settings, outbound, inbound, Hook::Output)));
-    }
+    all.extend(host::chains(settings, anybody));
     for name in ["spoofed", "unknown"] {
         all.push(plain(&format!("x_{name}"), refusal(settings, Direction::Tunnel, name, name)));
     }
@@ -154,7 +124,10 @@ fn forward(settings: &Settings, stranger: &str, copies: &[Rule], gated: bool) ->
     let mut out_of_scope = Verdict::Accept;
     if gated {
         rules.push(judged_before.clone());
-        rules.extend([GATE_IN, GATE_OUT].map(|gate| Rule::new(vec![], Verdict::Jump(gate.to_owned()))));
+        rules.extend(
+            [host::FORWARDED_IN, host::FORWARDED_OUT]
+                .map(|side| Rule::new(vec![], Verdict::Jump(side.to_owned()))),
+        );
         out_of_scope = goto(STAMP);
     }
     for family in Family::BOTH {
@@ -191,7 +164,7 @@ fn forward(settings: &Settings, stranger: &str, copies: &[Rule], gated: bool) ->
 }
 
 /// A packet that comes out of a tunnel is from somebody else of the mesh.
-fn not_believed() -> Vec<Rule> {
+pub(super) fn not_believed() -> Vec<Rule> {
     let mut rules = Vec::new();
     for family in Family::BOTH {
         for wrong in [
@@ -248,153 +221,14 @@ fn input(settings: &Settings, protected: bool) -> Vec<Rule> {
     rules
 }
 
-/// Of a protected node: what has to come through whatever policies say. `begun`: ports towards which a flow in this hook's direction is
-/// begun; `answered`: those from which answers come back in it.
-fn failsafe(
-    settings: &Settings,
-    begun: &BTreeSet<(Protocol, u16)>,
-    answered: &BTreeSet<(Protocol, u16)>,
-    hook: Hook,
-) -> Vec<Rule> {
-    let accept = |way, protocol: Protocol, number, port| {
-        let numbers = Match::Numbers { number, first: port, last: port, negated: false };
-        Rule::new(vec![Match::Direction(way), Match::Protocol(protocol.0), numbers], Verdict::Accept)
-    };
-    // What carries the mesh is known by this host's port, whoever began it; another's port says nothing.
-    let (own_begun, own_answered) = match hook {
-        Hook::Output => (Number::ClientPort, Number::ServerPort),
-        Hook::Input | Hook::Forward => (Number::ServerPort, Number::ClientPort),
-    };
-    let carriers = settings.carriers.iter().flat_map(|port| {
-        [(Way::Original, own_begun), (Way::Reply, own_answered)]
-            .map(|(way, number)| accept(way, Protocol::UDP, number, *port))
-    });
-    let ports = [(Way::Original, begun), (Way::Reply, answered)]
-        .into_iter()
-        .flat_map(|(way, ports)| ports.iter().map(move |(protocol, port)| (way, *protocol, *port)));
-    let ports = ports.map(|(way, protocol, port)| accept(way, protocol, Number::ServerPort, port));
-    carriers.chain(ports).collect()
-}
-
-/// Whom a protected node always hears, and is always heard by: its own pods and itself; and neighbours and listeners (RFC 4861, RFC
-/// 3810), or nothing could be sent.
-fn always_heard(itself: Match, end: End) -> Vec<Rule> {
-    let pods = Family::BOTH.map(|family| within(family, end, local_set(family), Kind::Addresses));
-    let always = [itself, Match::Icmp6(130, 137), Match::Icmp6(143, 143)].into_iter().chain(pods);
-    always.map(|condition| Rule::new(vec![condition], Verdict::Accept)).collect()
-}
-
-/// Both ways of a protected node's flows are judged in both hooks: an answer must not make good what was revoked.
-fn both_ways(begun: &str, answered: &str) -> [Rule; 2] {
-    [(Way::Original, begun), (Way::Reply, answered)]
-        .map(|(way, class)| Rule::new(vec![Match::Direction(way)], Verdict::Jump(class.to_owned())))
-}
-
-/// What becomes of a protected node's packets in a hook, by the class of what is begun in its direction and that of what is answered.
-fn judged(failsafe: &str, begun: &str, answered: &str) -> Vec<Rule> {
-    let mut rules = vec![
-        Rule::new(vec![], Verdict::Jump(failsafe.to_owned())),
-        Rule::new(vec![], Verdict::Jump("judged_before".to_owned())),
-    ];
-    rules.extend(both_ways(begun, answered));
-    rules.push(Rule::new(vec![], goto(STAMP)));
-    rules
-}
-
-/// The chain of an interface that has a host endpoint of its own.
-fn of_interface(chain: &str, interface: &Interface) -> String {
-    format!("{chain}_{}", &digest(interface)[..16])
-}
-
-/// Of a protected node: what comes in by devices that are no tunnels.
-fn host_input(
-    settings: &Settings,
-    node: &str,
-    host: Option<&str>,
-    interfaces: &BTreeMap<Interface, Local>,
-) -> Vec<Rule> {
-    let mut rules = local_way_back(settings);
-    rules.extend(always_heard(Match::Interface("lo".to_owned()), End::Source));
-    rules.extend(interfaces.keys().map(|interface| {
-        let by = Match::Interface(interface.to_string());
-        Rule::new(vec![by], goto(&of_interface("host_input", interface)))
-    }));
-    rules.extend(host.into_iter().flat_map(|host| judged(FAILSAFE_INPUT, node, host)));
-    rules
-}
-
-/// Of a protected node: what it sends.
-fn host_output(node: &str, host: Option<&str>, interfaces: &BTreeMap<Interface, Local>) -> Vec<Rule> {
-    let mut rules = always_heard(Match::Leaves("lo".to_owned()), End::Destination);
-    rules.extend(interfaces.keys().map(|interface| {
-        let by = Match::Leaves(interface.to_string());
-        Rule::new(vec![by], goto(&of_interface("host_output", interface)))
-    }));
-    rules.extend(host.into_iter().flat_map(|host| judged(FAILSAFE_OUTPUT, host, node)));
-    rules
-}
-
-/// What a node forwards, by one side of its host endpoints: what comes in (`end` is the client, and packets of its way come in there),
-/// or what goes out. A pod of this node is no host's side.
-fn gate(
-    gates: &BTreeMap<Option<Interface>, Gate>,
-    end: End,
-    comes_in: Way,
-    class: fn(&Gate) -> &Option<String>,
-) -> Vec<Rule> {
-    let pods = Family::BOTH.map(|family| within(family, end, local_set(family), Kind::Addresses));
-    let mut rules: Vec<Rule> = pods.into_iter().map(|pods| Rule::new(vec![pods], Verdict::Return)).collect();
-    for (interface, gate) in gates.iter().rev() {
-        let verdict = class(gate).as_deref().map_or(Verdict::Return, goto);
-        match interface {
-            Some(interface) => {
-                for way in [Way::Original, Way::Reply] {
-                    let name = interface.to_string();
-                    let by = if way == comes_in { Match::Interface(name) } else { Match::Leaves(name) };
-                    rules.push(Rule::new(vec![Match::Direction(way), by], verdict.clone()));
-                }
-            }
-            // The first of all, here the last.
-            None => rules.push(Rule::new(vec![], verdict)),
-        }
-    }
-    rules
-}
-
 /// A pod that takes another's address is on another interface than that.
-fn local_way_back(settings: &Settings) -> Vec<Rule> {
+pub(super) fn local_way_back(settings: &Settings) -> Vec<Rule> {
     let families = Family::BOTH.into_iter().filter(|_| settings.check_sources);
     let spoofed = families.map(|family| {
         let local = within(family, End::Source, local_set(family), Kind::Addresses);
         Rule::new(vec![local, Match::NoWayBack], goto("x_spoofed"))
     });
     spoofed.collect()
-}
-
-fn tunnel_input(
-    settings: &Settings,
-    node: &str,
-    host: Option<&str>,
-    interfaces: &BTreeMap<Interface, Local>,
-) -> Vec<Rule> {
-    // Router and neighbour discovery (RFC 4861), from addresses of the link.
-    let mut rules = vec![Rule::new(vec![Match::Icmp6(133, 137)], Verdict::Accept)];
-    rules.extend(not_believed());
-    let tunnels = interfaces.keys().filter(|interface| settings.tunnels.contains(interface.as_str()));
-    rules.extend(tunnels.map(|interface| {
-        let by = Match::Interface(interface.to_string());
-        Rule::new(vec![by], goto(&of_interface("host_input", interface)))
-    }));
-    match host {
-        Some(host) => rules.extend(judged(FAILSAFE_INPUT, node, host)),
-        None => rules.extend([
-            Rule::new(vec![], Verdict::Jump("judged_before".to_owned())),
-            // What answers the node was begun by it.
-            Rule::new(vec![Match::Direction(Way::Original)], Verdict::Jump(node.to_owned())),
-            Rule::new(vec![], goto(STAMP)),
-        ]),
-    }
-    rules
 }
 
 /// The chains that depend on the epoch: which mark says that a connection was judged by the policy of now, and who gets it. `None`: no

@@ -16,7 +16,7 @@ use crate::names::Domain;
 use crate::object::Key;
 use crate::protocol::Protocol;
 use crate::ruleset::{Element, Family, Kind, Match, Rule, State, Statement, Verdict, Way};
-use crate::tiers::{Layer, TIERS_MOST, excess};
+use crate::tiers::{Layer, Stage, TIERS_MOST, excess};
 use crate::world::World;
 
 /// What a set holds.
@@ -125,6 +125,8 @@ pub(super) struct Applying<'a> {
     pub(super) proposed: Option<Vec<Layer<'a>>>,
     /// The host endpoint that allows nothing by itself.
     pub(super) closed: Option<&'a ObjectId>,
+    /// Of packets by themselves: what becomes of what is allowed; `None`: of connections.
+    pub(super) untracked: Option<Verdict>,
 }
 
 /// Compiles what applies to an endpoint in a direction.
@@ -142,16 +144,25 @@ pub(super) fn compile(
         names: BTreeMap::new(),
         denials: BTreeMap::new(),
         proposed: false,
-        before_nat: false,
+        stage: Stage::Tracked,
+        allowed: applying.untracked.clone().unwrap_or(Verdict::Return),
     };
-    let closed = excess(&applying.tiers).or(applying.closed.cloned());
-    let mut bodies = writer.tiers(&applying.tiers, closed.is_some());
+    let is_meant = |stage: Stage| (stage == Stage::Untracked) == applying.untracked.is_some();
+    let tiers = &applying.tiers[..applying.tiers.len().min(TIERS_MOST)];
+    let tiers: Vec<Layer<'_>> = tiers.iter().filter(|layer| is_meant(layer.stage)).cloned().collect();
+    let closed = excess(&applying.tiers).or(applying.closed.cloned()).filter(|_| is_meant(Stage::Tracked));
+    let mut bodies = writer.tiers(&tiers, closed.is_some());
     if let Some(id) = &closed {
         bodies.push(writer.closed(id));
     }
     let denies = bodies.iter().flatten().any(|rule| !is_harmless(rule));
     writer.proposed = true;
-    let proposed = applying.proposed.as_ref().map(|tiers| writer.tiers(tiers, false)).unwrap_or_default();
+    let proposed = applying.proposed.as_ref().map(|tiers| {
+        let tiers = &tiers[..tiers.len().min(TIERS_MOST)];
+        let tiers: Vec<Layer<'_>> = tiers.iter().filter(|layer| is_meant(layer.stage)).cloned().collect();
+        writer.tiers(&tiers, false)
+    });
+    let proposed = proposed.unwrap_or_default();
     let Writer { sets, names, denials, .. } = writer;
     let side = if direction == Direction::Egress { "e" } else { "i" };
     let name = format!("{side}_{}", digest(&(&bodies, &proposed, &denials)));
@@ -200,11 +211,14 @@ fn put(chains: &mut BTreeMap<String, Vec<Rule>>, bodies: Vec<Vec<Rule>>, name: &
 /// Whether a rule can deny nothing.
 fn is_harmless(rule: &Rule) -> bool {
     match &rule.verdict {
-        Verdict::Return | Verdict::Continue => true,
-        Verdict::Goto(to) => to.starts_with(PLACEHOLDER),
+        Verdict::Return | Verdict::Continue | Verdict::Accept => true,
+        Verdict::Goto(to) => to.starts_with(PLACEHOLDER) || to.starts_with(UNTRACKED),
         _ => false,
     }
 }
+
+/// What the names of chains begin with that let a packet pass untracked.
+pub(super) const UNTRACKED: &str = "untracked";
 
 const PLACEHOLDER: &str = "tier ";
 
@@ -214,19 +228,19 @@ fn placeholder(tier: usize) -> String {
 }
 
 /// The rules that deny: told at most so many times a second, counted each time.
-pub(super) fn denial(settings: &Settings, direction: Direction, id: &str) -> Vec<Rule> {
+fn denial(settings: &Settings, direction: Direction, id: &str, begun: &[Match]) -> Vec<Rule> {
     let (side, counter) = match direction {
         Direction::Egress => (flowlog::Direction::Egress, "denied_egress"),
         Direction::Ingress => (flowlog::Direction::Ingress, "denied_ingress"),
     };
     let mut rules = refusal(settings, side, id, counter);
     for rule in rules.iter_mut().filter(|rule| is_told(rule)) {
-        rule.matches.push(BEGUN);
+        rule.matches.extend_from_slice(begun);
     }
     rules
 }
 
-/// Of a flow its beginner's packets are told: an answer has source and destination the other way round.
+/// Packets of who began a connection.
 const BEGUN: Match = Match::Direction(Way::Original);
 
 fn is_told(rule: &Rule) -> bool {
@@ -267,18 +281,19 @@ pub(super) struct Writer<'a> {
     denials: BTreeMap<String, Vec<Rule>>,
     // Nothing is decided: what staged policies would deny is told.
     pub(super) proposed: bool,
-    // The destination is the one before NAT.
-    pub(super) before_nat: bool,
+    // Of the policies that are written.
+    pub(super) stage: Stage,
+    // What becomes of what is allowed.
+    allowed: Verdict,
 }
 
 impl Writer<'_> {
     /// The rules of each tier. `closed`: something comes after the last.
     fn tiers(&mut self, tiers: &[Layer<'_>], closed: bool) -> Vec<Vec<Rule>> {
-        let tiers = &tiers[..tiers.len().min(TIERS_MOST)];
         let mut bodies = Vec::new();
         for (index, layer) in tiers.iter().enumerate() {
-            let Layer { tier, end, before_nat, policies } = layer;
-            self.before_nat = *before_nat;
+            let Layer { tier, end, stage, policies } = layer;
+            self.stage = *stage;
             let next = match index + 1 < tiers.len() || closed {
                 true => Verdict::Goto(placeholder(index + 1)),
                 false => Verdict::Return,
@@ -321,7 +336,7 @@ impl Writer<'_> {
 
     fn denial(&self, id: &str) -> Vec<Rule> {
         match self.proposed {
-            false => denial(self.settings, self.direction, id),
+            false => denial(self.settings, self.direction, id, self.begun()),
             true => {
                 let decision = flowlog::Decision::WouldBeDenied;
                 let logging = &self.settings.log;
@@ -329,6 +344,12 @@ impl Writer<'_> {
                 told.into_iter().chain([Rule::new(vec![], Verdict::Return)]).collect()
             }
         }
+    }
+
+    /// Of a flow its beginner's packets are told: an answer has source and destination the other way round. Of what is not tracked nobody
+    /// knows that.
+    fn begun(&self) -> &'static [Match] {
+        if self.stage == Stage::Untracked { &[] } else { &[BEGUN] }
     }
 
     fn side(&self) -> flowlog::Direction {
@@ -359,12 +380,12 @@ impl Writer<'_> {
             told.filter(|_| !self.proposed)
         };
         let (told, verdict) = match rule.action {
-            Action::Allow => (told(logging.allowed), Verdict::Return),
+            Action::Allow => (told(logging.allowed), self.allowed.clone()),
             Action::Pass => (None, next.clone()),
             Action::Log => (told(logging.denied.max(1)), Verdict::Continue),
             Action::Deny if self.proposed && !policy.staged => (None, Verdict::Return),
             Action::Deny => {
-                let told = (self.settings.audit, self.proposed, &self.settings.log);
+                let told = (self.settings.audit, self.proposed, self.begun(), &self.settings.log);
                 let chain = format!("d_{}", digest(&(&id, told)));
                 self.denials.insert(chain.clone(), self.denial(&id));
                 (None, Verdict::Goto(chain))
@@ -372,7 +393,7 @@ impl Writer<'_> {
         };
         for matches in self.matches(rule, rule.action == Action::Allow || self.proposed) {
             if let Some(told) = &told {
-                rules.push(Rule { matches: [matches.as_slice(), &[BEGUN]].concat(), ..told.clone() });
+                rules.push(Rule { matches: [matches.as_slice(), self.begun()].concat(), ..told.clone() });
             }
             if verdict != Verdict::Continue {
                 rules.push(Rule::new(matches, verdict.clone()));

@@ -13,6 +13,7 @@ use crate::names::Domain;
 use crate::object::Key;
 use crate::protocol::Protocol;
 use crate::ruleset::{End, Family, Kind, Match, Number, State, Way};
+use crate::tiers::Stage;
 use crate::world::Node;
 
 /// The same ports, with ranges that overlap or touch made one.
@@ -72,28 +73,33 @@ fn outside(within: &Match) -> Match {
     }
 }
 
-fn message(icmp: &Icmp, negated: bool) -> Alternative {
+fn message(icmp: &Icmp, negated: bool, stage: Stage) -> Alternative {
+    let number = if stage == Stage::Untracked { Number::PacketIcmp } else { Number::Icmp };
     let code = |any| icmp.code.unwrap_or(any);
     let of = |any| u16::from_be_bytes([icmp.kind, code(any)]);
-    let numbers = Match::Numbers { number: Number::Icmp, first: of(0), last: of(u8::MAX), negated };
+    let numbers = Match::Numbers { number, first: of(0), last: of(u8::MAX), negated };
     let protocol = Match::Protocol(Protocol::icmp(icmp.family).0);
     Alternative::of(icmp.family, vec![Match::Family(icmp.family), protocol, numbers])
 }
 
 impl Writer<'_> {
     fn end_of(&self, side: Side) -> End {
-        match side {
-            Side::Source => End::Client,
-            Side::Destination if self.before_nat => End::Dialled,
-            Side::Destination => End::Server,
+        match (side, self.stage) {
+            (Side::Source, Stage::Untracked) => End::Source,
+            (Side::Destination, Stage::Untracked) => End::Destination,
+            (Side::Source, _) => End::Client,
+            (Side::Destination, Stage::BeforeNat) => End::Dialled,
+            (Side::Destination, Stage::Tracked) => End::Server,
         }
     }
 
     fn numbers(&self, side: Side, first: u16, last: u16) -> Match {
-        let number = match side {
-            Side::Source => Number::ClientPort,
-            Side::Destination if self.before_nat => Number::DialledPort,
-            Side::Destination => Number::ServerPort,
+        let number = match (side, self.stage) {
+            (Side::Source, Stage::Untracked) => Number::SourcePort,
+            (Side::Destination, Stage::Untracked) => Number::DestinationPort,
+            (Side::Source, _) => Number::ClientPort,
+            (Side::Destination, Stage::BeforeNat) => Number::DialledPort,
+            (Side::Destination, Stage::Tracked) => Number::ServerPort,
         };
         Match::Numbers { number, first, last, negated: false }
     }
@@ -114,8 +120,8 @@ impl Writer<'_> {
             Condition::Family(family) => vec![Alternative::of(*family, vec![Match::Family(*family)])],
             Condition::Protocol(protocol) => only(vec![Match::Protocol(protocol.0)]),
             Condition::NotProtocol(protocol) => only(vec![Match::NotProtocol(protocol.0)]),
-            Condition::Icmp(icmp) => vec![message(icmp, false)],
-            Condition::NotIcmp(icmp) => vec![message(icmp, true)],
+            Condition::Icmp(icmp) => vec![message(icmp, false, self.stage)],
+            Condition::NotIcmp(icmp) => vec![message(icmp, true, self.stage)],
             Condition::Ports(side, ports) => {
                 joined(ports).iter().flat_map(|port| self.port(*side, port, allows)).collect()
             }

@@ -73,6 +73,10 @@ const LOG_QUEUE_THRESHOLD: u16 = 16;
 /// `NFT_FIB_RESULT_OIF`, and of `NFTA_FIB_F_*` SADDR, IIF and PRESENT.
 const FIB_RESULT_OIF: u32 = 1;
 const FIB_SADDR: u32 = 1;
+/// `NFT_FIB_RESULT_ADDRTYPE`, and of `NFTA_FIB_F_*` DADDR; `RTN_LOCAL`.
+const FIB_RESULT_TYPE: u32 = 3;
+const FIB_DADDR: u32 = 1 << 1;
+const RTN_LOCAL: u32 = 2;
 const FIB_IIF: u32 = 1 << 3;
 const FIB_PRESENT: u32 = 1 << 5;
 /// `NFT_OBJECT_COUNTER`.
@@ -288,12 +292,13 @@ impl Writer<'_> {
                 self.compare(CMP_NEQ, &[*protocol]);
             }
             Match::Numbers { number, first, last, negated } => {
-                let (key, direction) = match number {
-                    Number::ClientPort => (CT_PROTO_SRC, ORIGINAL),
-                    Number::ServerPort => (CT_PROTO_SRC, REPLY),
-                    Number::DialledPort | Number::Icmp => (CT_PROTO_DST, ORIGINAL),
-                };
-                self.ct(key, Some(direction));
+                match number {
+                    Number::ClientPort => self.ct(CT_PROTO_SRC, Some(ORIGINAL)),
+                    Number::ServerPort => self.ct(CT_PROTO_SRC, Some(REPLY)),
+                    Number::DialledPort | Number::Icmp => self.ct(CT_PROTO_DST, Some(ORIGINAL)),
+                    Number::SourcePort | Number::PacketIcmp => self.payload(TRANSPORT_HEADER, 0, 2, REG_1),
+                    Number::DestinationPort => self.payload(TRANSPORT_HEADER, 2, 2, REG_1),
+                }
                 match negated {
                     false => self.compare_range(&first.to_be_bytes(), &last.to_be_bytes()),
                     true => self.compare_outside(&first.to_be_bytes(), &last.to_be_bytes()),
@@ -316,6 +321,14 @@ impl Writer<'_> {
                 });
                 // nft has it so, whatever the kernel writes there.
                 self.compare(CMP_EQ, &[0; 4]);
+            }
+            Match::ForThisHost => {
+                self.expression("fib", |batch| {
+                    batch.be32(1, REG_1);
+                    batch.be32(2, FIB_RESULT_TYPE);
+                    batch.be32(3, FIB_DADDR);
+                });
+                self.compare(CMP_EQ, &RTN_LOCAL.to_ne_bytes());
             }
             Match::MidStream => {
                 self.needs_transport(IPPROTO_TCP);
@@ -362,6 +375,7 @@ impl Writer<'_> {
             }),
             Statement::Log { prefix, group } => self.log(prefix, *group, LOG_SNAPLEN, LOG_QUEUE_THRESHOLD),
             Statement::Copy { group } => self.log("copy", *group, dns::RANGE, 1),
+            Statement::NoTrack => self.expression("notrack", |_| {}),
             Statement::Count(counter) => self.expression("objref", |batch| {
                 batch.be32(1, OBJECT_COUNTER);
                 batch.text(2, counter);

@@ -115,14 +115,16 @@ pub(super) fn chain(batch: &mut Batch, slot: Slot, name: &str, hook: Option<Hook
         // NF_ACCEPT
         batch.be32(5, 1);
         let nest = batch.nest(4);
-        // NF_INET_LOCAL_IN, NF_INET_FORWARD; NF_IP_PRI_FILTER
-        let number = match hook {
-            Hook::Input => 1,
-            Hook::Forward => 2,
-            Hook::Output => 3,
+        // NF_INET_PRE_ROUTING and so on; NF_IP_PRI_FILTER, NF_IP_PRI_RAW
+        let (number, priority): (u32, i32) = match hook {
+            Hook::RawInput => (0, -300),
+            Hook::Input => (1, 0),
+            Hook::Forward => (2, 0),
+            Hook::Output => (3, 0),
+            Hook::RawOutput => (3, -300),
         };
         batch.be32(1, number);
-        batch.be32(2, 0);
+        batch.attr(2, &priority.to_be_bytes());
         batch.end_nest(nest);
     }
 }

@@ -26,6 +26,9 @@ pub(crate) struct Packet {
     pub(crate) state: State,
     pub(crate) mid_stream: bool,
     pub(crate) no_way_back: bool,
+    pub(crate) for_this_host: bool,
+    /// It is in a hook before destination NAT.
+    pub(crate) before_nat: bool,
     pub(crate) mark: u32,
 }
 
@@ -46,6 +49,8 @@ impl Packet {
             state: State::New,
             mid_stream: false,
             no_way_back: false,
+            for_this_host: false,
+            before_nat: false,
             mark: 0,
         }
     }
@@ -60,6 +65,7 @@ enum Step {
 
 /// Whether a packet passes a hook; its mark is what it is afterwards.
 pub(crate) fn passes(ruleset: &Ruleset, hook: Hook, packet: &mut Packet) -> bool {
+    packet.before_nat = [Hook::RawInput, Hook::RawOutput].contains(&hook);
     let (name, _) = ruleset.chains.iter().find(|(_, chain)| chain.hook == Some(hook)).expect("no base chain");
     run(ruleset, name, packet, 0) != Step::Drop
 }
@@ -76,6 +82,7 @@ fn run(ruleset: &Ruleset, chain: &str, packet: &mut Packet, depth: usize) -> Ste
                 Statement::SetMark { mask, value } => packet.mark = packet.mark & !mask | value,
                 Statement::Count(name) => assert!(ruleset.counters.contains(name), "no counter {name}"),
                 Statement::Limit { .. } | Statement::Copy { .. } => {}
+                Statement::NoTrack => packet.state = State::Untracked,
                 Statement::Log { prefix, .. } => assert!(prefix.len() <= 127),
             }
         }
@@ -108,8 +115,10 @@ fn run(ruleset: &Ruleset, chain: &str, packet: &mut Packet, depth: usize) -> Ste
 }
 
 fn address(packet: &Packet, end: End) -> IpAddr {
+    let dialled = || packet.dialled.map_or(packet.server, |(address, _)| address);
     match (end, packet.way) {
-        (End::Dialled, _) => packet.dialled.map_or(packet.server, |(address, _)| address),
+        (End::Destination, Way::Original) | (End::Source, Way::Reply) if packet.before_nat => dialled(),
+        (End::Dialled, _) => dialled(),
         (End::Client, _) | (End::Source, Way::Original) | (End::Destination, Way::Reply) => packet.client,
         (End::Server, _) | (End::Destination, Way::Original) | (End::Source, Way::Reply) => packet.server,
     }
@@ -117,11 +126,12 @@ fn address(packet: &Packet, end: End) -> IpAddr {
 
 fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
     match condition {
+        Match::Direction(_) | Match::State(_) | Match::Mark { .. } if packet.before_nat => false,
         Match::Interface(name) => packet.interface == *name,
         Match::Leaves(name) => packet.leaves_by == *name,
         // Of what is not tracked nobody knows who began it.
         Match::In { end: End::Client | End::Server | End::Dialled, .. } | Match::Named { .. }
-            if packet.state == State::Untracked =>
+            if packet.state == State::Untracked || packet.before_nat =>
         {
             false
         }
@@ -149,20 +159,39 @@ fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
         Match::Family(family) => Family::of(packet.client) == *family,
         Match::Protocol(protocol) => packet.protocol == *protocol,
         Match::NotProtocol(protocol) => packet.protocol != *protocol,
-        Match::Numbers { number, first, last, negated } => {
-            let number = match number {
+        Match::Numbers { number: of, first, last, negated } => {
+            let dialled = || packet.dialled.map_or(packet.port, |(_, port)| port);
+            let server = if packet.before_nat { dialled() } else { packet.port };
+            let number = match of {
                 Number::ClientPort => packet.client_port,
                 Number::ServerPort => packet.port,
-                Number::DialledPort => packet.dialled.map_or(packet.port, |(_, port)| port),
-                Number::Icmp => u16::from_be_bytes([packet.icmp.0, packet.icmp.1]),
+                Number::DialledPort => dialled(),
+                Number::SourcePort => {
+                    if packet.way == Way::Original {
+                        packet.client_port
+                    } else {
+                        server
+                    }
+                }
+                Number::DestinationPort => {
+                    if packet.way == Way::Original {
+                        server
+                    } else {
+                        packet.client_port
+                    }
+                }
+                Number::Icmp | Number::PacketIcmp => u16::from_be_bytes([packet.icmp.0, packet.icmp.1]),
             };
-            packet.state != State::Untracked && (*first..=*last).contains(&number) != *negated
+            let of_packet = [Number::SourcePort, Number::DestinationPort, Number::PacketIcmp].contains(of);
+            (of_packet || packet.state != State::Untracked && !packet.before_nat)
+                && (*first..=*last).contains(&number) != *negated
         }
         Match::State(state) => match state {
             State::Known => matches!(packet.state, State::Established | State::Known | State::Related),
             State::Established => matches!(packet.state, State::Established | State::Known),
             state => packet.state == *state,
         },
+        Match::ForThisHost => packet.for_this_host,
         Match::Direction(way) => packet.state != State::Untracked && packet.way == *way,
         Match::NoWayBack => packet.no_way_back,
         Match::MidStream => packet.protocol == 6 && packet.mid_stream,

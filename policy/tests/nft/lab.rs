@@ -280,6 +280,25 @@ pub(crate) fn everything() -> Ruleset {
     ruleset.chains.insert("x".to_owned(), Chain { hook: None, rules: x });
     ruleset.chains.insert("y".to_owned(), Chain { hook: None, rules: y });
     ruleset.chains.insert("fwd".to_owned(), Chain { hook: Some(Hook::Forward), rules: base.clone() });
+    let mut raw: Vec<Rule> = Vec::new();
+    for (protocol, number) in
+        [(6, Number::SourcePort), (17, Number::DestinationPort), (1, Number::PacketIcmp)]
+    {
+        for (first, last, negated) in
+            [(80, 80, false), (80, 90, false), (80, 80, true), (0x0800, 0x08ff, true)]
+        {
+            let numbers = Match::Numbers { number, first, last, negated };
+            raw.push(rule(vec![Match::Protocol(protocol), numbers], Verdict::Return));
+        }
+    }
+    let statements = vec![Statement::NoTrack];
+    let untracked = Rule { matches: vec![], statements, verdict: Verdict::Accept };
+    let for_this_host = Rule { matches: vec![Match::ForThisHost], ..untracked.clone() };
+    for (name, hook) in [("raw_input", Hook::RawInput), ("raw_output", Hook::RawOutput)] {
+        let last = if hook == Hook::RawInput { for_this_host.clone() } else { untracked.clone() };
+        let rules = raw.iter().cloned().chain([last]).collect();
+        ruleset.chains.insert(name.to_owned(), Chain { hook: Some(hook), rules });
+    }
     ruleset.chains.insert("input".to_owned(), Chain { hook: Some(Hook::Input), rules: base });
     ruleset
 }

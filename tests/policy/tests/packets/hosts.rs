@@ -386,3 +386,78 @@ fn before_destination_nat_a_rule_sees_what_was_dialled() {
         Ok(())
     });
 }
+
+#[test]
+fn without_conntrack_each_packet_is_judged_by_itself() {
+    host_rig("without_conntrack_each_packet_is_judged_by_itself", |mut rig| {
+        rig.run("nft", "add table inet counting")?;
+        rig.run("nft", "add counter inet counting untracked")?;
+        rig.run("nft", "add chain inet counting input { type filter hook input priority filter + 10 ; }")?;
+        rig.run("nft", "add rule inet counting input ct state untracked counter name untracked")?;
+        let untracked = |rig: &Rig| -> anyhow::Result<u64> {
+            let told = rig.run("nft", "list counter inet counting untracked")?;
+            let packets = told.split_whitespace().skip_while(|word| *word != "packets").nth(1);
+            Ok(packets.context("no counter")?.parse()?)
+        };
+        let bad = "198.51.100.1";
+        let with = |egress: Value| {
+            calico(
+                "GlobalNetworkPolicy",
+                "u",
+                json!({
+                    "selector": "role == 'node'", "doNotTrack": true, "applyOnForward": true, "types": ["Ingress", "Egress"],
+                    "ingress": [
+                        {"action": "Deny", "source": {"nets": ["198.51.100.0/24"]}},
+                        {"action": "Allow", "protocol": "UDP", "source": {"nets": ["192.0.2.0/24"]}, "destination": {"ports": [9000]}},
+                    ],
+                    "egress": egress,
+                }),
+            )
+        };
+        let tracked = calico(
+            "GlobalNetworkPolicy",
+            "t",
+            json!({
+                "selector": "role == 'node'", "ingress": [{"action": "Allow", "protocol": "UDP", "destination": {"ports": [9001]}}],
+            }),
+        );
+        rig.tell([Event::Pod(pod("a", "a", &A)), host(json!([])), tracked, with(json!([]))])?;
+        assert!(reaches(&mut rig, OUT, 9000)?);
+        assert_eq!(untracked(&rig)?, 1, "conntrack knows nothing of it");
+        assert!(reaches(&mut rig, OUT, 9001)?, "what it does not decide others do");
+        assert_eq!(untracked(&rig)?, 1);
+        assert!(!reaches(&mut rig, OUT, 9002)? && !reaches(&mut rig, "203.0.113.9", 9000)?);
+        // What it denies nobody makes good, of what is forwarded as well; but for what is safe.
+        assert!(!reaches(&mut rig, bad, 9001)? && reaches(&mut rig, bad, 68)?);
+        forwards(
+            &mut rig,
+            &[
+                ("whom it denies to a pod", Link::Pods, bad, A[0], 80, false),
+                ("others to a pod", Link::Pods, OUT, A[0], 80, true),
+                ("whom it allows, forwarded, is tracked", Link::Pods, OUT, A[0], 9000, true),
+                ("a pod to whom it denies", Link::Pods, A[0], bad, 80, true),
+            ],
+        )?;
+        // An answer needs a rule of its own.
+        let socket = UdpSocket::bind((HOST, 9000))?;
+        let answers = |rig: &mut Rig| -> anyhow::Result<bool> {
+            let number = rig.number();
+            match socket.send_to(&number.to_be_bytes().repeat(2), (OUT, 40_000)) {
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(false),
+                sent => sent?,
+            };
+            Ok(rig.send(Link::Pods, &[])?.contains(&number))
+        };
+        assert!(!answers(&mut rig)?);
+        let answer = json!({"action": "Allow", "protocol": "UDP", "source": {"ports": [9000]}, "destination": {"nets": ["192.0.2.0/24"]}});
+        rig.tell([with(json!([answer]))])?;
+        assert!(answers(&mut rig)?);
+        rig.tell([gone("GlobalNetworkPolicy", "u")])?;
+        assert!(!answers(&mut rig)?);
+        drop(socket);
+        assert!(!reaches(&mut rig, OUT, 9000)? && reaches(&mut rig, bad, 9001)?);
+        let chains = rig.run("nft", "list chains inet")?;
+        assert!(!chains.contains("raw_input"), "nothing is left of it");
+        Ok(())
+    });
+}
