@@ -29,6 +29,7 @@ use crate::status::{PolicyCounters, PolicyStatus};
 use flows::Flows;
 pub use flows::aside;
 use names::Answers;
+pub use names::FILE as NAMES;
 
 /// How often a table that others may change is looked after.
 const LOOK: Duration = Duration::from_millis(500);
@@ -235,9 +236,10 @@ impl Policing {
     /// Writes what is still to be told. What is enforced stays.
     pub fn stop(&self) {
         let mut shared = self.shared.borrow_mut();
-        let Shared { enforcer, flows, .. } = &mut *shared;
+        let Shared { enforcer, flows, answers, .. } = &mut *shared;
         if let Some(enforcer) = enforcer {
             flows.turn(&enforcer.compiler, true);
+            answers.keep(&enforcer.compiler);
         }
     }
 
@@ -311,7 +313,9 @@ impl Shared {
         let site = [self.config.site.to_string()].into();
         let stances = said.policies(&self.config.grants.mesh, &site);
         if self.enforcer.is_none() && self.compiler.is_none() {
-            self.compiler = Some(Compiler::new(settings.clone()));
+            let mut compiler = Compiler::new(settings.clone());
+            self.answers.recall(&mut compiler);
+            self.compiler = Some(compiler);
         }
         if let Some(compiler) = self.compiler() {
             compiler.configure(settings, nodes);

@@ -81,10 +81,23 @@ pub struct Resolved {
     pub ttl: u32,
 }
 
+/// An address of a name, as it is kept over a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recalled {
+    /// The name, in small letters.
+    pub name: String,
+    /// The address.
+    pub address: IpAddr,
+    /// The second of the caller's clock until which it counts.
+    pub until: u64,
+}
+
 /// Names, each with its addresses and the second until which each counts. The clock is the caller's.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
     now: u64,
+    // Counts what was learnt, recalled or forgotten.
+    revision: u64,
     known: BTreeMap<String, BTreeMap<IpAddr, u64>>,
     // Who has an address.
     of: BTreeMap<IpAddr, BTreeSet<String>>,
@@ -96,6 +109,7 @@ impl Names {
     /// A name was seen to have addresses. Returns those of which something is different.
     pub fn learn(&mut self, resolved: Resolved, now: u64) -> BTreeSet<IpAddr> {
         self.now = self.now.max(now);
+        self.revision += 1;
         let Resolved { name, addresses, ttl } = resolved;
         let mut touched = BTreeSet::new();
         if !self.known.contains_key(&name) && self.known.len() >= NAMES_MOST && !self.make_room(&mut touched)
@@ -124,6 +138,47 @@ impl Names {
         touched
     }
 
+    /// These were known before a restart. Returns the addresses of which something is different.
+    pub fn recall(&mut self, all: Vec<Recalled>, now: u64) -> BTreeSet<IpAddr> {
+        self.now = self.now.max(now);
+        self.revision += 1;
+        let mut touched = BTreeSet::new();
+        for Recalled { name, address, until } in all {
+            let until = until.min(self.now + MOST);
+            let room = self.known.contains_key(&name) || self.known.len() < NAMES_MOST;
+            if until + LINGER <= self.now || !room {
+                continue;
+            }
+            let known = self.known.entry(name.clone()).or_default();
+            if known.len() >= ADDRESSES_MOST && !known.contains_key(&address) {
+                continue;
+            }
+            let before = known.get(&address).copied().unwrap_or_default();
+            known.insert(address, before.max(until));
+            self.of.entry(address).or_default().insert(name);
+            touched.insert(address);
+            let next = if until > self.now { until } else { until + LINGER };
+            self.due = Some(self.due.map_or(next, |due| due.min(next)));
+        }
+        touched
+    }
+
+    /// All that is known, to be kept over a restart.
+    pub fn all(&self) -> impl Iterator<Item = Recalled> {
+        self.known.iter().flat_map(|(name, addresses)| {
+            addresses.iter().map(|(address, until)| Recalled {
+                name: name.clone(),
+                address: *address,
+                until: *until,
+            })
+        })
+    }
+
+    /// A number that is another one when something may be worth being kept again.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// Forgets the name of which all addresses have been of before for the longest. Whether there was one.
     fn make_room(&mut self, touched: &mut BTreeSet<IpAddr>) -> bool {
         let last = |addresses: &BTreeMap<IpAddr, u64>| addresses.values().max().copied().unwrap_or_default();
@@ -147,6 +202,7 @@ impl Names {
         if self.due.is_none_or(|due| now < due) {
             return touched;
         }
+        self.revision += 1;
         let of = &mut self.of;
         let mut due: Option<u64> = None;
         self.known.retain(|name, addresses| {
@@ -269,6 +325,29 @@ mod tests {
         assert_eq!(names.pass(170 + LEAST + LINGER), [address].into());
         assert!(!names.had(&all, address) && names.due().is_none());
         assert!(names.pass(5).is_empty(), "a clock that goes back");
+    }
+
+    #[test]
+    fn what_is_recalled_counts_for_as_long_as_it_would_have() {
+        let (mut names, all) = (Names::default(), domains("*.example.com"));
+        names.learn(resolved("a.example.com", "192.0.2.1", 60), 100);
+        names.learn(resolved("b.example.com", "192.0.2.2", 10), 100);
+        names.pass(120);
+        let kept: Vec<Recalled> = names.all().collect();
+        assert_eq!(kept.len(), 2);
+        let mut again = Names::default();
+        let touched = again.recall(kept.clone(), 130);
+        let [a, b]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|text| text.parse().unwrap());
+        assert_eq!(touched, [a, b].into());
+        assert!(again.has(&all, a) && !again.has(&all, b) && again.had(&all, b));
+        assert_eq!(again.due(), Some(160));
+        assert_eq!(again.pass(160), [a].into());
+        // What is too old, or says more than an answer can, is no more than that.
+        let mut late = Names::default();
+        assert!(late.recall(kept, 161 + LINGER).is_empty() && late.known.is_empty());
+        let far = Recalled { name: "a.example.com".to_owned(), address: a, until: u64::MAX };
+        late.recall(vec![far], 200 + LINGER);
+        assert_eq!(late.due(), Some(200 + LINGER + MOST));
     }
 
     #[test]

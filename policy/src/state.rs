@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::model::{Condition, Direction, ObjectId, Policy, Subject, Tier};
-use crate::names::{Domain, Resolved};
+use crate::names::{Domain, Recalled, Resolved};
 use crate::networkpolicy::{Read, refusal};
 use crate::object::{Key, Namespace, ObjectError, Pod};
 use crate::referent::{self, Referent, What};
@@ -41,6 +41,8 @@ pub enum Event {
     ReferentGone(ObjectId),
     /// A name was seen to have addresses, at this second of the caller's clock.
     Resolved(Resolved, u64),
+    /// Names had these addresses before a restart; it is this second of the caller's clock.
+    Recalled(Vec<Recalled>, u64),
     /// It is this second of the caller's clock.
     Clock(u64),
 }
@@ -134,6 +136,7 @@ impl State {
                     touched.meanings.extend(self.world.names.learn(resolved, now));
                 }
             }
+            Event::Recalled(all, now) => touched.meanings = self.world.names.recall(all, now),
             Event::Clock(now) => touched.meanings = self.world.names.pass(now),
         }
         touched

@@ -49,6 +49,7 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
     let flows = config.flow_log();
     tried("flow log", remove(&flows).and_then(|()| remove(&crate::policing::aside(&flows))));
     tried("state", remove(LastGoodFile::new(&config.state_dir).path()));
+    tried("names", remove(&config.state_dir.join(crate::policing::NAMES)));
     if !keep_key {
         tried("key", remove(run::key_file(config).path()));
         tried("key directory", remove_empty(&config.state_dir.join("keys")));

@@ -1,11 +1,26 @@
 //! What names resolve to, from the answers that the kernel copies.
 
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use mesh_policy::names::Recalled;
 use mesh_policy::{Compiler, Event, dns};
 
 use super::flows::{LISTEN_AGAIN, Socket, listen};
+use crate::atomic;
 use crate::config::{Config, Mode};
+
+/// In the state directory: what names were seen to have, so that a restart cuts nobody.
+pub const FILE: &str = "names.json";
+/// So long after something was learnt at most it is kept.
+const KEEP: Duration = Duration::from_secs(5);
+/// Where the clock of names begins: what is recalled lies before.
+const ORIGIN: u64 = 7 * 24 * 3600;
+
+/// By name and address the second of the Epoch until which it counts.
+type Kept = BTreeMap<String, BTreeMap<IpAddr, u64>>;
 
 pub(super) struct Answers {
     group: Option<u16>,
@@ -14,6 +29,33 @@ pub(super) struct Answers {
     // Since when the clock of names counts.
     began: Instant,
     deaf: Option<String>,
+    file: PathBuf,
+    // The revision that the file holds, and when the next is written.
+    kept: u64,
+    keep_at: Option<Instant>,
+}
+
+/// Seconds of the Epoch.
+fn epoch() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// What a file holds; nothing, and why, where it cannot be read.
+fn read(path: &Path) -> (Kept, Option<String>) {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return (Kept::new(), None),
+        Err(e) => return (Kept::new(), Some(e.to_string())),
+    };
+    match serde_json::from_slice(&text) {
+        Ok(kept) => (kept, None),
+        Err(e) => (Kept::new(), Some(e.to_string())),
+    }
+}
+
+/// A second of one clock on another, by what both say now.
+fn moved(second: u64, from: u64, to: u64) -> u64 {
+    (second.saturating_add(to)).saturating_sub(from)
 }
 
 impl Answers {
@@ -26,6 +68,49 @@ impl Answers {
             listens_at: now,
             began: now,
             deaf: None,
+            file: config.state_dir.join(FILE),
+            kept: 0,
+            keep_at: None,
+        }
+    }
+
+    /// Tells a compiler that knows nothing yet what an agent before knew.
+    pub(super) fn recall(&mut self, compiler: &mut Compiler) {
+        let (kept, wrong) = read(&self.file);
+        if let Some(why) = wrong {
+            tracing::warn!("{}: {why}; names are learnt anew", self.file.display());
+        }
+        let (clock, epoch) = (self.clock(Instant::now()), epoch());
+        let all = kept.into_iter().flat_map(|(name, addresses)| {
+            let of = move |(address, until)| Recalled {
+                name: name.clone(),
+                address,
+                until: moved(until, epoch, clock),
+            };
+            addresses.into_iter().map(of)
+        });
+        let all: Vec<Recalled> = all.collect();
+        if !all.is_empty() {
+            compiler.take(Event::Recalled(all, clock));
+        }
+        self.kept = compiler.state().world.names.revision();
+    }
+
+    /// Writes what is known for an agent to come.
+    pub(super) fn keep(&mut self, compiler: &Compiler) {
+        self.keep_at = None;
+        let names = &compiler.state().world.names;
+        if std::mem::replace(&mut self.kept, names.revision()) == names.revision() {
+            return;
+        }
+        let (clock, epoch) = (self.clock(Instant::now()), epoch());
+        let mut kept = Kept::new();
+        for Recalled { name, address, until } in names.all() {
+            kept.entry(name).or_default().insert(address, moved(until, clock, epoch));
+        }
+        let text = serde_json::to_vec(&kept).map_err(std::io::Error::other);
+        if let Err(e) = text.and_then(|text| atomic::replace(&self.file, &text, 0o600)) {
+            tracing::warn!("{}: {e}; at a restart names have to be asked for again", self.file.display());
         }
     }
 
@@ -62,15 +147,15 @@ impl Answers {
 
     /// Seconds of the names' clock.
     fn clock(&self, at: Instant) -> u64 {
-        at.saturating_duration_since(self.began).as_secs()
+        ORIGIN + at.saturating_duration_since(self.began).as_secs()
     }
 
     /// When a name has an address no more, or when to try to listen again.
     pub(super) fn wake_at(&self, compiler: Option<&Compiler>) -> Option<Instant> {
         let deaf = self.group.is_some() && self.socket.is_none();
         let due = compiler.and_then(|compiler| compiler.state().world.names.due());
-        let due = due.map(|second| self.began + Duration::from_secs(second));
-        [deaf.then_some(self.listens_at), due].into_iter().flatten().min()
+        let due = due.map(|second| self.began + Duration::from_secs(second.saturating_sub(ORIGIN)));
+        [deaf.then_some(self.listens_at), due, self.keep_at].into_iter().flatten().min()
     }
 
     /// Tells the compiler what was answered, and how late it is.
@@ -88,6 +173,39 @@ impl Answers {
         }
         if compiler.state().world.names.due().is_some_and(|due| due <= now) {
             compiler.take(Event::Clock(now));
+        }
+        if compiler.state().world.names.revision() != self.kept {
+            let at = *self.keep_at.get_or_insert_with(|| Instant::now() + KEEP);
+            if at <= Instant::now() {
+                self.keep(compiler);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_is_the_same_on_both_clocks() {
+        for (second, from, to, expected) in [(110, 100, 1000, 1010), (90, 100, 1000, 990), (1, 100, 50, 0)] {
+            assert_eq!(moved(second, from, to), expected);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_broken_is_no_file_and_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        assert_eq!(read(&path), (Kept::new(), None));
+        std::fs::write(&path, r#"{"example.com": {"192.0.2.1": 5}}"#).unwrap();
+        let (kept, wrong) = read(&path);
+        assert_eq!((kept["example.com"].len(), wrong), (1, None));
+        for broken in ["{", r#"{"example.com": {"nonsense": 5}}"#, r#"{"example.com": {"192.0.2.1": -5}}"#] {
+            std::fs::write(&path, broken).unwrap();
+            let (kept, wrong) = read(&path);
+            assert!(kept.is_empty() && wrong.is_some(), "{broken}");
         }
     }
 }

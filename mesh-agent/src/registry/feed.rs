@@ -220,7 +220,7 @@ fn about(event: &Event) -> (Kind, Option<Object>) {
         Event::PolicyGone(id) | Event::ReferentGone(id) => object(id),
         // No registry says these: they are a kind of their own, of which the last word counts for each name.
         Event::Resolved(resolved, _) => (Kind("Name"), Some((None, resolved.name.clone()))),
-        Event::Clock(_) => (Kind("Clock"), Some((None, String::new()))),
+        Event::Clock(_) | Event::Recalled(..) => (Kind("Clock"), Some((None, String::new()))),
     }
 }
 

@@ -271,17 +271,17 @@ fn a_directory_that_is_emptied_takes_no_policy_away() {
         .passes();
 }
 
-#[test]
-fn a_name_is_reached_once_it_was_asked_for_and_no_longer_than_it_says() {
+/// A server of names at gcp-1's second pod, a question of aws-1's first, and a policy that lets that pod go nowhere but by name.
+fn with_names(test: &str, ttl: u32) -> (Mesh, String) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policy/dns.py");
     let serve = format!(
-        "- exec: {{on: gcp-1-pod-2, command: \"python3 {script} serve 10.2.0.3 db.example.com 10.2.0.2 7\"}}\n"
+        "- exec: {{on: gcp-1-pod-2, command: \"python3 {script} serve 10.2.0.3 db.example.com 10.2.0.2 {ttl}\"}}\n"
     );
     let ask = format!(
         "- exec: {{on: aws-1-pod-1, command: \"python3 {script} ask 10.2.0.3 db.example.com\", contains: 10.2.0.2}}\n"
     );
-    mesh("policy-names")
-        .steps("- handshakes: all\n- expect: {matrix: pods}\n")
+    let mut mesh = mesh(test);
+    mesh.steps("- handshakes: all\n- expect: {matrix: pods}\n")
         .steps(&serve)
         .steps(
             r#"- name: the server is the cluster's own
@@ -309,8 +309,14 @@ fn a_name_is_reached_once_it_was_asked_for_and_no_longer_than_it_says() {
           - {action: Deny, to: [{networks: [0.0.0.0/0, "::/0"]}]}
 - expect: {pairs: [{from: aws-1-pod-1, to: gcp-1-pod-1, verdict: deny}, {from: aws-1-pod-2, to: gcp-1-pod-1}]}
 "#,
-        )
-        .steps(&ask)
+        );
+    (mesh, ask)
+}
+
+#[test]
+fn a_name_is_reached_once_it_was_asked_for_and_no_longer_than_it_says() {
+    let (mut mesh, ask) = with_names("policy-names", 7);
+    mesh.steps(&ask)
         .steps(
             r#"- name: what was answered is reached by IPv4, of which there was an answer
   exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 10.2.0.2 && ! ping -n -c 1 -W 1 fd00:2::2"}
@@ -322,6 +328,21 @@ fn a_name_is_reached_once_it_was_asked_for_and_no_longer_than_it_says() {
         )
         .steps(&ask)
         .steps("- exec: {on: aws-1-pod-1, command: \"ping -n -c 1 -W 2 10.2.0.2\"}\n")
+        .passes();
+}
+
+#[test]
+fn a_name_that_was_learnt_outlives_the_agent() {
+    let (mut mesh, ask) = with_names("policy-names-restart", 600);
+    mesh.steps(&ask)
+        .steps(
+            r#"- exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 10.2.0.2"}
+- restart: {nodes: aws-1}
+- status: {nodes: aws-1, where: [{path: /ready, equals: true}, {path: /policy/complete, equals: true}]}
+- name: nobody has asked since
+  exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 10.2.0.2 && ! ping -n -c 1 -W 1 fd00:2::2"}
+"#,
+        )
         .passes();
 }
 
