@@ -73,7 +73,7 @@ impl From<IpAddr> for Judged {
 
 impl Networks {
     /// The addresses whose ports have names.
-    pub(crate) fn with_ports(&self) -> impl Iterator<Item = IpAddr> {
+    fn with_ports(&self) -> impl Iterator<Item = IpAddr> {
         let named = self.host.as_ref().is_some_and(|host| !host.ports.is_empty());
         let single = self.nets.iter().filter(move |net| named && net.prefix_len() == net.max_prefix_len());
         single.map(IpNet::addr)
@@ -87,6 +87,9 @@ pub struct World {
     namespaces: BTreeMap<String, Labels>,
     accounts: BTreeMap<Key, Labels>,
     networks: BTreeMap<ObjectId, Networks>,
+    // Those that are host endpoints, and by address those that give a port of it a name.
+    hosts: BTreeSet<ObjectId>,
+    named: BTreeMap<IpAddr, BTreeSet<ObjectId>>,
     slices: Slices,
     nodes: BTreeMap<String, Node>,
     // Who claims an address; the last is who has it.
@@ -230,14 +233,35 @@ impl World {
     /// Addresses with labels are there, or are different now. If that changed anything, returns the addresses of which a port has, or
     /// had, a name.
     pub fn put_networks(&mut self, id: ObjectId, networks: Networks) -> Option<BTreeSet<IpAddr>> {
-        let before = self.networks.insert(id, networks.clone());
-        let both = || before.iter().chain([&networks]);
-        (before.as_ref() != Some(&networks)).then(|| both().flat_map(Networks::with_ports).collect())
+        if self.networks.get(&id) == Some(&networks) {
+            return None;
+        }
+        let mut touched = self.remove_networks(&id).unwrap_or_default();
+        if networks.host.is_some() {
+            self.hosts.insert(id.clone());
+        }
+        for address in networks.with_ports() {
+            self.named.entry(address).or_default().insert(id.clone());
+            touched.insert(address);
+        }
+        self.networks.insert(id, networks);
+        Some(touched)
     }
 
     /// They are gone. If that changed anything, returns the addresses of which a port had a name.
     pub fn remove_networks(&mut self, id: &ObjectId) -> Option<BTreeSet<IpAddr>> {
-        self.networks.remove(id).map(|before| before.with_ports().collect())
+        let before = self.networks.remove(id)?;
+        self.hosts.remove(id);
+        let addresses: BTreeSet<IpAddr> = before.with_ports().collect();
+        for address in &addresses {
+            if let Some(named) = self.named.get_mut(address) {
+                named.remove(id);
+                if named.is_empty() {
+                    self.named.remove(address);
+                }
+            }
+        }
+        Some(addresses)
     }
 
     /// Whether a namespace holds networks.
@@ -287,13 +311,22 @@ impl World {
 
     /// All host endpoints.
     pub fn hosts(&self) -> impl Iterator<Item = (&ObjectId, &Networks, &HostOf)> {
-        self.networks.iter().filter_map(|(id, networks)| Some((id, networks, networks.host.as_ref()?)))
+        self.hosts.iter().filter_map(|id| {
+            let networks = self.networks.get(id)?;
+            Some((id, networks, networks.host.as_ref()?))
+        })
     }
 
     /// The ports that host endpoints give names at an address that they say they have.
     pub fn host_ports(&self, address: IpAddr) -> impl Iterator<Item = &NamedPort> {
-        let expects = move |networks: &Networks| networks.nets.contains(&IpNet::from(address));
-        self.hosts().filter(move |(_, networks, _)| expects(networks)).flat_map(|(_, _, host)| &host.ports)
+        let hosts = self.named.get(&address).into_iter().flatten();
+        let hosts = hosts.filter_map(|id| self.networks.get(id)?.host.as_ref());
+        hosts.flat_map(|host| &host.ports)
+    }
+
+    /// The addresses that have such ports.
+    pub fn with_host_ports(&self) -> impl Iterator<Item = IpAddr> {
+        self.named.keys().copied()
     }
 
     /// These are all nodes. Returns whether that changed anything.

@@ -96,9 +96,7 @@ impl<'a> Index<'a> {
             addresses.flat_map(|address| of_address(self.world, source, address, None)).collect()
         };
         let hosts = match source {
-            Source::Named(..) => {
-                of(&mut self.world.hosts().flat_map(|(_, networks, _)| networks.with_ports()))
-            }
+            Source::Named(..) => of(&mut self.world.with_host_ports()),
             _ => BTreeSet::new(),
         };
         let candidates: BTreeSet<usize> = match source {
