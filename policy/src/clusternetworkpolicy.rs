@@ -62,6 +62,7 @@ pub(crate) fn read_as(kind: &'static str, dialect: Dialect, manifest: &Value) ->
         ingress: None,
         reach: Reach::Ends,
         staged: false,
+        replaces: None,
     };
     Read { policy: policy.unwrap_or_else(nothing), fault: faults.first, more: faults.more }
 }
@@ -104,6 +105,7 @@ fn policy(id: &ObjectId, dialect: Dialect, manifest: &Value, faults: &mut Faults
         ingress: judged(ingress),
         reach: Reach::Ends,
         staged: false,
+        replaces: None,
     })
 }
 

@@ -177,7 +177,8 @@ pub fn propose(world: &World, policies: &PolicySet, flow: &Flow) -> Option<Judge
         let mut decision = |judged: Judged| {
             let proposed = policies.proposed(world, judged, direction);
             staged |= proposed.is_some();
-            let layers = proposed.unwrap_or_else(|| policies.applying(world, judged, direction));
+            let layers = proposed.map(|proposed| proposed.layers);
+            let layers = layers.unwrap_or_else(|| policies.applying(world, judged, direction));
             judge(world, policies, &layers, flow, direction, judged)
         };
         let own = decision(flow.judged(direction));

@@ -493,6 +493,8 @@ pub struct Policy {
     pub reach: Reach,
     /// It decides nothing: what it would deny is told.
     pub staged: bool,
+    /// Where it is staged: the policy that it is to stand for.
+    pub replaces: Option<ObjectId>,
 }
 
 impl Policy {

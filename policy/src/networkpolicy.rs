@@ -102,6 +102,7 @@ pub fn read(object: &Value) -> Read {
         ingress: judged(Direction::Ingress, ingress),
         reach: Reach::Ends,
         staged: false,
+        replaces: None,
         subject: Subject::Pods(PodSelector::new(Namespaces::Named(key.namespace.clone()), pods)),
         id: ObjectId { kind: KIND, namespace: Some(key.namespace), name: key.name },
     };

@@ -263,13 +263,21 @@ impl State {
             None => drop(self.faults.remove(&policy.id)),
         }
         let different = self.policies.get(&policy.id) != Some(&policy);
-        let now = different.then(|| policy.subject.clone());
+        let now = if different { self.concerned(&policy) } else { Vec::new() };
         let before = if different { self.policies.put(policy) } else { None };
-        before.map(|Policy { subject, .. }| subject).into_iter().chain(now)
+        let before = before.map(|before| self.concerned(&before)).unwrap_or_default();
+        before.into_iter().chain(now)
     }
 
-    fn remove_policy(&mut self, id: &ObjectId) -> Option<Subject> {
+    fn remove_policy(&mut self, id: &ObjectId) -> impl Iterator<Item = Subject> + use<> {
         self.faults.remove(id);
-        self.policies.remove(id).map(|policy| policy.subject)
+        let before = self.policies.remove(id);
+        before.map(|before| self.concerned(&before)).unwrap_or_default().into_iter()
+    }
+
+    /// Whom a policy means, and the one that it stands for.
+    fn concerned(&self, policy: &Policy) -> Vec<Subject> {
+        let replaced = policy.replaces.as_ref().and_then(|id| self.policies.get(id));
+        [policy].into_iter().chain(replaced).map(|policy| policy.subject.clone()).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! Which policies judge whom, and in which order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{Direction, End, ObjectId, Policy, Reach, Tier};
 use crate::world::{Judged, World};
@@ -45,6 +45,15 @@ pub struct Layer<'a> {
     pub policies: Vec<&'a Policy>,
 }
 
+/// What would judge somebody if staged policies counted.
+#[derive(Debug, Clone)]
+pub struct Proposed<'a> {
+    /// Tier by tier.
+    pub layers: Vec<Layer<'a>>,
+    /// Policies that count now would not: others may deny what these allow.
+    pub replaces: bool,
+}
+
 impl PolicySet {
     /// A policy is there, or is different now. Returns the one before.
     pub fn put(&mut self, policy: Policy) -> Option<Policy> {
@@ -71,16 +80,27 @@ impl PolicySet {
         self.judging(world, judged.into(), direction, false)
     }
 
-    /// The same as it would be if those that are staged were not; `None`: none of them applies.
+    /// The same as it would be if those that are staged were not, and those that they stand for were gone; `None`: no staged one applies.
     pub fn proposed(
         &self,
         world: &World,
         judged: impl Into<Judged>,
         direction: Direction,
-    ) -> Option<Vec<Layer<'_>>> {
-        let layers = self.judging(world, judged.into(), direction, true);
-        let mut all = layers.iter().flat_map(|layer| &layer.policies);
-        all.any(|policy| policy.staged).then_some(layers)
+    ) -> Option<Proposed<'_>> {
+        let judged = judged.into();
+        let staged = || self.policies.values().filter(|policy| policy.staged);
+        staged().next()?;
+        let replaced: BTreeSet<&ObjectId> = staged().filter_map(|policy| policy.replaces.as_ref()).collect();
+        let mut layers = self.judging(world, judged, direction, true);
+        let mut replaces = false;
+        for layer in &mut layers {
+            let before = layer.policies.len();
+            layer.policies.retain(|policy| !replaced.contains(&policy.id));
+            replaces |= layer.policies.len() != before;
+        }
+        layers.retain(|layer| !layer.policies.is_empty());
+        let any_staged = layers.iter().flat_map(|layer| &layer.policies).any(|policy| policy.staged);
+        (any_staged || replaces).then_some(Proposed { layers, replaces })
     }
 
     fn judging(&self, world: &World, judged: Judged, direction: Direction, staged: bool) -> Vec<Layer<'_>> {

@@ -340,6 +340,7 @@ fn more_tiers_than_the_kernel_follows_deny_what_would_come_after() {
                 }]),
                 reach: Reach::Ends,
                 staged: false,
+                replaces: None,
             };
             compiler.take(Event::Policy(policy.into()));
         }

@@ -269,6 +269,7 @@ impl SiteStances {
                 ingress: Some(rules),
                 reach: Reach::Ends,
                 staged: false,
+                replaces: None,
             }
         };
         sites.iter().map(policy).collect()

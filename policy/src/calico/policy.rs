@@ -57,27 +57,54 @@ pub fn kubernetes_staged(manifest: &Value) -> Read {
     let mut inner = manifest.clone();
     let action = match inner.get_mut("spec").and_then(Value::as_object_mut) {
         Some(spec) => staged_action(spec.remove("stagedAction").as_ref()),
-        None => Ok(()),
+        None => Ok(StagedAction::Set),
     };
     let mut read = networkpolicy::read(&inner);
     read.policy.id.kind = STAGED_KUBERNETES;
     read.policy.staged = true;
-    if let Err(fault) = action {
+    if action != Ok(StagedAction::Set) {
         (read.policy.egress, read.policy.ingress) = (None, None);
+    }
+    if !matches!(action, Ok(StagedAction::Ignore) | Err(_)) {
+        read.policy.replaces = instead(&read.policy.id);
+    }
+    if let Err(fault) = action {
         read.fault = Some(fault);
     }
     read
 }
 
-fn staged_action(value: Option<&Value>) -> Result<()> {
+/// What is to become of the policy that a staged one stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StagedAction {
+    /// It is to be as the staged one says.
+    Set,
+    /// It is to be gone.
+    Delete,
+    /// It stays as it is.
+    Ignore,
+}
+
+/// The policy that a staged one stands for: of the same name.
+fn instead(id: &ObjectId) -> Option<ObjectId> {
+    let kind = match id.kind {
+        STAGED_GLOBAL => GLOBAL,
+        STAGED_NAMESPACED => NAMESPACED,
+        STAGED_KUBERNETES => networkpolicy::KIND,
+        _ => return None,
+    };
+    Some(ObjectId { kind, ..id.clone() })
+}
+
+fn staged_action(value: Option<&Value>) -> Result<StagedAction> {
     match value.and_then(Value::as_str) {
-        Some("Set") => Ok(()),
-        None if value.is_none_or(Value::is_null) => Ok(()),
+        Some("Set") => Ok(StagedAction::Set),
+        Some("Delete") => Ok(StagedAction::Delete),
+        Some("Ignore") => Ok(StagedAction::Ignore),
+        None if value.is_none_or(Value::is_null) => Ok(StagedAction::Set),
         _ => {
             let said = shown(value.unwrap_or(&Value::Null));
-            let reason =
-                format!("{said:?}; only Set is done: what a policy would deny that is not there yet");
-            Err(ObjectError::new("spec.stagedAction", reason))
+            Err(ObjectError::new("spec.stagedAction", format!("{said:?}; use Set, Delete or Ignore")))
         }
     }
 }
@@ -116,11 +143,13 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
     // Whose rules it comes before is not known: it comes first, and allows nothing.
     let order = order.unwrap_or(Order(f64::MIN));
     let reach = reach(spec, staged);
-    let subject =
-        reach.clone().and_then(|reach| subject(&id, spec, reach)).and_then(|subject| match staged {
-            true => staged_action(spec.get("stagedAction")).map(|()| subject),
-            false => Ok(subject),
-        });
+    let action = match staged {
+        true => staged_action(spec.get("stagedAction")).map(Some),
+        false => Ok(None),
+    };
+    let subject = reach.clone().and_then(|reach| subject(&id, spec, reach));
+    let subject = subject.and_then(|subject| action.clone().map(|_| subject));
+    let action = action.ok().flatten();
     let understood = subject.is_ok();
     let subject = faults.keep(subject).unwrap_or_else(|| match &id.namespace {
         // Whom it means is not known: everybody whom it may.
@@ -155,7 +184,8 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
     let judged = |direction, rules: Vec<Rule>| {
         let mut rules = if understood { rules } else { Vec::new() };
         rules.retain(|rule| is_placed || rule.action != Action::Allow);
-        types.contains(&direction).then_some(rules)
+        let counts = action.is_none_or(|action| action == StagedAction::Set);
+        (counts && types.contains(&direction)).then_some(rules)
     };
     let policy = Policy {
         tier,
@@ -164,6 +194,10 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
         egress: judged(Direction::Egress, egress),
         ingress: judged(Direction::Ingress, ingress),
         reach: reach.unwrap_or_default(),
+        replaces: match action {
+            Some(StagedAction::Set | StagedAction::Delete) if understood => instead(&id),
+            _ => None,
+        },
         staged,
         id,
     };

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::{Action, Condition, Direction, Peer, Policy, Reach, Side, Subject};
+use crate::model::{Action, Condition, Direction, ObjectId, Peer, Policy, Reach, Side, Subject};
 use crate::networkpolicy::Read;
 
 fn global_with(spec: Value) -> Read {
@@ -176,6 +176,35 @@ fn what_is_refused_of_rules_counts_for_the_types_all_the_same() {
 }
 
 #[test]
+fn a_staged_policy_stands_for_the_one_of_its_name() {
+    let read = |action: Value| {
+        let spec = json!({"stagedAction": action, "selector": "a == 'b'", "ingress": [{"action": "Deny"}]});
+        staged_global(&json!({"metadata": {"name": "p"}, "spec": spec}))
+    };
+    let enforced = global_with(json!({})).policy.id;
+    for (action, rules, replaces) in [
+        (json!("Set"), true, true),
+        (Value::Null, true, true),
+        (json!("Delete"), false, true),
+        (json!("Ignore"), false, false),
+    ] {
+        let read = read(action.clone());
+        assert_eq!((fault(&read).as_str(), read.policy.ingress.is_some()), ("", rules), "{action}");
+        let replaced = read.policy.replaces.map(|id| ObjectId { name: enforced.name.clone(), ..id });
+        assert_eq!(replaced, replaces.then(|| enforced.clone()), "{action}");
+    }
+    let read = read(json!("Learn"));
+    assert!(fault(&read).contains("use Set, Delete or Ignore"), "{}", fault(&read));
+    assert_eq!(read.policy.replaces, None);
+    let kubernetes = |action: &str| {
+        let metadata = json!({"name": "p", "namespace": "n"});
+        kubernetes_staged(&json!({"metadata": metadata, "spec": {"stagedAction": action, "podSelector": {}}}))
+    };
+    assert_eq!(kubernetes("Delete").policy.replaces.unwrap().kind, "NetworkPolicy");
+    assert!(kubernetes("Delete").policy.ingress.is_none() && kubernetes("Ignore").policy.replaces.is_none());
+}
+
+#[test]
 fn a_policy_may_judge_what_a_node_forwards_and_what_was_dialled() {
     let read = global_with(json!({"applyOnForward": true, "ingress": [{"action": "Deny"}]}));
     assert_eq!((fault(&read).as_str(), read.policy.reach), ("", Reach::Forwarded));
@@ -254,16 +283,16 @@ fn all_faults_of_a_policy_are_known() {
 }
 
 #[test]
-fn staged_policies_are_staged_and_other_actions_are_not_done() {
+fn staged_policies_are_staged() {
     let spec =
         |action: &str| json!({"metadata": {"name": "s"}, "spec": {"stagedAction": action, "ingress": []}});
     let kinds: [fn(&Value) -> Read; 3] = [staged_global, staged_namespaced, kubernetes_staged];
     for read in kinds {
         let set = read(&spec("Set"));
         assert!(set.policy.staged && set.policy.ingress.is_some() && set.fault.is_none(), "{set:?}");
-        let delete = read(&spec("Delete"));
-        assert!(fault(&delete).starts_with("spec.stagedAction: \"Delete\"; only Set"), "{}", fault(&delete));
-        assert!(delete.policy.staged);
+        let learn = read(&spec("Learn"));
+        assert!(fault(&learn).starts_with("spec.stagedAction: \"Learn\"; use Set"), "{}", fault(&learn));
+        assert!(learn.policy.staged && learn.policy.replaces.is_none());
     }
     assert!(fault(&global(&spec("Set"))).starts_with("spec.stagedAction: no such field"));
 }

@@ -16,7 +16,7 @@ use crate::names::Domain;
 use crate::object::Key;
 use crate::protocol::Protocol;
 use crate::ruleset::{Element, Family, Kind, Match, Rule, State, Statement, Verdict, Way};
-use crate::tiers::{Layer, Stage, TIERS_MOST, excess};
+use crate::tiers::{Layer, Proposed, Stage, TIERS_MOST, excess};
 use crate::world::World;
 
 /// What a set holds.
@@ -122,7 +122,7 @@ pub(super) struct Applying<'a> {
     /// What is enforced, tier by tier.
     pub(super) tiers: Vec<Layer<'a>>,
     /// The same with what is staged, if anything is.
-    pub(super) proposed: Option<Vec<Layer<'a>>>,
+    pub(super) proposed: Option<Proposed<'a>>,
     /// The host endpoint that allows nothing by itself.
     pub(super) closed: Option<&'a ObjectId>,
     /// Of packets by themselves: what becomes of what is allowed; `None`: of connections.
@@ -144,6 +144,7 @@ pub(super) fn compile(
         names: BTreeMap::new(),
         denials: BTreeMap::new(),
         proposed: false,
+        replaces: false,
         stage: Stage::Tracked,
         allowed: applying.untracked.clone().unwrap_or(Verdict::Return),
     };
@@ -157,7 +158,8 @@ pub(super) fn compile(
     }
     let denies = bodies.iter().flatten().any(|rule| !is_harmless(rule));
     writer.proposed = true;
-    let proposed = applying.proposed.as_ref().map(|tiers| {
+    let proposed = applying.proposed.as_ref().map(|Proposed { layers: tiers, replaces }| {
+        writer.replaces = *replaces;
         let tiers = &tiers[..tiers.len().min(TIERS_MOST)];
         let tiers: Vec<Layer<'_>> = tiers.iter().filter(|layer| is_meant(layer.stage)).cloned().collect();
         writer.tiers(&tiers, false)
@@ -281,6 +283,8 @@ pub(super) struct Writer<'a> {
     denials: BTreeMap<String, Vec<Rule>>,
     // Nothing is decided: what staged policies would deny is told.
     pub(super) proposed: bool,
+    // What is enforced may deny something then that it does not now.
+    replaces: bool,
     // Of the policies that are written.
     pub(super) stage: Stage,
     // What becomes of what is allowed.
@@ -316,7 +320,7 @@ impl Writer<'_> {
     /// What a tier does with what none of its rules has decided.
     fn end(&mut self, tier: &Tier, policies: &[&Policy]) -> Vec<Rule> {
         // Where one of them is enforced, the tier ends so without those that are staged.
-        if self.proposed && policies.iter().any(|policy| !policy.staged) {
+        if self.proposed && !self.replaces && policies.iter().any(|policy| !policy.staged) {
             return vec![Rule::new(vec![], Verdict::Return)];
         }
         let ids: Vec<String> = policies.iter().map(|policy| policy.id.to_string()).collect();
@@ -383,7 +387,7 @@ impl Writer<'_> {
             Action::Allow => (told(logging.allowed), self.allowed.clone()),
             Action::Pass => (None, next.clone()),
             Action::Log => (told(logging.denied.max(1)), Verdict::Continue),
-            Action::Deny if self.proposed && !policy.staged => (None, Verdict::Return),
+            Action::Deny if self.proposed && !self.replaces && !policy.staged => (None, Verdict::Return),
             Action::Deny => {
                 let told = (self.settings.audit, self.proposed, self.begun(), &self.settings.log);
                 let chain = format!("d_{}", digest(&(&id, told)));

@@ -152,6 +152,7 @@ pub(crate) fn host_policy() -> impl Strategy<Value = Event> {
                 ingress: kept(ingress),
                 reach,
                 staged: false,
+                replaces: None,
             };
             Event::Policy(policy.into())
         },

@@ -333,6 +333,7 @@ pub(crate) fn tiered_policy() -> impl Strategy<Value = Read> {
                 ingress: kept(reach, ingress),
                 reach,
                 staged,
+                replaces: None,
             },
             fault: None,
             more: vec![],

@@ -180,6 +180,7 @@ impl Program {
                 ingress: Some(rules),
                 reach: Reach::Ends,
                 staged: false,
+                replaces: None,
             });
             anyhow::Ok(())
         };

@@ -233,6 +233,7 @@ fn stance() -> Event {
             ingress: Some(rules),
             reach: Reach::Ends,
             staged: false,
+            replaces: None,
         },
         fault: None,
         more: vec![],
