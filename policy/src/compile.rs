@@ -216,17 +216,23 @@ impl Compiler {
         }
         let mut standing = std::mem::take(&mut self.standing);
         let mut edit = Edit::of(&mut standing);
-        self.members(touched.addresses.union(&touched.meanings), &mut edit);
+        self.members(touched.addresses.iter(), &mut edit, |_| true);
+        let others = touched.meanings.difference(&touched.addresses);
+        self.members(others, &mut edit, |source| !matches!(source, Source::Pods(_)));
         if self.classify(stale, &touched) {
-            self.raise(&mut edit);
             let strict = self.classes.values().any(|class| class.denies);
             let based = Some((self.anybody.clone(), strict));
-            if stale || self.based != based {
-                self.based = based;
-                self.base(&mut edit, strict);
+            let chains =
+                (stale || self.based != based).then(|| base::chains(&self.settings, &self.anybody, strict));
+            self.based = based;
+            // Classes and base chains may lead to each other.
+            if let Some(chains) = &chains {
+                self.frame(chains, &mut edit);
             }
+            self.raise(&mut edit);
+            let names: Option<BTreeSet<String>> = chains.map(|chains| self.base(chains, &mut edit));
             self.enter_locals(&mut edit);
-            self.fell(&mut edit);
+            self.fell(names.as_ref(), &mut edit);
         }
         let (changes, revokes) = (edit.changes, edit.revokes);
         self.standing = standing;
@@ -234,11 +240,18 @@ impl Compiler {
     }
 
     /// Brings the members of the standing sets up to date for these addresses.
-    fn members<'a>(&mut self, touched: impl Iterator<Item = &'a IpAddr>, edit: &mut Edit<'_>) {
+    fn members<'a>(
+        &mut self,
+        touched: impl Iterator<Item = &'a IpAddr>,
+        edit: &mut Edit<'_>,
+        is_asked: fn(&Source) -> bool,
+    ) {
         let world = &self.state.world;
         for address in touched {
             let (family, holder) = (Family::of(*address), world.holder(*address));
-            for (name, uses) in self.uses.iter().filter(|(_, uses)| uses.family == family) {
+            for (name, uses) in
+                self.uses.iter().filter(|(_, uses)| uses.family == family && is_asked(&uses.source))
+            {
                 let now = members::of_address(world, &uses.source, *address, holder.map(|pod| &**pod));
                 match (&uses.source, uses.allows) {
                     // An address that a name has no more is one that it had: connections go on.
@@ -348,10 +361,10 @@ impl Compiler {
         }
     }
 
-    /// What is the same for all endpoints.
-    fn base(&mut self, edit: &mut Edit<'_>, strict: bool) {
+    /// Counters, sets and empty chains of what is the same for all endpoints.
+    fn frame(&self, chains: &[(String, Chain)], edit: &mut Edit<'_>) {
         base::COUNTERS.iter().for_each(|name| edit.add_counter(name));
-        let Settings { scope, own, mask, .. } = &self.settings;
+        let Settings { scope, own, .. } = &self.settings;
         for family in Family::BOTH {
             for (name, nets) in [(base::scope_set(family), scope), (base::own_set(family), own)] {
                 edit.add_set(&name, family, Kind::Ranges);
@@ -365,18 +378,24 @@ impl Compiler {
             edit.add_set(&base::egress_map(family), family, Kind::Chains);
             edit.add_set(&base::ingress_map(family), family, Kind::Chains);
         }
-        let mut chains = base::chains(&self.settings, &self.anybody, strict);
-        chains
-            .extend(base::epoch(*mask, self.epoch).map(|(name, rules)| (name, Chain { hook: None, rules })));
-        for (name, chain) in &chains {
+        for (name, chain) in chains {
             edit.add_chain(name, chain.hook);
         }
-        let names: BTreeSet<String> = chains.iter().map(|(name, _)| name.clone()).collect();
+        for (name, _) in base::epoch(self.settings.mask, self.epoch) {
+            edit.add_chain(&name, None);
+        }
+    }
+
+    /// What is the same for all endpoints; the names of its chains.
+    fn base(&self, chains: Vec<(String, Chain)>, edit: &mut Edit<'_>) -> BTreeSet<String> {
+        let epoch = base::epoch(self.settings.mask, self.epoch);
+        let epoch = epoch.into_iter().map(|(name, rules)| (name, Chain { hook: None, rules }));
+        let chains: Vec<(String, Chain)> = chains.into_iter().chain(epoch).collect();
+        let names = chains.iter().map(|(name, _)| name.clone()).collect();
         for (name, chain) in chains {
             edit.put_chain(&name, chain);
         }
-        // What nothing leads to any more.
-        edit.keep_chains(|name| is_of_class(name) || names.contains(name));
+        names
     }
 
     /// Puts the local addresses into the maps.
@@ -392,10 +411,13 @@ impl Compiler {
         }
     }
 
-    /// Takes away classes and sets that nothing leads to any more.
-    fn fell(&mut self, edit: &mut Edit<'_>) {
+    /// Takes away classes, base chains that are none of these, and sets, that nothing leads to any more.
+    fn fell(&mut self, base: Option<&BTreeSet<String>>, edit: &mut Edit<'_>) {
         let chains: BTreeSet<&String> = self.classes.values().flat_map(|class| class.chains.keys()).collect();
-        edit.keep_chains(|name| !is_of_class(name) || chains.contains(name));
+        edit.keep_chains(|name| match is_of_class(name) {
+            true => chains.contains(name),
+            false => base.is_none_or(|base| base.contains(name)),
+        });
         let sets: BTreeSet<&String> = self.classes.values().flat_map(|class| class.sets.keys()).collect();
         self.uses.retain(|name, _| sets.contains(name));
         edit.keep_sets(|name| !is_of_class(name) || sets.contains(name));

@@ -93,11 +93,17 @@ impl Slices {
         if self.all.get(&id) == Some(&endpoints) {
             return BTreeSet::new();
         }
+        // Those that were in it and still are mean something different only where what they serve is another thing.
+        let same =
+            |before: &Endpoints| before.service == endpoints.service && before.ports == endpoints.ports;
+        let kept = self.all.get(&id).filter(|before| same(before)).map(|before| before.addresses.clone());
         let before = self.remove(&id);
-        let mut touched = endpoints.addresses.clone();
+        let touched = match &kept {
+            Some(kept) => kept.symmetric_difference(&endpoints.addresses).copied().collect(),
+            None => before.union(&endpoints.addresses).copied().collect(),
+        };
         self.of.entry(endpoints.service.clone()).or_default().insert(id.clone());
         self.all.insert(id, endpoints);
-        touched.extend(before);
         touched
     }
 
@@ -192,6 +198,8 @@ mod tests {
             addresses(&["10.0.0.1", "10.0.0.2"])
         );
         assert!(slices.put(id("a"), of(&["10.0.0.1", "10.0.0.2"], 80)).is_empty());
+        assert_eq!(slices.put(id("a"), of(&["10.0.0.1"], 80)), addresses(&["10.0.0.2"]));
+        assert_eq!(slices.put(id("a"), of(&["10.0.0.1", "10.0.0.2"], 80)), addresses(&["10.0.0.2"]));
         slices.put(id("b"), of(&["10.0.0.2"], 81));
         let web = Key::new(Some("x"), "web");
         let served = |slices: &Slices, address: &str| {

@@ -227,11 +227,18 @@ fn judge(
     direction: Direction,
     judged: Judged,
 ) -> Decision {
+    let (untracked, tracked) =
+        layers.split_at(layers.iter().take_while(|layer| layer.stage == Stage::Untracked).count());
+    let decision = decide(world, untracked, flow, direction, judged);
+    if decision.reason != Reason::Unjudged {
+        return decision;
+    }
     let safe = || world.failsafe.holds(direction, flow.protocol, flow.port);
     if !judged.forwards && safe() && is_protected(world, policies, judged) {
         return Decision { allowed: true, reason: Reason::FailSafe };
     }
-    let decision = decide(world, layers, flow, direction, judged);
+    let room = TIERS_MOST.saturating_sub(untracked.len());
+    let decision = decide(world, &tracked[..tracked.len().min(room)], flow, direction, judged);
     if decision.reason != Reason::Unjudged {
         return decision;
     }
@@ -254,6 +261,8 @@ fn decide(
     let opposite = if direction == Direction::Egress { Direction::Ingress } else { Direction::Egress };
     let mut tracked = world.failsafe.holds(opposite, flow.protocol, flow.source_port)
         || world.failsafe.holds(direction, flow.protocol, flow.before_nat().port);
+    // What is for another address has yet to be translated, and is tracked.
+    let is_translated = direction == Direction::Ingress && flow.before_nat().destination != flow.destination;
     'tiers: for layer in layers.iter().take(TIERS_MOST) {
         let flow = &flow.seen_by(layer);
         let Layer { tier, policies, end, stage } = layer;
@@ -266,8 +275,8 @@ fn decide(
                     continue;
                 }
                 let allowed = match rule.action {
-                    // What is forwarded others judge, too.
-                    Action::Allow if judged.forwards && *stage == Stage::Untracked => {
+                    // What is forwarded, or will be translated, others judge by its connection.
+                    Action::Allow if *stage == Stage::Untracked && (judged.forwards || is_translated) => {
                         tracked = true;
                         continue 'tiers;
                     }

@@ -142,6 +142,7 @@ fn hook_text(hook: Hook) -> &'static str {
         Hook::Input => "type filter hook input priority filter; policy accept;",
         Hook::Forward => "type filter hook forward priority filter; policy accept;",
         Hook::Output => "type filter hook output priority filter; policy accept;",
+        Hook::Postrouting => "type filter hook postrouting priority filter; policy accept;",
         Hook::RawInput => "type filter hook prerouting priority raw; policy accept;",
         Hook::RawOutput => "type filter hook output priority raw; policy accept;",
     }
@@ -285,7 +286,9 @@ fn match_text(parts: &mut Parts<'_, '_>, condition: &Match, slot: Slot) -> fmt::
         Match::Direction(Way::Original) => parts.put(format_args!("ct direction original")),
         Match::Direction(Way::Reply) => parts.put(format_args!("ct direction reply")),
         Match::NoWayBack => parts.put(format_args!("fib saddr . iif oif missing")),
-        Match::ForThisHost => parts.put(format_args!("fib daddr type local")),
+        Match::ForAnother => parts.put(format_args!("fib daddr type unicast")),
+        Match::FromThisHost => parts.put(format_args!("fib saddr type local")),
+        Match::Translated => parts.put(format_args!("ct status dnat")),
         Match::MidStream => parts.put(format_args!("tcp flags & (fin|syn|rst|ack) != syn")),
         Match::Icmp6(first, last) if first == last => parts.put(format_args!("icmpv6 type {first}")),
         Match::Icmp6(first, last) => parts.put(format_args!("icmpv6 type {first}-{last}")),

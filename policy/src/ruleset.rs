@@ -166,8 +166,12 @@ pub enum Match {
     Direction(Way),
     /// No route leads back to its source by the interface that it came in by (`fib saddr . iif oif missing`).
     NoWayBack,
-    /// It is for an address of this host (`fib daddr type local`).
-    ForThisHost,
+    /// It is for somebody else, by a route (`fib daddr type unicast`): neither for this host, nor for many.
+    ForAnother,
+    /// It is from an address of this host (`fib saddr type local`).
+    FromThisHost,
+    /// Its connection's destination was translated (`ct status dnat`).
+    Translated,
     /// A TCP packet that does not open a connection.
     MidStream,
     /// ICMPv6 of these types, first to last.
@@ -269,6 +273,8 @@ pub enum Hook {
     Forward,
     /// From this host.
     Output,
+    /// To outside, when all know by which interface.
+    Postrouting,
     /// From outside, before conntrack (priority `raw`).
     RawInput,
     /// From this host, before conntrack (priority `raw`).

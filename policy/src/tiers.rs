@@ -104,13 +104,13 @@ impl PolicySet {
     }
 
     fn judging(&self, world: &World, judged: Judged, direction: Direction, staged: bool) -> Vec<Layer<'_>> {
-        let is_of_node = world.holder(judged.address).is_none();
+        let is_of_host = world.host_at(judged).is_some();
         let reaches = |policy: &&Policy| match policy.reach {
             Reach::Ends => !judged.forwards,
             Reach::Forwarded => true,
-            Reach::BeforeNat => direction == Direction::Ingress && is_of_node,
+            Reach::BeforeNat => direction == Direction::Ingress && is_of_host,
             // What is forwarded passes one hook before conntrack, where it comes in.
-            Reach::Untracked => is_of_node && (direction == Direction::Ingress || !judged.forwards),
+            Reach::Untracked => is_of_host && (direction == Direction::Ingress || !judged.forwards),
         };
         let judging = self.policies.values().filter(|policy| policy.rules(direction).is_some());
         let judging = judging.filter(|policy| staged || !policy.staged).filter(reaches);

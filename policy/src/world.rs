@@ -87,8 +87,8 @@ pub struct World {
     namespaces: BTreeMap<String, Labels>,
     accounts: BTreeMap<Key, Labels>,
     networks: BTreeMap<ObjectId, Networks>,
-    // Those that are host endpoints, and by address those that give a port of it a name.
-    hosts: BTreeSet<ObjectId>,
+    // Those that are host endpoints, by node, and by address those that give a port of it a name.
+    hosts: BTreeMap<String, BTreeSet<ObjectId>>,
     named: BTreeMap<IpAddr, BTreeSet<ObjectId>>,
     slices: Slices,
     nodes: BTreeMap<String, Node>,
@@ -237,8 +237,8 @@ impl World {
             return None;
         }
         let mut touched = self.remove_networks(&id).unwrap_or_default();
-        if networks.host.is_some() {
-            self.hosts.insert(id.clone());
+        if let Some(host) = &networks.host {
+            self.hosts.entry(host.node.clone()).or_default().insert(id.clone());
         }
         for address in networks.with_ports() {
             self.named.entry(address).or_default().insert(id.clone());
@@ -251,7 +251,14 @@ impl World {
     /// They are gone. If that changed anything, returns the addresses of which a port had a name.
     pub fn remove_networks(&mut self, id: &ObjectId) -> Option<BTreeSet<IpAddr>> {
         let before = self.networks.remove(id)?;
-        self.hosts.remove(id);
+        if let Some(host) = &before.host
+            && let Some(hosts) = self.hosts.get_mut(&host.node)
+        {
+            hosts.remove(id);
+            if hosts.is_empty() {
+                self.hosts.remove(&host.node);
+            }
+        }
         let addresses: BTreeSet<IpAddr> = before.with_ports().collect();
         for address in &addresses {
             if let Some(named) = self.named.get_mut(address) {
@@ -290,14 +297,16 @@ impl World {
     /// The host endpoint by which a node is judged: the one of the interface, or else the one of all, the first by name. A node that has
     /// the address in the mesh comes before those that only say so.
     pub fn host_at(&self, judged: Judged) -> Option<(&ObjectId, &Networks, &HostOf)> {
-        let nodes: Vec<&str> = match self.node_at(judged.address) {
-            Some(node) => vec![node],
-            None => self.claimants(judged.address).map(String::as_str).collect(),
-        };
-        if nodes.is_empty() {
+        if self.hosts.is_empty() {
             return None;
         }
-        let own = self.hosts().filter(|(_, _, host)| nodes.contains(&host.node.as_str()));
+        let own: BTreeSet<&ObjectId> = match self.node_at(judged.address) {
+            Some(node) => self.hosts.get(node).into_iter().flatten().collect(),
+            None => {
+                self.claimants(judged.address).filter_map(|node| self.hosts.get(node)).flatten().collect()
+            }
+        };
+        let own = own.into_iter().filter_map(|id| self.host(id));
         let (mut by_interface, mut of_all) = (None, None);
         for found in own {
             match found.2.interface {
@@ -311,10 +320,17 @@ impl World {
 
     /// All host endpoints.
     pub fn hosts(&self) -> impl Iterator<Item = (&ObjectId, &Networks, &HostOf)> {
-        self.hosts.iter().filter_map(|id| {
-            let networks = self.networks.get(id)?;
-            Some((id, networks, networks.host.as_ref()?))
-        })
+        self.hosts.values().flatten().filter_map(|id| self.host(id))
+    }
+
+    /// Those of a node.
+    pub fn hosts_of(&self, node: &str) -> impl Iterator<Item = (&ObjectId, &Networks, &HostOf)> {
+        self.hosts.get(node).into_iter().flatten().filter_map(|id| self.host(id))
+    }
+
+    fn host<'a>(&'a self, id: &'a ObjectId) -> Option<(&'a ObjectId, &'a Networks, &'a HostOf)> {
+        let networks = self.networks.get(id)?;
+        Some((id, networks, networks.host.as_ref()?))
     }
 
     /// The ports that host endpoints give names at an address that they say they have.
@@ -369,9 +385,11 @@ impl World {
         self.pods.range(first..).map(|(_, pod)| pod).take_while(move |pod| pod.key.namespace == namespace)
     }
 
-    /// The pod that has an address.
+    /// The pod that has an address. None has one of a node's own, but that node's: whoever runs another may say so.
     pub fn holder(&self, address: IpAddr) -> Option<&Arc<Pod>> {
-        self.pods.get(self.claims.get(&address)?.last()?)
+        let pod = self.pods.get(self.claims.get(&address)?.last()?)?;
+        let node = self.node_at(address);
+        node.is_none_or(|node| pod.node.as_deref() == Some(node)).then_some(pod)
     }
 
     /// The addresses that this pod has, and no newer one.

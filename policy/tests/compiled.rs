@@ -15,8 +15,10 @@ use mesh_policy::model::{
 };
 use mesh_policy::networkpolicy::{self};
 use mesh_policy::object::Key;
+use mesh_policy::referent::{Referent, What};
 use mesh_policy::ruleset::{Hook, Match, State as Ct, Statement, Way};
 use mesh_policy::tiers::is_protected;
+use mesh_policy::world::{HostOf, Networks};
 use mesh_policy::{Compiler, Event, Flow, LabelSelector, Protocol, State, clusternetworkpolicy, evaluate};
 use proptest::prelude::*;
 use random::*;
@@ -93,7 +95,18 @@ fn routed(state: &State, flow: Flow) -> Flow {
     let of_mesh = |address: IpAddr| settings("n1").scope.iter().any(|net| net.contains(&address));
     let by = |address: IpAddr, other: &str| {
         let tunnel = of_mesh(address) && !own(state, address);
-        Some(if tunnel { "sennit0" } else { other }.parse().unwrap())
+        let of_pod = own(state, address);
+        Some(
+            if tunnel {
+                "sennit0"
+            } else if of_pod {
+                "veth0"
+            } else {
+                other
+            }
+            .parse()
+            .unwrap(),
+        )
     };
     Flow { arrives_by: by(flow.source, "eth0"), leaves_by: by(flow.destination, "eth1"), ..flow }
 }
@@ -286,6 +299,27 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn an_answer_by_a_tunnel_makes_nothing_good_that_was_begun_by_a_host_endpoint() {
+    let mut compiler = Compiler::new(settings("n1"));
+    compiler.configure(settings("n1"), nodes());
+    let host =
+        HostOf { node: "n1".to_owned(), interface: Some("eth0".parse().unwrap()), ..HostOf::default() };
+    compiler.take(Event::Referent(Referent {
+        id: ObjectId { kind: "HostEndpoint", namespace: None, name: "h".to_owned() },
+        what: Some(What::Networks(Networks { host: Some(host), ..Networks::default() })),
+        fault: None,
+        more: vec![],
+    }));
+    compiler.update();
+    compiler.turn_epoch(Some(0x100));
+    let [node, far] = ["192.168.0.1", "10.0.2.4"].map(|text| text.parse().unwrap());
+    let mut back = answer(&packet(&Flow::new(node, far, Protocol::UDP, 80)));
+    back.interface = "sennit0".to_owned();
+    assert!(passes(compiler.ruleset(), Hook::Input, &mut back));
+    assert_eq!(back.mark, 0, "nobody has judged it");
 }
 
 #[test]

@@ -142,7 +142,8 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
     let is_placed = order.is_some();
     // Whose rules it comes before is not known: it comes first, and allows nothing.
     let order = order.unwrap_or(Order(f64::MIN));
-    let reach = reach(spec, staged);
+    // Of a namespace's policies these are no fields.
+    let reach = if is_global { reach(spec, staged) } else { Ok(Reach::Ends) };
     let action = match staged {
         true => staged_action(spec.get("stagedAction")).map(Some),
         false => Ok(None),

@@ -104,7 +104,7 @@ pub(super) fn rule(name: &str, entry: &Value, place: Place<'_>) -> Result<Rule> 
     }
     for side in [Side::Source, Side::Destination] {
         let field = side.as_str();
-        if let Some(value) = is_there(rule.get(field)) {
+        if let Some(value) = rule.get(field).filter(|value| !value.is_null()) {
             when.extend(entity(&format!("{at}.{field}"), value, side, protocol, place)?);
         }
     }
@@ -153,7 +153,7 @@ fn entity(
 ) -> Result<Vec<Condition>> {
     let entity = object(at, value, &ENTITY)?;
     let mut all = Vec::new();
-    if let Some(value) = is_there(entity.get("services")) {
+    if let Some(value) = entity.get("services").filter(|value| !value.is_null()) {
         all.push(service(at, value, entity, side, place)?);
     }
     let blocks = |field: &str| -> Result<Option<BTreeSet<Peer>>> {

@@ -86,6 +86,9 @@ fn nothing_that_is_not_done_is_passed_over() {
             json!({"source": {"services": {"name": "s"}}}),
             "source.services.namespace: a policy of no namespace",
         ),
+        (json!({"source": {"services": {}}}), "source.services.name: it needs one"),
+        (json!({"source": []}), "source: is no object"),
+        (json!({"destination": ""}), "destination: is no object"),
         (json!({"source": {"services": {"namespace": "n"}}}), "source.services.name: it needs one"),
         (json!({"source": {"services": {"name": "s", "port": 1}}}), "source.services.port: no such field"),
         (
@@ -158,6 +161,10 @@ fn a_policy_of_which_nobody_knows_whom_it_means_isolates_its_namespace_or_nobody
         }
     }
     assert_eq!(fault(&global_with(json!({"doNotTrack": false, "preDNAT": null}))), "");
+    let flags = json!({"doNotTrack": true, "applyOnForward": true, "ingress": rules});
+    let read = namespaced(&json!({"metadata": {"name": "p"}, "spec": flags}));
+    assert_eq!(read.policy.reach, Reach::Ends);
+    assert!(matches!(read.policy.subject, Subject::Pods(_)));
     let read = namespaced(&json!({"metadata": {"name": "p"}, "spec": {"doNotTrack": true}}));
     assert!(fault(&read).starts_with("spec.doNotTrack: no such field"), "{}", fault(&read));
 }

@@ -68,9 +68,16 @@ pub(super) fn chains(settings: &Settings, anybody: &Anybody, strict: bool) -> Ve
     ];
     if protected || !copies.is_empty() {
         // A cache of names may be a process of the node.
-        let rest = protected.then(|| Rule::new(vec![], Verdict::Jump("host_output".to_owned())));
+        let judged = |matches| Rule::new(matches, Verdict::Jump("host_output".to_owned()));
+        // In this hook the interface is the one before translation.
+        let translated = Rule::new(vec![Match::Translated], Verdict::Accept);
+        let rest = [translated, judged(vec![])].into_iter().filter(|_| protected);
         let rules = copies.into_iter().chain(rest).collect();
         all.push(("output".to_owned(), Chain { hook: Some(Hook::Output), rules }));
+        if protected {
+            let rules = vec![judged(vec![Match::Translated, Match::FromThisHost])];
+            all.push(("postrouting".to_owned(), Chain { hook: Some(Hook::Postrouting), rules }));
+        }
     }
     all.extend(host::chains(settings, anybody));
     for name in ["spoofed", "unknown"] {
@@ -116,7 +123,7 @@ fn forward(settings: &Settings, stranger: &str, copies: &[Rule], gated: bool) ->
         }));
     }
     rules.extend(from_tunnels(settings, "tunnel_forward"));
-    rules.extend(local_way_back(settings));
+    rules.extend(local_way_back().into_iter().filter(|_| settings.check_sources));
     rules.extend(copies.iter().cloned());
     rules.push(Rule::new(vec![], Verdict::Jump(KNOWN.to_owned())));
     // Where the node's own policies judge what it forwards, nothing is out of scope.
@@ -222,13 +229,11 @@ fn input(settings: &Settings, protected: bool) -> Vec<Rule> {
 }
 
 /// A pod that takes another's address is on another interface than that.
-pub(super) fn local_way_back(settings: &Settings) -> Vec<Rule> {
-    let families = Family::BOTH.into_iter().filter(|_| settings.check_sources);
-    let spoofed = families.map(|family| {
+pub(super) fn local_way_back() -> [Rule; 2] {
+    Family::BOTH.map(|family| {
         let local = within(family, End::Source, local_set(family), Kind::Addresses);
         Rule::new(vec![local, Match::NoWayBack], goto("x_spoofed"))
-    });
-    spoofed.collect()
+    })
 }
 
 /// The chains that depend on the epoch: which mark says that a connection was judged by the policy of now, and who gets it. `None`: no

@@ -34,7 +34,7 @@ pub(super) fn chains(settings: &Settings, anybody: &Anybody) -> Vec<(String, Cha
     }
     let (inbound, outbound) = (&settings.failsafe.inbound, &settings.failsafe.outbound);
     all.push(plain("host_output", host_output(anybody)));
-    all.push(plain("host_input", host_input(settings, anybody)));
+    all.push(plain("host_input", host_input(anybody)));
     for (interface, local) in &anybody.interfaces {
         let [bare_in, bare_out] = behind(anybody, Some(*interface));
         let input = judged(FAILSAFE_INPUT, bare_in, &local.ingress, &local.egress);
@@ -78,12 +78,20 @@ fn failsafe(
     carriers.chain(ports).collect()
 }
 
-/// Whom a protected node always hears, and is always heard by: its own pods and itself; and neighbours and listeners (RFC 4861, RFC
+/// Whom a protected node always hears, and is always heard by: itself; and neighbours and listeners (RFC 4861, RFC
 /// 3810), or nothing could be sent.
-fn always_heard(itself: Match, end: End) -> Vec<Rule> {
-    let pods = Family::BOTH.map(|family| within(family, end, local_set(family), Kind::Addresses));
-    let always = [itself, Match::Icmp6(130, 137), Match::Icmp6(143, 143)].into_iter().chain(pods);
-    always.map(|condition| Rule::new(vec![condition], Verdict::Accept)).collect()
+fn always_heard(itself: Match) -> Vec<Rule> {
+    let always = [itself, Match::Icmp6(130, 137), Match::Icmp6(143, 143)];
+    always.map(|condition| Rule::new(vec![condition], Verdict::Accept)).to_vec()
+}
+
+/// The same of its own pods: at this end, and where no interface has a host endpoint of its own, which would judge who takes their
+/// addresses.
+fn own_pods(end: End, verdict: &Verdict) -> [Rule; 2] {
+    Family::BOTH.map(|family| {
+        let pods = within(family, end, local_set(family), Kind::Addresses);
+        Rule::new(vec![pods], verdict.clone())
+    })
 }
 
 /// Both ways of a protected node's flows are judged in both hooks: an answer must not make good what was revoked.
@@ -123,10 +131,12 @@ fn by_interface<'a>(
 }
 
 /// Of a protected node: what comes in by devices that are no tunnels.
-fn host_input(settings: &Settings, anybody: &Anybody) -> Vec<Rule> {
-    let mut rules = local_way_back(settings);
-    rules.extend(always_heard(Match::Interface("lo".to_owned()), End::Source));
+fn host_input(anybody: &Anybody) -> Vec<Rule> {
+    let mut rules = always_heard(Match::Interface("lo".to_owned()));
     rules.extend(by_interface("host_input", anybody.interfaces.keys(), Match::Interface));
+    // Who comes in as a pod is believed by where pods are.
+    rules.extend(local_way_back());
+    rules.extend(own_pods(End::Source, &Verdict::Accept));
     let [untracked, _] = behind(anybody, None);
     let host = anybody.host.iter();
     rules.extend(host.flat_map(|host| judged(FAILSAFE_INPUT, untracked, &anybody.node, host)));
@@ -135,8 +145,9 @@ fn host_input(settings: &Settings, anybody: &Anybody) -> Vec<Rule> {
 
 /// Of a protected node: what it sends.
 fn host_output(anybody: &Anybody) -> Vec<Rule> {
-    let mut rules = always_heard(Match::Leaves("lo".to_owned()), End::Destination);
+    let mut rules = always_heard(Match::Leaves("lo".to_owned()));
     rules.extend(by_interface("host_output", anybody.interfaces.keys(), Match::Leaves));
+    rules.extend(own_pods(End::Destination, &Verdict::Accept));
     let [_, untracked] = behind(anybody, None);
     let host = anybody.host.iter();
     rules.extend(host.flat_map(|host| judged(FAILSAFE_OUTPUT, untracked, host, &anybody.node)));
@@ -167,9 +178,8 @@ fn without_conntrack(
     let not_tracked =
         |matches| Rule { matches, statements: vec![Statement::NoTrack], verdict: Verdict::Accept };
     // Of what is forwarded all that follows wants to know the connection.
-    let for_this_host = vec![not_tracked(vec![Match::ForThisHost]), Rule::new(vec![], Verdict::Accept)];
-    for (name, rules) in [("untracked_input", for_this_host), ("untracked_output", vec![not_tracked(vec![])])]
-    {
+    let ends_here = vec![Rule::new(vec![Match::ForAnother], Verdict::Accept), not_tracked(vec![])];
+    for (name, rules) in [("untracked_input", ends_here), ("untracked_output", vec![not_tracked(vec![])])] {
         all.push((name.to_owned(), Chain { hook: None, rules }));
     }
     for (hook, name) in [(Hook::RawInput, "raw_input"), (Hook::RawOutput, "raw_output")] {
@@ -179,17 +189,15 @@ fn without_conntrack(
             false => Match::Leaves(name.to_owned()),
         };
         let end = if incoming { End::Source } else { End::Destination };
-        let pods = Family::BOTH.map(|family| within(family, end, local_set(family), Kind::Addresses));
-        let mut rules: Vec<Rule> = [by("lo")]
-            .into_iter()
-            .chain(pods)
-            .map(|always| Rule::new(vec![always], Verdict::Accept))
-            .collect();
+        let mut rules = always_heard(by("lo"));
         rules.extend(safe_packets(settings, incoming));
         for (interface, of) in untracked.iter().rev() {
             let class = if incoming { &of.before.ingress } else { &of.before.egress };
             let verdict = class.as_deref().map_or(Verdict::Return, goto);
             let by = interface.map(|interface| by(interface.as_str()));
+            if by.is_none() {
+                rules.extend(own_pods(end, &Verdict::Accept));
+            }
             rules.push(Rule::new(by.into_iter().collect(), verdict));
         }
         all.push((name.to_owned(), Chain { hook: Some(hook), rules }));
@@ -223,8 +231,7 @@ fn forwarded(
     comes_in: Way,
     class: fn(&Sides) -> &Option<String>,
 ) -> Vec<Rule> {
-    let pods = Family::BOTH.map(|family| within(family, end, local_set(family), Kind::Addresses));
-    let mut rules: Vec<Rule> = pods.into_iter().map(|pods| Rule::new(vec![pods], Verdict::Return)).collect();
+    let mut rules = Vec::new();
     for (interface, sides) in sides.iter().rev() {
         let verdict = class(sides).as_deref().map_or(Verdict::Return, goto);
         match interface {
@@ -236,7 +243,10 @@ fn forwarded(
                 }
             }
             // The first of all, here the last.
-            None => rules.push(Rule::new(vec![], verdict)),
+            None => {
+                rules.extend(own_pods(end, &Verdict::Return));
+                rules.push(Rule::new(vec![], verdict));
+            }
         }
     }
     rules
@@ -256,9 +266,12 @@ fn tunnel_input(settings: &Settings, anybody: &Anybody) -> Vec<Rule> {
         }
         None => rules.extend([
             Rule::new(vec![], Verdict::Jump("judged_before".to_owned())),
-            // What answers the node was begun by it.
+            // What answers the node was begun by it; by another interface perhaps, where it is judged.
             Rule::new(vec![Match::Direction(Way::Original)], Verdict::Jump(node.to_owned())),
-            Rule::new(vec![], goto(STAMP)),
+            Rule::new(
+                anybody.is_protected().then_some(Match::Direction(Way::Original)).into_iter().collect(),
+                goto(STAMP),
+            ),
         ]),
     }
     rules

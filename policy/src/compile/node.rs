@@ -72,7 +72,7 @@ impl Anybody {
         let mut own = own.flat_map(|node| node.addresses.iter().chain(&node.status_addresses));
         let own = Judged::from(settings.address.or(own.next().copied()).unwrap_or(anywhere));
         let by = |interface: &Option<Interface>| Judged { interface: *interface, ..own };
-        let hosts = world.hosts().filter(|(_, _, host)| host.node == settings.node);
+        let hosts = world.hosts_of(&settings.node);
         let interfaces: BTreeSet<Interface> = hosts.filter_map(|(_, _, host)| host.interface).collect();
         let all: BTreeSet<Option<Interface>> = interfaces.iter().copied().map(Some).chain([None]).collect();
         let applies = |judged: Judged, direction: Direction, stage: Option<Stage>| {

@@ -39,7 +39,10 @@ const META_L4PROTO: u32 = 16;
 
 const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
+const CT_STATUS: u32 = 2;
 const CT_MARK: u32 = 3;
+/// `IPS_DST_NAT`, of `CT_STATUS`.
+const IPS_DST_NAT: u32 = 1 << 5;
 const CT_PROTO_SRC: u32 = 11;
 const CT_PROTO_DST: u32 = 12;
 const CT_SRC_IP: u32 = 19;
@@ -73,9 +76,10 @@ const LOG_QUEUE_THRESHOLD: u16 = 16;
 /// `NFT_FIB_RESULT_OIF`, and of `NFTA_FIB_F_*` SADDR, IIF and PRESENT.
 const FIB_RESULT_OIF: u32 = 1;
 const FIB_SADDR: u32 = 1;
-/// `NFT_FIB_RESULT_ADDRTYPE`, and of `NFTA_FIB_F_*` DADDR; `RTN_LOCAL`.
+/// `NFT_FIB_RESULT_ADDRTYPE`, and of `NFTA_FIB_F_*` DADDR; `RTN_UNICAST`, `RTN_LOCAL`.
 const FIB_RESULT_TYPE: u32 = 3;
 const FIB_DADDR: u32 = 1 << 1;
+const RTN_UNICAST: u32 = 1;
 const RTN_LOCAL: u32 = 2;
 const FIB_IIF: u32 = 1 << 3;
 const FIB_PRESENT: u32 = 1 << 5;
@@ -322,13 +326,12 @@ impl Writer<'_> {
                 // nft has it so, whatever the kernel writes there.
                 self.compare(CMP_EQ, &[0; 4]);
             }
-            Match::ForThisHost => {
-                self.expression("fib", |batch| {
-                    batch.be32(1, REG_1);
-                    batch.be32(2, FIB_RESULT_TYPE);
-                    batch.be32(3, FIB_DADDR);
-                });
-                self.compare(CMP_EQ, &RTN_LOCAL.to_ne_bytes());
+            Match::ForAnother => self.address_type(FIB_DADDR, RTN_UNICAST),
+            Match::FromThisHost => self.address_type(FIB_SADDR, RTN_LOCAL),
+            Match::Translated => {
+                self.ct(CT_STATUS, None);
+                self.bitwise(&IPS_DST_NAT.to_ne_bytes(), &[0; 4]);
+                self.compare(CMP_NEQ, &[0; 4]);
             }
             Match::MidStream => {
                 self.needs_transport(IPPROTO_TCP);
@@ -349,6 +352,16 @@ impl Writer<'_> {
                 self.compare(CMP_EQ, &value.to_ne_bytes());
             }
         }
+    }
+
+    /// What kind of route leads to an address of the packet.
+    fn address_type(&mut self, of: u32, kind: u32) {
+        self.expression("fib", |batch| {
+            batch.be32(1, REG_1);
+            batch.be32(2, FIB_RESULT_TYPE);
+            batch.be32(3, of);
+        });
+        self.compare(CMP_EQ, &kind.to_ne_bytes());
     }
 
     /// `nft` has this where a field of an interval's key is of the host's byte order; of one byte it changes nothing.

@@ -122,6 +122,7 @@ pub(super) fn chain(batch: &mut Batch, slot: Slot, name: &str, hook: Option<Hook
             Hook::Forward => (2, 0),
             Hook::Output => (3, 0),
             Hook::RawOutput => (3, -300),
+            Hook::Postrouting => (4, 0),
         };
         batch.be32(1, number);
         batch.attr(2, &priority.to_be_bytes());

@@ -27,6 +27,7 @@ pub(crate) struct Packet {
     pub(crate) mid_stream: bool,
     pub(crate) no_way_back: bool,
     pub(crate) for_this_host: bool,
+    pub(crate) from_this_host: bool,
     /// It is in a hook before destination NAT.
     pub(crate) before_nat: bool,
     pub(crate) mark: u32,
@@ -50,6 +51,7 @@ impl Packet {
             mid_stream: false,
             no_way_back: false,
             for_this_host: false,
+            from_this_host: false,
             before_nat: false,
             mark: 0,
         }
@@ -191,7 +193,9 @@ fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
             State::Established => matches!(packet.state, State::Established | State::Known),
             state => packet.state == *state,
         },
-        Match::ForThisHost => packet.for_this_host,
+        Match::ForAnother => !packet.for_this_host,
+        Match::FromThisHost => packet.from_this_host,
+        Match::Translated => packet.dialled.is_some() && packet.state != State::Untracked,
         Match::Direction(way) => packet.state != State::Untracked && packet.way == *way,
         Match::NoWayBack => packet.no_way_back,
         Match::MidStream => packet.protocol == 6 && packet.mid_stream,

@@ -293,12 +293,16 @@ pub(crate) fn everything() -> Ruleset {
     }
     let statements = vec![Statement::NoTrack];
     let untracked = Rule { matches: vec![], statements, verdict: Verdict::Accept };
-    let for_this_host = Rule { matches: vec![Match::ForThisHost], ..untracked.clone() };
+    let for_another = rule(vec![Match::ForAnother], Verdict::Accept);
     for (name, hook) in [("raw_input", Hook::RawInput), ("raw_output", Hook::RawOutput)] {
-        let last = if hook == Hook::RawInput { for_this_host.clone() } else { untracked.clone() };
+        let last = if hook == Hook::RawInput { for_another.clone() } else { untracked.clone() };
         let rules = raw.iter().cloned().chain([last]).collect();
         ruleset.chains.insert(name.to_owned(), Chain { hook: Some(hook), rules });
     }
+    let translated = rule(vec![Match::Translated, Match::FromThisHost], Verdict::Jump("y".to_owned()));
+    ruleset
+        .chains
+        .insert("post".to_owned(), Chain { hook: Some(Hook::Postrouting), rules: vec![translated] });
     ruleset.chains.insert("input".to_owned(), Chain { hook: Some(Hook::Input), rules: base });
     ruleset
 }

@@ -421,7 +421,11 @@ fn without_conntrack_each_packet_is_judged_by_itself() {
                 "selector": "role == 'node'", "ingress": [{"action": "Allow", "protocol": "UDP", "destination": {"ports": [9001]}}],
             }),
         );
-        rig.tell([Event::Pod(pod("a", "a", &A)), host(json!([])), tracked, with(json!([]))])?;
+        rig.tell([Event::Pod(pod("a", "a", &A)), host(json!([])), tracked])?;
+        rig.enforcer.compiler.take(with(json!([])));
+        let pass = rig.enforcer.pass(rig.now)?;
+        assert!(!pass.whole && pass.changes > 0, "it is a change like others: {pass:?}");
+        rig.settle()?;
         assert!(reaches(&mut rig, OUT, 9000)?);
         assert_eq!(untracked(&rig)?, 1, "conntrack knows nothing of it");
         assert!(reaches(&mut rig, OUT, 9001)?, "what it does not decide others do");
@@ -429,6 +433,23 @@ fn without_conntrack_each_packet_is_judged_by_itself() {
         assert!(!reaches(&mut rig, OUT, 9002)? && !reaches(&mut rig, "203.0.113.9", 9000)?);
         // What it denies nobody makes good, of what is forwarded as well; but for what is safe.
         assert!(!reaches(&mut rig, bad, 9001)? && reaches(&mut rig, bad, 68)?);
+        // What is for many is for this node, too.
+        let socket = UdpSocket::bind(("0.0.0.0", 9000))?;
+        socket.set_nonblocking(true)?;
+        let before = untracked(&rig)?;
+        let number = rig.number();
+        rig.pass(Link::Pods, &[Packet::first(address(OUT), address("224.0.0.1"), UDP, 9000, number)])?;
+        assert_eq!(untracked(&rig)?, before + 1);
+        assert!(socket.recv(&mut [0; 64]).is_ok());
+        drop(socket);
+        // And neighbours are heard whatever it says.
+        for hook in ["raw_input", "raw_output"] {
+            let chains = ["a", "b"]
+                .map(|slot| rig.run("nft", &format!("list chain inet sennit-policy {slot}_{hook}")));
+            let chain = chains.into_iter().find_map(Result::ok).context("no such chain")?;
+            let first = chain.find("icmpv6 type 130-137 accept").context("neighbours are not heard")?;
+            assert!(chain.find("goto").is_none_or(|judged| first < judged), "{chain}");
+        }
         forwards(
             &mut rig,
             &[
@@ -452,12 +473,77 @@ fn without_conntrack_each_packet_is_judged_by_itself() {
         let answer = json!({"action": "Allow", "protocol": "UDP", "source": {"ports": [9000]}, "destination": {"nets": ["192.0.2.0/24"]}});
         rig.tell([with(json!([answer]))])?;
         assert!(answers(&mut rig)?);
-        rig.tell([gone("GlobalNetworkPolicy", "u")])?;
+        let gone_of_them = gone("GlobalNetworkPolicy", "u");
+        rig.enforcer.compiler.take(gone_of_them);
+        let pass = rig.enforcer.pass(rig.now)?;
+        assert!(!pass.whole && pass.changes > 0, "it is a change like others: {pass:?}");
+        rig.settle()?;
         assert!(!answers(&mut rig)?);
         drop(socket);
         assert!(!reaches(&mut rig, OUT, 9000)? && reaches(&mut rig, bad, 9001)?);
         let chains = rig.run("nft", "list chains inet")?;
         assert!(!chains.contains("raw_input"), "nothing is left of it");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_node_begins_is_judged_by_where_it_goes_and_not_where_it_was_dialled() {
+    host_rig("what_a_node_begins_is_judged_by_where_it_goes_and_not_where_it_was_dialled", |mut rig| {
+        rig.through_tunnel("10.9.0.0/16")?;
+        rig.run("nft", "add table ip services")?;
+        rig.run("nft", "add chain ip services output { type nat hook output priority -100 ; }")?;
+        for (dialled, to) in [
+            ("192.0.2.80 udp dport 30080", "10.9.0.1:8080"),
+            ("10.9.0.2 udp dport 30081", "192.0.2.1:8080"),
+            ("192.168.7.1 udp dport 30082", "192.0.2.1:8080"),
+            ("192.0.2.80 udp dport 30083", "192.168.7.1:9000"),
+        ] {
+            rig.run("nft", &format!("add rule ip services output ip daddr {dialled} dnat to {to}"))?;
+        }
+        let ways = |rig: &mut Rig| -> anyhow::Result<[bool; 3]> {
+            Ok([
+                leaves(rig, "192.0.2.80", 30080)?,
+                leaves(rig, "10.9.0.2", 30081)?,
+                leaves(rig, HOST, 30082)?,
+            ])
+        };
+        // To itself by an address that stands for it.
+        let itself = || -> anyhow::Result<bool> {
+            let (server, client) = (UdpSocket::bind((HOST, 9000))?, UdpSocket::bind((HOST, 0))?);
+            server.set_nonblocking(true)?;
+            match client.send_to(b"to itself", ("192.0.2.80", 30083)) {
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(false),
+                sent => sent?,
+            };
+            Ok(server.recv(&mut [0; 16]).is_ok())
+        };
+        assert!(ways(&mut rig)? == [true; 3] && itself()?);
+        rig.tell([host_of("sennit0", json!([]))])?;
+        assert_eq!(ways(&mut rig)?, [false, true, true]);
+        rig.tell([gone("HostEndpoint", "here-sennit0"), host_of("pods0", json!([]))])?;
+        assert_eq!(ways(&mut rig)?, [true, false, false]);
+        assert!(itself()?, "it never leaves");
+        rig.tell([gone("HostEndpoint", "here-pods0"), host(json!([]))])?;
+        assert_eq!(ways(&mut rig)?, [false; 3]);
+        assert!(itself()?, "it never leaves");
+        Ok(())
+    });
+}
+
+#[test]
+fn whoever_takes_a_pods_address_or_a_nodes_gets_nothing_by_it() {
+    host_rig("whoever_takes_a_pods_address_or_a_nodes_gets_nothing_by_it", |mut rig| {
+        rig.tell([Event::Pod(pod("a", "a", &A)), host_of("pods0", json!([]))])?;
+        assert!(!reaches(&mut rig, A[0], 9000)?, "by an interface that has a host endpoint of its own");
+        rig.tell([gone("HostEndpoint", "here-pods0"), host(json!([]))])?;
+        assert!(reaches(&mut rig, A[0], 9000)?, "by where pods are");
+        // A pod of another node that says it has this node's address opens nothing by its policies.
+        rig.tell([
+            Event::Pod(remote("r", "r", &[HOST])),
+            policy("k", json!({"podSelector": {"matchLabels": {"app": "r"}}, "ingress": [{}]})),
+        ])?;
+        assert!(!reaches(&mut rig, OUT, 9000)?);
         Ok(())
     });
 }
