@@ -444,3 +444,54 @@ fn calicos_policies_and_the_meshs_own_count_through_the_tunnel() {
         )
         .passes();
 }
+
+#[test]
+fn an_underlay_interface_may_be_closed_and_a_tunnel_be_a_host_endpoint() {
+    mesh("policy-interfaces")
+        .steps(
+            r#"- capture: underlay
+- handshakes: all
+- expect: {matrix: pods}
+- name: by the underlay nobody speaks with the node, but for what carries the mesh
+  apply:
+    file: underlay.yaml
+    manifest:
+      - apiVersion: projectcalico.org/v3
+        kind: HostEndpoint
+        metadata: {name: gcp-1-eth0, labels: {role: underlay}}
+        spec: {node: gcp-1, interfaceName: eth0}
+- eventually:
+    deadline: 20s
+    step: {exec: {on: gcp-1, command: "nft list table inet sennit-policy | grep -q 'iifname \"eth0\" goto'"}}
+- restart: {nodes: gcp-1}
+- handshakes: all
+- expect: {matrix: pods}
+- expect: {pairs: [{from: [aws-1, aws-1-pod-1], to: gcp-1}]}
+- name: what the tunnel's host endpoint lets through
+  apply:
+    file: tunnel.yaml
+    manifest:
+      - apiVersion: projectcalico.org/v3
+        kind: HostEndpoint
+        metadata: {name: gcp-1-tunnel, labels: {role: tunnel}}
+        spec: {node: gcp-1, interfaceName: sennit0, profiles: [projectcalico-default-allow]}
+      - apiVersion: projectcalico.org/v3
+        kind: GlobalNetworkPolicy
+        metadata: {name: crossing}
+        spec:
+          selector: role == 'tunnel'
+          applyOnForward: true
+          types: [Ingress]
+          ingress: [{action: Allow, source: {selector: app == 'web'}}]
+- expect:
+    pairs:
+      - {from: aws-1-pod-1, to: [gcp-1-pod-1, gcp-1-pod-2, gcp-1]}
+      - {from: aws-1-pod-2, to: [gcp-1-pod-1, gcp-1-pod-2, gcp-1], verdict: deny}
+      - {from: gcp-1-pod-2, to: [gcp-1-pod-1, aws-1-pod-1, aws-1-pod-2]}
+- exec: {on: gcp-1, command: "rm /run/netlab/shared/registry/tunnel.yaml /run/netlab/shared/registry/underlay.yaml"}
+- expect: {matrix: pods}
+- assertNoCleartext: {}
+"#,
+        )
+        .passes();
+}
