@@ -167,7 +167,9 @@ impl Compiler {
 
     /// These are the node's settings, and all nodes.
     pub fn configure(&mut self, settings: Settings, nodes: BTreeMap<String, Node>) {
-        self.stale |= self.state.world.set_nodes(nodes) | (self.settings != settings);
+        let moved = self.state.world.set_nodes(nodes);
+        self.stale |= moved.is_some() || self.settings != settings;
+        self.touched.addresses.extend(moved.into_iter().flatten());
         self.state.world.failsafe = settings.failsafe.clone();
         self.settings = settings;
     }

@@ -144,11 +144,10 @@ impl Judgement {
 
 /// Judges a flow.
 pub fn evaluate(world: &World, policies: &PolicySet, flow: &Flow) -> Judgement {
-    if let Some(reason) = exempt(world, flow) {
-        let decision = Decision { allowed: true, reason };
-        return Judgement { egress: decision.clone(), ingress: decision };
-    }
     let [egress, ingress] = Direction::BOTH.map(|direction| {
+        if let Some(reason) = exempt(world, flow, direction) {
+            return Decision { allowed: true, reason };
+        }
         let decision = |judged| enforced(world, policies, flow, direction, judged);
         both(decision(flow.judged(direction)), forwarding(world, flow, direction).map(decision))
     });
@@ -169,11 +168,11 @@ pub(crate) fn enforced(
 
 /// What would become of a flow if staged policies counted; `None`: none of them applies to its ends.
 pub fn propose(world: &World, policies: &PolicySet, flow: &Flow) -> Option<Judgement> {
-    if exempt(world, flow).is_some() {
-        return None;
-    }
     let mut staged = false;
     let [egress, ingress] = Direction::BOTH.map(|direction| {
+        if let Some(reason) = exempt(world, flow, direction) {
+            return Decision { allowed: true, reason };
+        }
         let mut decision = |judged: Judged| {
             let proposed = policies.proposed(world, judged, direction);
             staged |= proposed.is_some();
@@ -208,7 +207,7 @@ pub(crate) fn forwarding(world: &World, flow: &Flow, direction: Direction) -> Op
     Some(Judged { address: *address, forwards: true, ..judged })
 }
 
-pub(crate) fn exempt(world: &World, flow: &Flow) -> Option<Reason> {
+pub(crate) fn exempt(world: &World, flow: &Flow, direction: Direction) -> Option<Reason> {
     if flow.source == flow.destination {
         return Some(Reason::OwnAddress);
     }
@@ -216,7 +215,15 @@ pub(crate) fn exempt(world: &World, flow: &Flow) -> Option<Reason> {
         let node = world.holder(pod)?.node.as_deref()?;
         world.is_known_by(node, other).then_some(Reason::OwnNode)
     };
-    own_node(flow.source, flow.destination).or_else(|| own_node(flow.destination, flow.source))
+    let own_node =
+        own_node(flow.source, flow.destination).or_else(|| own_node(flow.destination, flow.source))?;
+    // Who comes in by an interface that has a host endpoint of its own is no pod by its address alone.
+    let judged = flow.judged(direction);
+    let host = world.host_at(judged).filter(|_| world.holder(judged.address).is_none());
+    match host.and_then(|(_, _, host)| host.interface) {
+        Some(_) => None,
+        None => Some(own_node),
+    }
 }
 
 fn judge(

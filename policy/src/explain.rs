@@ -30,7 +30,7 @@ pub fn explain(state: &State, flow: &Flow) -> String {
         [(Direction::Egress, &judgement.egress), (Direction::Ingress, &judgement.ingress)]
     {
         let judged = flow.judged(direction);
-        let of = |judged| match exempt(world, flow) {
+        let of = |judged| match exempt(world, flow, direction) {
             Some(_) => decision.clone(),
             None => enforced(world, policies, flow, direction, judged),
         };

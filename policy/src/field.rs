@@ -1,8 +1,11 @@
 //! Reads the fields of manifests; what is wrong names its field.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 
+use crate::model::Direction;
 use crate::object::ObjectError;
 use crate::selector::LabelSelector;
 
@@ -65,6 +68,20 @@ pub(crate) fn list<'a>(at: &str, value: Option<&'a Value>) -> Result<&'a [Value]
         Some(Value::Array(_)) => Err(ObjectError::new(at, format!("has more than {LIST_MOST} entries"))),
         Some(_) => Err(ObjectError::new(at, "is no list")),
     }
+}
+
+/// Which ways a policy judges, as lists of types say it; `None`: nothing is said.
+pub(crate) fn directions(at: &str, value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {
+    let types = list(at, value)?.iter().enumerate().map(|(index, entry)| match entry.as_str() {
+        Some("Ingress") => Ok(Direction::Ingress),
+        Some("Egress") => Ok(Direction::Egress),
+        _ => {
+            let reason = format!("{:?}; use Ingress or Egress", shown(entry));
+            Err(ObjectError::new(format!("{at}[{index}]"), reason))
+        }
+    });
+    let types: BTreeSet<Direction> = types.collect::<Result<_>>()?;
+    Ok(Some(types).filter(|types| !types.is_empty()))
 }
 
 pub(crate) fn selector(at: &str, value: Option<&Value>) -> Result<Option<LabelSelector>> {

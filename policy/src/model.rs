@@ -506,6 +506,11 @@ impl Policy {
         }
     }
 
+    /// All that its rules ask.
+    pub fn conditions(&self) -> impl Iterator<Item = &Condition> {
+        self.egress.iter().chain(&self.ingress).flatten().flat_map(|rule| &rule.when)
+    }
+
     /// By what policies are sorted: tier, order, name; and the rest of what tells them apart.
     pub fn rank(&self) -> (&Tier, Order, &str, Option<&str>, &str) {
         (&self.tier, self.order, &self.id.name, self.id.namespace.as_deref(), self.id.kind)

@@ -11,6 +11,8 @@ const LINGER: u64 = 24 * 3600;
 const LEAST: u64 = 5;
 /// The most time that an answer counts, in seconds.
 const MOST: u64 = 24 * 3600;
+/// What is kept over a restart may be so much shorter than what was answered, in seconds.
+const MUCH: u64 = 60;
 /// The most names, and the most addresses of one, that are remembered.
 const NAMES_MOST: usize = 10_000;
 const ADDRESSES_MOST: usize = 256;
@@ -96,7 +98,7 @@ pub struct Recalled {
 #[derive(Debug, Clone, Default)]
 pub struct Names {
     now: u64,
-    // Counts what was learnt, recalled or forgotten.
+    // Counts what was learnt or recalled.
     revision: u64,
     known: BTreeMap<String, BTreeMap<IpAddr, u64>>,
     // Who has an address.
@@ -109,7 +111,6 @@ impl Names {
     /// A name was seen to have addresses. Returns those of which something is different.
     pub fn learn(&mut self, resolved: Resolved, now: u64) -> BTreeSet<IpAddr> {
         self.now = self.now.max(now);
-        self.revision += 1;
         let Resolved { name, addresses, ttl } = resolved;
         let mut touched = BTreeSet::new();
         if !self.known.contains_key(&name) && self.known.len() >= NAMES_MOST && !self.make_room(&mut touched)
@@ -133,6 +134,10 @@ impl Names {
             known.insert(address, before.max(until));
             self.of.entry(address).or_default().insert(name.clone());
             touched.extend((before <= self.now).then_some(address));
+            // That an answer was repeated is not worth being kept at once.
+            if before <= self.now || until > before + MUCH {
+                self.revision += 1;
+            }
         }
         self.due = Some(self.due.map_or(until, |due| due.min(until)));
         touched
@@ -202,7 +207,6 @@ impl Names {
         if self.due.is_none_or(|due| now < due) {
             return touched;
         }
-        self.revision += 1;
         let of = &mut self.of;
         let mut due: Option<u64> = None;
         self.known.retain(|name, addresses| {

@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use crate::calico;
-use crate::field::{Faults, Result, known, list, net, number, object, port_name, selector, shown};
+use crate::field::{
+    Faults, Result, directions, known, list, net, number, object, port_name, selector, shown,
+};
 use crate::model::{
     Action, Block, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy, Port, PortMatch, Reach,
     Rule, Subject, Tier,
@@ -111,20 +113,10 @@ pub fn read(object: &Value) -> Read {
 
 fn types(value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {
     let at = "spec.policyTypes";
-    let list = list(at, value)?;
-    let types = list.iter().enumerate().map(|(index, entry)| match entry.as_str() {
-        Some("Ingress") => Ok(Direction::Ingress),
-        Some("Egress") => Ok(Direction::Egress),
-        _ => Err(ObjectError::new(
-            format!("{at}[{index}]"),
-            format!("{:?}; use Ingress or Egress", shown(entry)),
-        )),
-    });
-    let types: BTreeSet<Direction> = types.collect::<Result<_>>()?;
-    if list.len() > 2 {
-        return Err(ObjectError::new(at, "has more than two entries"));
+    match list(at, value)?.len() {
+        0..=2 => directions(at, value),
+        _ => Err(ObjectError::new(at, "has more than two entries")),
     }
-    Ok(Some(types).filter(|types| !types.is_empty()))
 }
 
 fn rules(spec: &Map<String, Value>, direction: Direction, namespace: &str) -> Result<Vec<Rule>> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::model::{Condition, Direction, ObjectId, Policy, Subject, Tier};
+use crate::model::{Condition, ObjectId, Policy, Subject, Tier};
 use crate::names::{Domain, Recalled, Resolved};
 use crate::networkpolicy::{Read, refusal};
 use crate::object::{Key, Namespace, ObjectError, Pod};
@@ -159,9 +159,7 @@ impl State {
 
     /// All domain names that policies speak of.
     pub fn domains(&self) -> impl Iterator<Item = &Domain> {
-        let rules =
-            self.policies.iter().flat_map(|policy| policy.egress.iter().chain(&policy.ingress).flatten());
-        rules.flat_map(|rule| &rule.when).flat_map(Condition::domains)
+        self.policies.iter().flat_map(Policy::conditions).flat_map(Condition::domains)
     }
 
     fn put_referent(&mut self, Referent { id, what, fault, .. }: Referent, touched: &mut Touched) {
@@ -236,9 +234,7 @@ impl State {
         let Some(named) = changed else { return };
         touched.meanings.extend(named);
         let concerned = self.policies.iter().filter(|policy| {
-            let mut rules = Direction::BOTH.iter().filter_map(|direction| policy.rules(*direction)).flatten();
-            policy.subject.is_about_hosts()
-                || rules.any(|rule| rule.when.iter().any(Condition::is_about_networks))
+            policy.subject.is_about_hosts() || policy.conditions().any(Condition::is_about_networks)
         });
         touched.subjects.extend(concerned.map(|policy| policy.subject.clone()));
         // A node is protected, or not, whatever policies say.

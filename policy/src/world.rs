@@ -345,11 +345,12 @@ impl World {
         self.named.keys().copied()
     }
 
-    /// These are all nodes. Returns whether that changed anything.
-    pub fn set_nodes(&mut self, nodes: BTreeMap<String, Node>) -> bool {
+    /// These are all nodes. If that changed anything, returns the addresses of pods that may have other holders by it.
+    pub fn set_nodes(&mut self, nodes: BTreeMap<String, Node>) -> Option<BTreeSet<IpAddr>> {
         if self.nodes == nodes {
-            return false;
+            return None;
         }
+        let before = std::mem::take(&mut self.node_addresses);
         let all = || nodes.iter();
         self.prefixes = all()
             .flat_map(|(name, node)| node.prefixes.iter().map(|net| (net.trunc(), name.clone())))
@@ -365,7 +366,9 @@ impl World {
             }
         }
         self.nodes = nodes;
-        true
+        let both = before.keys().chain(self.node_addresses.keys()).copied();
+        let moved = both.filter(|address| before.get(address) != self.node_addresses.get(address));
+        Some(moved.filter(|address| self.claims.contains_key(address)).collect())
     }
 
     /// A pod by its key.
@@ -387,9 +390,10 @@ impl World {
 
     /// The pod that has an address. None has one of a node's own, but that node's: whoever runs another may say so.
     pub fn holder(&self, address: IpAddr) -> Option<&Arc<Pod>> {
-        let pod = self.pods.get(self.claims.get(&address)?.last()?)?;
         let node = self.node_at(address);
-        node.is_none_or(|node| pod.node.as_deref() == Some(node)).then_some(pod)
+        let claims = self.claims.get(&address)?.iter().rev();
+        let mut pods = claims.filter_map(|key| self.pods.get(key));
+        pods.find(|pod| node.is_none_or(|node| pod.node.as_deref() == Some(node)))
     }
 
     /// The addresses that this pod has, and no newer one.

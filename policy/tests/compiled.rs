@@ -269,7 +269,8 @@ proptest! {
         let compiler = compiler("n1", &events);
         let State { world, policies, .. } = compiler.state();
         let own: Vec<IpAddr> = ["192.168.0.1", "fd00:ffff::1"].map(|text| text.parse().unwrap()).into();
-        let others = ["10.0.2.4", "fd00:0:0:2::4", "172.16.0.3", "2001:db8::1", "192.168.0.2"].map(|text| text.parse::<IpAddr>().unwrap());
+        // The first pod is one of the node's own.
+        let others = ["10.0.2.4", "fd00:0:0:2::4", "172.16.0.3", "2001:db8::1", "192.168.0.2", "10.0.1.0", "fd00:0:0:1::"].map(|text| text.parse::<IpAddr>().unwrap());
         for (own, other) in own.iter().flat_map(|own| others.iter().map(move |other| (*own, *other))) {
             if own.is_ipv4() != other.is_ipv4() {
                 continue;
@@ -281,7 +282,8 @@ proptest! {
                 let away = Flow::new(own, other, protocol, port);
                 for interface in ["eth0", "sennit0"] {
                     let by = Some(interface.parse().unwrap());
-                    let of_mesh = settings("n1").scope.iter().any(|net| net.contains(&other));
+                    let mesh_policy::compile::Settings { scope, own: nets, .. } = settings("n1");
+                    let of_mesh = scope.iter().any(|net| net.contains(&other)) && !nets.iter().any(|net| net.contains(&other));
                     if interface == "sennit0" && !of_mesh {
                         continue;
                     }
@@ -298,6 +300,32 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_pod_has_no_address_of_another_node_whichever_is_known_first() {
+    let policy = json!({"podSelector": {"matchLabels": {"app": "a"}}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "c"}}}]}]});
+    let policy = networkpolicy::read(&json!({"metadata": {"name": "p", "namespace": "x"}, "spec": policy}));
+    let (server, mut client) = (pod(0, "a", 80), pod(9, "c", 80));
+    let taken: IpAddr = "10.7.7.7".parse().unwrap();
+    client.addresses = [taken].into();
+    let mut taken_by = nodes();
+    taken_by.get_mut("n2").unwrap().addresses.insert(taken);
+    let mut compiler = Compiler::new(settings("n1"));
+    compiler.configure(settings("n1"), nodes());
+    for event in [Event::Pod(server), Event::Pod(client), Event::Policy(policy)] {
+        compiler.take(event);
+    }
+    let flow = Flow::new(taken, "10.0.1.0".parse().unwrap(), Protocol::TCP, 80);
+    for (nodes, expected) in [(nodes(), true), (taken_by, false), (nodes(), true)] {
+        compiler.configure(settings("n1"), nodes);
+        compiler.update();
+        compiler.turn_epoch(Some(0x100));
+        let routed = routed(compiler.state(), flow);
+        assert_eq!(compiled(&compiler, &routed, own)[1], Some(expected));
+        let state = compiler.state();
+        assert_eq!(evaluate(&state.world, &state.policies, &routed).allowed(), expected);
     }
 }
 

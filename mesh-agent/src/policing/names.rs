@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mesh_policy::names::Recalled;
 use mesh_policy::{Compiler, Event, dns};
+use serde::{Deserialize, Serialize};
 
 use super::flows::{LISTEN_AGAIN, Socket, listen};
 use crate::atomic;
@@ -19,8 +20,19 @@ const KEEP: Duration = Duration::from_secs(5);
 /// Where the clock of names begins: what is recalled lies before.
 const ORIGIN: u64 = 7 * 24 * 3600;
 
-/// By name and address the second of the Epoch until which it counts.
-type Kept = BTreeMap<String, BTreeMap<IpAddr, u64>>;
+/// The least time between two writes.
+const BETWEEN: Duration = Duration::from_secs(60);
+/// The most addresses that are kept.
+const KEPT_MOST: usize = 20_000;
+
+/// What the file holds.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    /// The second of the Epoch in which it was written.
+    written: u64,
+    /// By name and address the second until which it counts.
+    names: BTreeMap<String, BTreeMap<IpAddr, u64>>,
+}
 
 pub(super) struct Answers {
     group: Option<u16>,
@@ -33,6 +45,7 @@ pub(super) struct Answers {
     // The revision that the file holds, and when the next is written.
     kept: u64,
     keep_at: Option<Instant>,
+    kept_at: Option<Instant>,
 }
 
 /// Seconds of the Epoch.
@@ -44,12 +57,12 @@ fn epoch() -> u64 {
 fn read(path: &Path) -> (Kept, Option<String>) {
     let text = match std::fs::read(path) {
         Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return (Kept::new(), None),
-        Err(e) => return (Kept::new(), Some(e.to_string())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return (Kept::default(), None),
+        Err(e) => return (Kept::default(), Some(e.to_string())),
     };
     match serde_json::from_slice(&text) {
         Ok(kept) => (kept, None),
-        Err(e) => (Kept::new(), Some(e.to_string())),
+        Err(e) => (Kept::default(), Some(e.to_string())),
     }
 }
 
@@ -71,6 +84,7 @@ impl Answers {
             file: config.state_dir.join(FILE),
             kept: 0,
             keep_at: None,
+            kept_at: None,
         }
     }
 
@@ -80,8 +94,9 @@ impl Answers {
         if let Some(why) = wrong {
             tracing::warn!("{}: {why}; names are learnt anew", self.file.display());
         }
-        let (clock, epoch) = (self.clock(Instant::now()), epoch());
-        let all = kept.into_iter().flat_map(|(name, addresses)| {
+        // A clock that went back since must not make anything last longer.
+        let (clock, epoch) = (self.clock(Instant::now()), epoch().max(kept.written));
+        let all = kept.names.into_iter().flat_map(|(name, addresses)| {
             let of = move |(address, until)| Recalled {
                 name: name.clone(),
                 address,
@@ -99,14 +114,15 @@ impl Answers {
     /// Writes what is known for an agent to come.
     pub(super) fn keep(&mut self, compiler: &Compiler) {
         self.keep_at = None;
+        self.kept_at = Some(Instant::now());
         let names = &compiler.state().world.names;
         if std::mem::replace(&mut self.kept, names.revision()) == names.revision() {
             return;
         }
         let (clock, epoch) = (self.clock(Instant::now()), epoch());
-        let mut kept = Kept::new();
-        for Recalled { name, address, until } in names.all() {
-            kept.entry(name).or_default().insert(address, moved(until, clock, epoch));
+        let mut kept = Kept { written: epoch, ..Kept::default() };
+        for Recalled { name, address, until } in names.all().take(KEPT_MOST) {
+            kept.names.entry(name).or_default().insert(address, moved(until, clock, epoch));
         }
         let text = serde_json::to_vec(&kept).map_err(std::io::Error::other);
         if let Err(e) = text.and_then(|text| atomic::replace(&self.file, &text, 0o600)) {
@@ -175,7 +191,9 @@ impl Answers {
             compiler.take(Event::Clock(now));
         }
         if compiler.state().world.names.revision() != self.kept {
-            let at = *self.keep_at.get_or_insert_with(|| Instant::now() + KEEP);
+            let soon = Instant::now() + KEEP;
+            let due = self.kept_at.map_or(soon, |at| soon.max(at + BETWEEN));
+            let at = *self.keep_at.get_or_insert(due);
             if at <= Instant::now() {
                 self.keep(compiler);
             }
@@ -198,14 +216,17 @@ mod tests {
     fn a_file_that_is_broken_is_no_file_and_says_so() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE);
-        assert_eq!(read(&path), (Kept::new(), None));
-        std::fs::write(&path, r#"{"example.com": {"192.0.2.1": 5}}"#).unwrap();
+        assert_eq!(read(&path), (Kept::default(), None));
+        let with = |names: &str| format!(r#"{{"written": 9, "names": {names}}}"#);
+        std::fs::write(&path, with(r#"{"example.com": {"192.0.2.1": 5}}"#)).unwrap();
         let (kept, wrong) = read(&path);
-        assert_eq!((kept["example.com"].len(), wrong), (1, None));
-        for broken in ["{", r#"{"example.com": {"nonsense": 5}}"#, r#"{"example.com": {"192.0.2.1": -5}}"#] {
+        assert_eq!((kept.names["example.com"].len(), wrong), (1, None));
+        for broken in
+            ["{", &with(r#"{"example.com": {"nonsense": 5}}"#), &with(r#"{"a.b": {"192.0.2.1": -5}}"#)]
+        {
             std::fs::write(&path, broken).unwrap();
             let (kept, wrong) = read(&path);
-            assert!(kept.is_empty() && wrong.is_some(), "{broken}");
+            assert!(kept.names.is_empty() && wrong.is_some(), "{broken}");
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::object::{name, namespace, order};
 use super::rule::{Place, action, expression, rule};
 use super::{GLOBAL, NAMESPACED, STAGED_GLOBAL, STAGED_KUBERNETES, STAGED_NAMESPACED};
-use crate::field::{Faults, Result, known, list, shown};
+use crate::field::{Faults, Result, directions, known, list, shown};
 use crate::model::{
     Action, Direction, Namespaces, ObjectId, Order, PodSelector, Policy, Reach, Rule, Subject, Tier,
 };
@@ -166,7 +166,9 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
         let place = Place { namespace: id.namespace.as_deref(), direction, reach };
         rules(spec, place, &mut faults)
     });
-    let types = faults.keep(types(spec.get("types"))).unwrap_or_else(|| Some(Direction::BOTH.into()));
+    let types = faults
+        .keep(directions("spec.types", spec.get("types")))
+        .unwrap_or_else(|| Some(Direction::BOTH.into()));
     // What Calico's server fills in, by what is written, whether it is understood or not.
     let says_nothing = |direction: Direction| match spec.get(direction.as_str()) {
         None | Some(Value::Null) => true,
@@ -203,20 +205,6 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
         id,
     };
     Read { policy, fault: faults.first, more: faults.more }
-}
-
-fn types(value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {
-    let at = "spec.types";
-    let types = list(at, value)?.iter().enumerate().map(|(index, entry)| match entry.as_str() {
-        Some("Ingress") => Ok(Direction::Ingress),
-        Some("Egress") => Ok(Direction::Egress),
-        _ => {
-            let reason = format!("{:?}; use Ingress or Egress", shown(entry));
-            Err(ObjectError::new(format!("{at}[{index}]"), reason))
-        }
-    });
-    let types: BTreeSet<Direction> = types.collect::<Result<_>>()?;
-    Ok(Some(types).filter(|types| !types.is_empty()))
 }
 
 /// Whether a flag is there and not false.

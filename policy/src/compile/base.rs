@@ -123,7 +123,7 @@ fn forward(settings: &Settings, stranger: &str, copies: &[Rule], gated: bool) ->
         }));
     }
     rules.extend(from_tunnels(settings, "tunnel_forward"));
-    rules.extend(local_way_back().into_iter().filter(|_| settings.check_sources));
+    rules.extend(local_way_back(settings));
     rules.extend(copies.iter().cloned());
     rules.push(Rule::new(vec![], Verdict::Jump(KNOWN.to_owned())));
     // Where the node's own policies judge what it forwards, nothing is out of scope.
@@ -219,7 +219,9 @@ fn copies(resolvers: Option<&Copied>) -> Vec<Rule> {
 }
 
 fn input(settings: &Settings, protected: bool) -> Vec<Rule> {
-    let mut rules = from_tunnels(settings, "tunnel_input");
+    let tunnels = settings.tunnels.iter();
+    let mut rules: Vec<Rule> =
+        tunnels.map(|name| Rule::new(vec![Match::Interface(name.clone())], goto("tunnel_input"))).collect();
     if protected {
         // What came out of a tunnel was judged there.
         let rest = Verdict::Jump("host_input".to_owned());
@@ -229,11 +231,13 @@ fn input(settings: &Settings, protected: bool) -> Vec<Rule> {
 }
 
 /// A pod that takes another's address is on another interface than that.
-pub(super) fn local_way_back() -> [Rule; 2] {
-    Family::BOTH.map(|family| {
+pub(super) fn local_way_back(settings: &Settings) -> Vec<Rule> {
+    let families = Family::BOTH.into_iter().filter(|_| settings.check_sources);
+    let spoofed = families.map(|family| {
         let local = within(family, End::Source, local_set(family), Kind::Addresses);
         Rule::new(vec![local, Match::NoWayBack], goto("x_spoofed"))
-    })
+    });
+    spoofed.collect()
 }
 
 /// The chains that depend on the epoch: which mark says that a connection was judged by the policy of now, and who gets it. `None`: no

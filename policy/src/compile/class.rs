@@ -158,11 +158,22 @@ pub(super) fn compile(
     }
     let denies = bodies.iter().flatten().any(|rule| !is_harmless(rule));
     writer.proposed = true;
-    let proposed = applying.proposed.as_ref().map(|Proposed { layers: tiers, replaces }| {
+    let proposed = applying.proposed.as_ref().map(|Proposed { layers, replaces }| {
+        let closed = excess(layers).or(applying.closed.cloned()).filter(|_| is_meant(Stage::Tracked));
         writer.replaces = *replaces;
-        let tiers = &tiers[..tiers.len().min(TIERS_MOST)];
+        let tiers = &layers[..layers.len().min(TIERS_MOST)];
         let tiers: Vec<Layer<'_>> = tiers.iter().filter(|layer| is_meant(layer.stage)).cloned().collect();
-        writer.tiers(&tiers, false)
+        // What is enforced denies it in the end as well, unless what stands before that is not there then, or is passed by.
+        let passes = |policy: &&Policy| {
+            let rules = policy.rules(direction).unwrap_or_default();
+            policy.staged && rules.iter().any(|rule| rule.action == Action::Pass)
+        };
+        let told = *replaces
+            || tiers.iter().flat_map(|layer| layer.policies.iter().copied()).any(|one| passes(&one));
+        let closed = closed.as_ref().filter(|_| told);
+        let mut bodies = writer.tiers(&tiers, closed.is_some());
+        bodies.extend(closed.map(|id| writer.closed(id)));
+        bodies
     });
     let proposed = proposed.unwrap_or_default();
     let Writer { sets, names, denials, .. } = writer;

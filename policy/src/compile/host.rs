@@ -34,7 +34,7 @@ pub(super) fn chains(settings: &Settings, anybody: &Anybody) -> Vec<(String, Cha
     }
     let (inbound, outbound) = (&settings.failsafe.inbound, &settings.failsafe.outbound);
     all.push(plain("host_output", host_output(anybody)));
-    all.push(plain("host_input", host_input(anybody)));
+    all.push(plain("host_input", host_input(settings, anybody)));
     for (interface, local) in &anybody.interfaces {
         let [bare_in, bare_out] = behind(anybody, Some(*interface));
         let input = judged(FAILSAFE_INPUT, bare_in, &local.ingress, &local.egress);
@@ -131,11 +131,10 @@ fn by_interface<'a>(
 }
 
 /// Of a protected node: what comes in by devices that are no tunnels.
-fn host_input(anybody: &Anybody) -> Vec<Rule> {
-    let mut rules = always_heard(Match::Interface("lo".to_owned()));
+fn host_input(settings: &Settings, anybody: &Anybody) -> Vec<Rule> {
+    let mut rules = local_way_back(settings);
+    rules.extend(always_heard(Match::Interface("lo".to_owned())));
     rules.extend(by_interface("host_input", anybody.interfaces.keys(), Match::Interface));
-    // Who comes in as a pod is believed by where pods are.
-    rules.extend(local_way_back());
     rules.extend(own_pods(End::Source, &Verdict::Accept));
     let [untracked, _] = behind(anybody, None);
     let host = anybody.host.iter();
@@ -231,7 +230,7 @@ fn forwarded(
     comes_in: Way,
     class: fn(&Sides) -> &Option<String>,
 ) -> Vec<Rule> {
-    let mut rules = Vec::new();
+    let mut rules = own_pods(end, &Verdict::Return).to_vec();
     for (interface, sides) in sides.iter().rev() {
         let verdict = class(sides).as_deref().map_or(Verdict::Return, goto);
         match interface {
@@ -243,10 +242,7 @@ fn forwarded(
                 }
             }
             // The first of all, here the last.
-            None => {
-                rules.extend(own_pods(end, &Verdict::Return));
-                rules.push(Rule::new(vec![], verdict));
-            }
+            None => rules.push(Rule::new(vec![], verdict)),
         }
     }
     rules

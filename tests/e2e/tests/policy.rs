@@ -337,7 +337,10 @@ fn a_name_that_was_learnt_outlives_the_agent() {
     mesh.steps(&ask)
         .steps(
             r#"- exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 10.2.0.2"}
-- restart: {nodes: aws-1}
+- eventually:
+    deadline: 30s
+    step: {exec: {on: aws-1, command: "grep -q db.example.com /run/netlab/private/state/names.json"}}
+- restart: {nodes: aws-1, signal: KILL}
 - status: {nodes: aws-1, where: [{path: /ready, equals: true}, {path: /policy/complete, equals: true}]}
 - name: nobody has asked since
   exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 10.2.0.2 && ! ping -n -c 1 -W 1 fd00:2::2"}
@@ -452,6 +455,8 @@ fn an_underlay_interface_may_be_closed_and_a_tunnel_be_a_host_endpoint() {
             r#"- capture: underlay
 - handshakes: all
 - expect: {matrix: pods}
+- exec: {on: gcp-1, command: "ip -4 -o address show dev eth0 | awk '{print $4}' | cut -d/ -f1 > /run/netlab/shared/underlay"}
+- exec: {on: aws-1, command: "ping -n -c 1 -W 2 $(cat /run/netlab/shared/underlay)"}
 - name: by the underlay nobody speaks with the node, but for what carries the mesh
   apply:
     file: underlay.yaml
@@ -463,6 +468,7 @@ fn an_underlay_interface_may_be_closed_and_a_tunnel_be_a_host_endpoint() {
 - eventually:
     deadline: 20s
     step: {exec: {on: gcp-1, command: "nft list table inet sennit-policy | grep -q 'iifname \"eth0\" goto'"}}
+- exec: {on: aws-1, command: "! ping -n -c 1 -W 1 $(cat /run/netlab/shared/underlay)"}
 - restart: {nodes: gcp-1}
 - handshakes: all
 - expect: {matrix: pods}
@@ -489,6 +495,9 @@ fn an_underlay_interface_may_be_closed_and_a_tunnel_be_a_host_endpoint() {
       - {from: aws-1-pod-2, to: [gcp-1-pod-1, gcp-1-pod-2, gcp-1], verdict: deny}
       - {from: gcp-1-pod-2, to: [gcp-1-pod-1, aws-1-pod-1, aws-1-pod-2]}
 - exec: {on: gcp-1, command: "rm /run/netlab/shared/registry/tunnel.yaml /run/netlab/shared/registry/underlay.yaml"}
+- eventually:
+    deadline: 20s
+    step: {exec: {on: aws-1, command: "ping -n -c 1 -W 1 $(cat /run/netlab/shared/underlay)"}}
 - expect: {matrix: pods}
 - assertNoCleartext: {}
 "#,

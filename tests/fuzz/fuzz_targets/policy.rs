@@ -11,6 +11,7 @@ use mesh_policy::compile::{Logging, MASK, Settings};
 use mesh_policy::explain::explain;
 use mesh_policy::render::{self, Slot};
 use mesh_policy::failsafe::FailSafe;
+use mesh_policy::world::Node;
 use mesh_policy::{Compiler, Event, Flow, Protocol, Said, evaluate, networkpolicy};
 
 fn settings() -> Settings {
@@ -35,7 +36,13 @@ fn settings() -> Settings {
 
 fn compiler() -> Compiler {
     let mut compiler = Compiler::new(settings());
-    compiler.configure(settings(), BTreeMap::new());
+    let address = |text: &str| text.parse().ok();
+    let node = Node {
+        site: Some("s".to_owned()),
+        addresses: ["10.9.0.1", "fd00:9::1"].into_iter().filter_map(address).collect(),
+        ..Node::default()
+    };
+    compiler.configure(settings(), BTreeMap::from([("n".to_owned(), node)]));
     compiler
 }
 
@@ -73,7 +80,13 @@ fuzz_target!(|data: &[u8]| {
     let text = render::ruleset(whole.ruleset(), Slot::A);
     assert!(text.lines().all(|line| !line.contains(';') || line.contains("hook") || line.trim_start().starts_with("type") || line.contains("flags")), "{text}");
     let state = whole.state();
-    let addresses: Vec<IpAddr> = state.world.pods().flat_map(|pod| pod.addresses.iter().copied()).take(4).collect();
+    let addresses: Vec<IpAddr> = state
+        .world
+        .pods()
+        .flat_map(|pod| pod.addresses.iter().copied())
+        .take(4)
+        .chain(["10.9.0.1", "fd00:9::1"].into_iter().filter_map(|text| text.parse().ok()))
+        .collect();
     for source in &addresses {
         for destination in addresses.iter().filter(|one| one.is_ipv4() == source.is_ipv4()) {
             let flow = Flow::new(*source, *destination, Protocol::TCP, 80);

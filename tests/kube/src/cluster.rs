@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use mesh_policy::Kind;
 use mesh_policy::kind::KINDS;
 use netlab::{Host, Output, Process};
 use serde_json::{Value, json};
@@ -421,8 +422,20 @@ impl Cluster {
     /// # Errors
     /// What the API server said.
     pub fn serve_calico(&self) -> anyhow::Result<()> {
+        self.serve_kinds(|kind| kind.stored)
+    }
+
+    /// Serves Calico's kinds as those of its versions do that keep them in its own group.
+    ///
+    /// # Errors
+    /// What the API server said.
+    pub fn serve_native_calico(&self) -> anyhow::Result<()> {
+        self.serve_kinds(|kind| kind.stored.map(|_| kind.version))
+    }
+
+    fn serve_kinds(&self, version: impl Fn(&Kind) -> Option<&str>) -> anyhow::Result<()> {
         let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-        let kinds = KINDS.iter().filter_map(|kind| Some((kind, kind.stored?.rsplit_once('/')?)));
+        let kinds = KINDS.iter().filter_map(|kind| Some((kind, version(kind)?.rsplit_once('/')?)));
         let mut crds = vec!["wait", "--for=condition=Established", "--timeout=30s"];
         let mut names = Vec::new();
         for (kind, (group, version)) in kinds {

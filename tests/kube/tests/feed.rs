@@ -242,6 +242,20 @@ fn calicos_objects_and_mesh_policies_count_and_are_told_what_became_of_them() {
                 })
                 .await;
 
+                // A Calico that comes to keep its objects in its own group: what it has left in the other counts no more.
+                cluster.serve_native_calico().unwrap();
+                let mut moved = calico("GlobalNetworkPolicy", "moved", json!({"ingress": rule}));
+                moved["apiVersion"] = json!("projectcalico.org/v3");
+                cluster.apply(&moved).unwrap();
+                let names = |state: &State| -> Vec<String> {
+                    let mut of_calico = state.policies.iter().filter(|policy| policy.id.kind == "GlobalNetworkPolicy");
+                    of_calico.by_ref().map(|policy| policy.id.name.clone()).collect()
+                };
+                until(&feed, &mut state, "what was moved counts, and what was left does not", |state| {
+                    names(state) == ["moved"]
+                })
+                .await;
+
                 // What no MeshPolicy can be the API server refuses, with the reason.
                 let sites = json!({"sites": ["aws"]});
                 for (subject, to, told) in [

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use mesh_policy::Event;
@@ -45,6 +46,19 @@ fn host_of(interface: &str, profiles: Value) -> Event {
     said(CALICO, "HostEndpoint", json!({"name": name, "labels": {"role": "node"}}), spec)
 }
 
+/// A socket of the node. A program that another test begins just now has those of this one until it runs.
+fn bound(address: &str, port: u16) -> anyhow::Result<UdpSocket> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match UdpSocket::bind((address, port)) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::yield_now();
+            }
+            bound => return Ok(bound?),
+        }
+    }
+}
+
 /// Whether a datagram from outside reaches a socket of the node.
 fn reaches(rig: &mut Rig, from: &str, port: u16) -> anyhow::Result<bool> {
     reaches_from(rig, from, 40_000, port)
@@ -61,7 +75,7 @@ fn reaches_by(
     (from, source_port): (&str, u16),
     port: u16,
 ) -> anyhow::Result<bool> {
-    let socket = UdpSocket::bind((HOST, port))?;
+    let socket = bound(HOST, port)?;
     socket.set_nonblocking(true)?;
     let number = rig.number();
     let packet = Packet { source_port, ..Packet::first(address(from), address(HOST), UDP, port, number) };
@@ -78,7 +92,7 @@ fn leaves(rig: &mut Rig, to: &str, port: u16) -> anyhow::Result<bool> {
 
 /// The same, from this port.
 fn leaves_from(rig: &mut Rig, from: u16, to: &str, port: u16) -> anyhow::Result<bool> {
-    let socket = UdpSocket::bind((HOST, from))?;
+    let socket = bound(HOST, from)?;
     let number = rig.number();
     let to: IpAddr = address(to);
     match socket.send_to(&number.to_be_bytes().repeat(2), (to, port)) {
@@ -114,7 +128,7 @@ fn a_host_endpoint_closes_a_node_but_for_what_is_allowed_and_safe() {
         );
         assert!(leaves(&mut rig, OUT, 9001)? && !leaves(&mut rig, OUT, 9000)?);
         // What was begun goes on both ways, until it is not allowed any more.
-        let socket = UdpSocket::bind((HOST, 9000))?;
+        let socket = bound(HOST, 9000)?;
         socket.set_nonblocking(true)?;
         let answers = |rig: &mut Rig, socket: &UdpSocket| -> anyhow::Result<bool> {
             let number = rig.number();
@@ -434,7 +448,7 @@ fn without_conntrack_each_packet_is_judged_by_itself() {
         // What it denies nobody makes good, of what is forwarded as well; but for what is safe.
         assert!(!reaches(&mut rig, bad, 9001)? && reaches(&mut rig, bad, 68)?);
         // What is for many is for this node, too.
-        let socket = UdpSocket::bind(("0.0.0.0", 9000))?;
+        let socket = bound("0.0.0.0", 9000)?;
         socket.set_nonblocking(true)?;
         let before = untracked(&rig)?;
         let number = rig.number();
@@ -460,7 +474,7 @@ fn without_conntrack_each_packet_is_judged_by_itself() {
             ],
         )?;
         // An answer needs a rule of its own.
-        let socket = UdpSocket::bind((HOST, 9000))?;
+        let socket = bound(HOST, 9000)?;
         let answers = |rig: &mut Rig| -> anyhow::Result<bool> {
             let number = rig.number();
             match socket.send_to(&number.to_be_bytes().repeat(2), (OUT, 40_000)) {
@@ -510,7 +524,7 @@ fn what_a_node_begins_is_judged_by_where_it_goes_and_not_where_it_was_dialled() 
         };
         // To itself by an address that stands for it.
         let itself = || -> anyhow::Result<bool> {
-            let (server, client) = (UdpSocket::bind((HOST, 9000))?, UdpSocket::bind((HOST, 0))?);
+            let (server, client) = (bound(HOST, 9000)?, bound(HOST, 0)?);
             server.set_nonblocking(true)?;
             match client.send_to(b"to itself", ("192.0.2.80", 30083)) {
                 Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(false),

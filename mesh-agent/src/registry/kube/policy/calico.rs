@@ -1,11 +1,14 @@
 //! Calico's objects, of a cluster that knows any.
 //!
 //! Most clusters know none, and are asked for their groups alone. Where Calico has an API server of its own, the objects are in two groups:
-//! the one in which they are kept counts.
+//! the one in which they are kept counts. Calico 3.32 can keep them in the other group itself: that one counts then, and what a migration
+//! has left in the first does not.
 
 use std::time::Duration;
 
 use kube::Client;
+use kube::api::GetParams;
+use kube::core::Request;
 use mesh_keyring::ClusterName;
 use mesh_policy::calico::{API_VERSION, STORED_VERSION};
 use mesh_policy::endpoints;
@@ -17,6 +20,7 @@ use crate::registry::kube::watch::RETRY_MOST;
 use crate::registry::kube::{Watches, reason};
 
 const NAME: &str = "Calico";
+const API_SERVICE: &str = "v3.projectcalico.org";
 // The first wait after a failure, or as long as there is nothing.
 const RETRY: Duration = Duration::from_secs(1);
 // So often has there to be nothing before that is believed: right after its start a server may not know yet what it will.
@@ -35,15 +39,7 @@ pub(super) async fn follow(client: Client, cluster: Option<ClusterName>, feed: F
     let mut watched: Option<(Group, Watches)> = None;
     let (mut missed, mut wait) = (0, RETRY);
     loop {
-        let found = versions(&client).await.map(|versions| {
-            let knows = |version: &str| versions.iter().any(|known| known == version);
-            match (knows(STORED_VERSION), knows(API_VERSION)) {
-                (true, _) => Some(Group::Stored),
-                (false, true) => Some(Group::Served),
-                (false, false) => None,
-            }
-        });
-        wait = match found {
+        wait = match group(&client).await {
             Ok(Some(group)) => {
                 feed.trouble(NAME, None);
                 if watched.as_ref().is_none_or(|(before, _)| *before != group) {
@@ -77,6 +73,30 @@ pub(super) async fn follow(client: Client, cluster: Option<ClusterName>, feed: F
             }
         };
         tokio::time::sleep(wait).await;
+    }
+}
+
+/// The group that counts; `None`: the cluster knows none.
+async fn group(client: &Client) -> Result<Option<Group>, kube::Error> {
+    let versions = versions(client).await?;
+    let knows = |version: &str| versions.iter().any(|known| known == version);
+    Ok(match (knows(STORED_VERSION), knows(API_VERSION)) {
+        (true, true) if is_native(client).await? => Some(Group::Served),
+        (true, _) => Some(Group::Stored),
+        (false, true) => Some(Group::Served),
+        (false, false) => None,
+    })
+}
+
+/// Whether the cluster itself keeps what is in Calico's own group: no Service stands behind that (`APIService`). Where that may not be
+/// read, no.
+async fn is_native(client: &Client) -> Result<bool, kube::Error> {
+    let request = Request::new("/apis/apiregistration.k8s.io/v1/apiservices");
+    let request = request.get(API_SERVICE, &GetParams::default()).map_err(kube::Error::BuildRequest)?;
+    match client.request::<serde_json::Value>(request).await {
+        Ok(object) => Ok(object.pointer("/spec/service").is_none_or(serde_json::Value::is_null)),
+        Err(kube::Error::Api(status)) if [403, 404].contains(&status.code) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
