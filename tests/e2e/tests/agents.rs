@@ -51,6 +51,10 @@ fn an_agent_that_is_restarted_writes_nothing() {
     let mut mesh = Mesh::new("no-write");
     mesh.sites("- {name: aws, nodes: 2}\n- {name: gcp, nodes: 1}").steps(
         r"- handshakes: all
+- name: which path is taken is settled
+  status: {nodes: aws-1, where: [{path: /peers/aws-2/path, equals: direct}, {path: /peers/gcp-1/path, equals: direct}]}
+- status: {nodes: aws-2, where: [{path: /peers/aws-1/path, equals: direct}, {path: /peers/gcp-1/path, equals: direct}]}
+- status: {nodes: gcp-1, where: [{path: /peers/aws-1/path, equals: direct}, {path: /peers/aws-2/path, equals: direct}]}
 - restart: {nodes: all}
 - handshakes: all
 - status: {where: [{path: /ready, equals: true}, {path: /changes/0, equals: 0}, {path: /changes/1, equals: 0}]}
