@@ -288,8 +288,7 @@ impl Compiler {
         let mut class_of = |judged: Judged, direction: Direction, untracked: Option<Verdict>| {
             let tiers = policies.applying(world, judged, direction);
             let proposed = policies.proposed(world, judged, direction);
-            let host = world.host_at(judged).filter(|(_, _, host)| !host.open && !judged.forwards);
-            let closed = host.map(|(id, _, _)| id);
+            let closed = world.closed_by(judged);
             let class =
                 class::compile(world, settings, direction, &Applying { tiers, proposed, closed, untracked });
             let name = class.name.clone();

@@ -202,9 +202,8 @@ pub(crate) fn forwarding(world: &World, flow: &Flow, direction: Direction) -> Op
     if other.is_some_and(|pod| pod.node.as_deref() == Some(name)) {
         return None;
     }
-    let node = world.nodes().get(name)?;
-    let address = node.addresses.iter().chain(&node.status_addresses).next()?;
-    Some(Judged { address: *address, forwards: true, ..judged })
+    let address = world.nodes().get(name)?.any_address()?;
+    Some(Judged { address, forwards: true, ..judged })
 }
 
 pub(crate) fn exempt(world: &World, flow: &Flow, direction: Direction) -> Option<Reason> {
@@ -249,9 +248,7 @@ fn judge(
     if decision.reason != Reason::Unjudged {
         return decision;
     }
-    // What a node forwards needs no profile.
-    let host = world.host_at(judged).filter(|(_, _, host)| !host.open && !judged.forwards);
-    match excess(layers).or(host.map(|(id, _, _)| id.clone())) {
+    match excess(layers).or(world.closed_by(judged).cloned()) {
         Some(id) => Decision { allowed: false, reason: Reason::Unprofiled(id) },
         None => decision,
     }

@@ -30,6 +30,13 @@ pub struct Node {
     pub prefixes: BTreeSet<IpNet>,
 }
 
+impl Node {
+    /// One of its addresses, those of the mesh first: by any of them policies know it.
+    pub(crate) fn any_address(&self) -> Option<IpAddr> {
+        self.addresses.iter().chain(&self.status_addresses).next().copied()
+    }
+}
+
 /// Addresses that have labels: a network set, or a host endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Networks {
@@ -316,6 +323,12 @@ impl World {
             }
         }
         by_interface.or(of_all)
+    }
+
+    /// The host endpoint that denies what no policy decides of who is judged; what a node forwards needs no profile.
+    pub fn closed_by(&self, judged: Judged) -> Option<&ObjectId> {
+        let closes = |(_, _, host): &(&ObjectId, &Networks, &HostOf)| !host.open && !judged.forwards;
+        self.host_at(judged).filter(closes).map(|(id, _, _)| id)
     }
 
     /// All host endpoints.

@@ -13,7 +13,7 @@ use mesh_policy::interface::Interface;
 use mesh_policy::model::{
     Action, Direction, End, Namespaces, ObjectId, Order, PodSelector, Policy, Reach, Rule, Subject, Tier,
 };
-use mesh_policy::networkpolicy::{self};
+use mesh_policy::networkpolicy;
 use mesh_policy::object::Key;
 use mesh_policy::referent::{Referent, What};
 use mesh_policy::ruleset::{Hook, Match, State as Ct, Statement, Way};

@@ -149,8 +149,7 @@ pub(super) fn compile(
         allowed: applying.untracked.clone().unwrap_or(Verdict::Return),
     };
     let is_meant = |stage: Stage| (stage == Stage::Untracked) == applying.untracked.is_some();
-    let tiers = &applying.tiers[..applying.tiers.len().min(TIERS_MOST)];
-    let tiers: Vec<Layer<'_>> = tiers.iter().filter(|layer| is_meant(layer.stage)).cloned().collect();
+    let tiers = asked(&applying.tiers, is_meant);
     let closed = excess(&applying.tiers).or(applying.closed.cloned()).filter(|_| is_meant(Stage::Tracked));
     let mut bodies = writer.tiers(&tiers, closed.is_some());
     if let Some(id) = &closed {
@@ -161,8 +160,7 @@ pub(super) fn compile(
     let proposed = applying.proposed.as_ref().map(|Proposed { layers, replaces }| {
         let closed = excess(layers).or(applying.closed.cloned()).filter(|_| is_meant(Stage::Tracked));
         writer.replaces = *replaces;
-        let tiers = &layers[..layers.len().min(TIERS_MOST)];
-        let tiers: Vec<Layer<'_>> = tiers.iter().filter(|layer| is_meant(layer.stage)).cloned().collect();
+        let tiers = asked(layers, is_meant);
         // What is enforced denies it in the end as well, unless what stands before that is not there then, or is passed by.
         let passes = |policy: &&Policy| {
             let rules = policy.rules(direction).unwrap_or_default();
@@ -204,6 +202,11 @@ pub(super) fn compile(
         .collect();
     let sets = sets.into_iter().filter(|(name, _)| used.contains(name)).collect();
     Class { name, chains, sets, names, denies }
+}
+
+/// The layers that are asked, of these stages.
+fn asked<'a>(layers: &[Layer<'a>], is_meant: impl Fn(Stage) -> bool) -> Vec<Layer<'a>> {
+    layers.iter().take(TIERS_MOST).filter(|layer| is_meant(layer.stage)).cloned().collect()
 }
 
 /// Puts the rules of tiers into chains of their own, by whose names they speak of each other then.

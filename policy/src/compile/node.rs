@@ -68,9 +68,8 @@ impl Anybody {
     ) -> Self {
         let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         // By any of its own: policies know nodes, not their addresses.
-        let own = world.nodes().get(&settings.node).into_iter();
-        let mut own = own.flat_map(|node| node.addresses.iter().chain(&node.status_addresses));
-        let own = Judged::from(settings.address.or(own.next().copied()).unwrap_or(anywhere));
+        let own = || world.nodes().get(&settings.node)?.any_address();
+        let own = Judged::from(settings.address.or_else(own).unwrap_or(anywhere));
         let by = |interface: &Option<Interface>| Judged { interface: *interface, ..own };
         let hosts = world.hosts_of(&settings.node);
         let interfaces: BTreeSet<Interface> = hosts.filter_map(|(_, _, host)| host.interface).collect();
