@@ -31,6 +31,8 @@ struct Shared {
     port: u16,
     // Whether a device listens there.
     device: bool,
+    // Whether the device was seen once.
+    looked: bool,
     failure: Option<String>,
 }
 
@@ -70,6 +72,7 @@ impl Probing {
                 prober: Prober::new(key, boot),
                 port: 0,
                 device: true,
+                looked: false,
                 failure: None,
             })),
             peers_changed: Rc::default(),
@@ -102,13 +105,19 @@ impl Probing {
         self.peers_changed.notify_one();
     }
 
-    /// Where the device sends to: addresses that peers have roamed to are looked at.
+    /// Where the device sends to: addresses that peers have roamed to are looked at. What it sends to the first time was left by an
+    /// agent before us, and goes before what only answers sooner.
     pub fn observed(&self, device: &ObservedDevice) {
         let mut shared = self.shared.borrow_mut();
         let now = Instant::now();
+        let first = !std::mem::replace(&mut shared.looked, true);
         for (key, peer) in &device.peers {
             if let (Some(endpoint), Some(_)) = (peer.endpoint, peer.last_handshake) {
-                shared.prober.observed(key, endpoint, now);
+                if first {
+                    shared.prober.adopted(key, endpoint, now);
+                } else {
+                    shared.prober.observed(key, endpoint, now);
+                }
             }
         }
         drop(shared);

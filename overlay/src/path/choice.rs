@@ -16,6 +16,8 @@ const SOON: Duration = Duration::from_secs(60);
 const STEADY: Duration = Duration::from_secs(600);
 /// At the start the best line gets so long to answer before a worse one that did is taken.
 const GRACE: Duration = Duration::from_millis(200);
+/// And the line that the device sends to already so long, before another one is taken.
+const ADOPTION: Duration = Duration::from_secs(1);
 /// A line that has answered within this time is known to live. Otherwise it is asked first.
 const FRESH: Duration = Duration::from_secs(2);
 /// A better line that loses more than this is not better.
@@ -26,6 +28,8 @@ const LOSS_MOST: f64 = 0.25;
 pub enum Why {
     /// The first line that lives.
     First,
+    /// The device sent there before anything was decided.
+    Adopted,
     /// The one before does not answer any more.
     Died,
     /// It lived for so long, and is better.
@@ -61,6 +65,7 @@ impl Decision {
         let (to, from) = (shown(self.to), shown(self.from));
         match self.why {
             Why::First => format!("{to}: the first that answers"),
+            Why::Adopted => format!("{to}: the device sends there already, and it answers"),
             Why::Died => format!("{to}: {from} does not answer any more"),
             Why::Better(lived) => {
                 format!("{to}: better than {from}, and alive for {} s", lived.as_secs())
@@ -79,6 +84,8 @@ pub struct Choice {
     pub carrying: Option<(Rung, SocketAddr, Instant)>,
     /// Whether the line in use is known to be dead, and nothing else lives.
     pub blocked: bool,
+    /// Where a device sends to that was found as an agent before us left it.
+    pub adopted: Option<SocketAddr>,
     settle: Duration,
     // When traffic went back to a better line.
     climbed: Option<Instant>,
@@ -87,7 +94,14 @@ pub struct Choice {
 
 impl Default for Choice {
     fn default() -> Self {
-        Self { carrying: None, blocked: false, settle: SETTLE, climbed: None, first_alive: None }
+        Self {
+            carrying: None,
+            blocked: false,
+            adopted: None,
+            settle: SETTLE,
+            climbed: None,
+            first_alive: None,
+        }
     }
 }
 
@@ -143,9 +157,23 @@ impl Choice {
     fn first(&mut self, lines: &[Line], now: Instant) -> Option<Decision> {
         let best = lines.iter().find(|line| line.state == Liveness::Alive)?;
         let since = *self.first_alive.get_or_insert(now);
-        let is_best = lines.first().is_some_and(|line| line.candidate == best.candidate);
-        let waited = now.saturating_duration_since(since) >= GRACE;
+        let adopted = self.adopted(lines);
+        if let Some(line) = adopted.filter(|line| line.state == Liveness::Alive) {
+            return Some(self.take(line, None, Why::Adopted, now));
+        }
+        let is_best = adopted.is_none() && lines.first().is_some_and(|line| line.candidate == best.candidate);
+        let waited = now.saturating_duration_since(since) >= self.patience(lines);
         (is_best || waited).then(|| self.take(best, None, Why::First, now))
+    }
+
+    /// The line that the device sends to already, unless it is known to be dead.
+    fn adopted<'a>(&self, lines: &'a [Line]) -> Option<&'a Line> {
+        let address = self.adopted?;
+        lines.iter().find(|line| line.candidate.address == address && line.state != Liveness::Dead)
+    }
+
+    fn patience(&self, lines: &[Line]) -> Duration {
+        if self.adopted(lines).is_some() { ADOPTION } else { GRACE }
     }
 
     fn climb(&mut self, lines: &[Line], index: usize, now: Instant) -> Option<Decision> {
@@ -164,7 +192,7 @@ impl Choice {
     pub fn wake_at(&self, lines: &[Line]) -> Option<Instant> {
         let Some(index) = self.index(lines) else {
             let any = self.carrying.is_none() && lines.iter().any(|line| line.state == Liveness::Alive);
-            return self.first_alive.filter(|_| any).map(|at| at + GRACE);
+            return self.first_alive.filter(|_| any).map(|at| at + self.patience(lines));
         };
         let used = &lines[index];
         let settling = lines[..index].iter().filter(|line| used.lives() && better(line, &used.candidate));

@@ -161,6 +161,14 @@ impl Prober {
         }
     }
 
+    /// The same of a device that was found as an agent before us left it: what it sends to is kept while it answers.
+    pub fn adopted(&mut self, key: &PublicKey, endpoint: SocketAddr, now: Instant) {
+        self.observed(key, endpoint, now);
+        if let Some(peer) = self.peers.get_mut(key) {
+            peer.choice.adopted = Some(endpoint);
+        }
+    }
+
     /// A datagram has arrived.
     pub fn receive(
         &mut self,

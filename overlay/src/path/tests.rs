@@ -10,6 +10,7 @@ use super::{Candidate, Origin, PeerPaths, Rung};
 
 const A: &str = "192.0.2.1:51820";
 const B: &str = "192.0.2.2:51820";
+const CARRIER: &str = "198.51.100.2:51820";
 
 fn at(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -82,6 +83,46 @@ fn what_comes_back_to_its_sender_or_is_another_pairs_is_nobodys() {
     *forged.last_mut().unwrap() ^= 1;
     let mut b = prober(2, 1, A, now);
     assert_eq!(given(&mut b, A, &forged, now), (Received::Rejected(Rejected::Forged), Vec::new()));
+}
+
+// What a starts with: a device that sends to `adopted`, and what B answers of `answering`, by turns of 50 ms, the first after 100 ms.
+fn restarted(adopted: &str, answering: &[(&str, u64)], until: u64) -> Option<SocketAddr> {
+    let now = Instant::now();
+    let (mut a, mut b) = (Prober::new(key(1), [1; 16]), prober(2, 1, A, now));
+    let carrier = Candidate { rung: Rung::Vxlan, ..direct(CARRIER) };
+    let paths = PeerPaths { candidates: vec![direct(B), carrier], mtu_most: 1500 };
+    a.set_peers(BTreeMap::from([(key(2).public(), paths)]), |_| true, now);
+    a.adopted(&key(2).public(), at(adopted), now);
+    for millis in (0..=until).step_by(50) {
+        let moment = now + Duration::from_millis(millis);
+        for question in polled(&mut a, moment) {
+            let answers = answering.iter().any(|(to, from)| at(to) == question.to && millis >= *from);
+            if !answers {
+                continue;
+            }
+            let to = question.to.to_string();
+            for answer in given(&mut b, A, &question.payload, moment).1 {
+                given(&mut a, &to, &answer.payload, moment);
+            }
+        }
+        assert!(a.wake_at().is_some());
+        if let Some((_, address, _)) = a.report(moment)[&key(2).public()].carrying {
+            return Some(address);
+        }
+    }
+    None
+}
+
+#[test]
+fn what_a_device_sends_to_already_goes_before_what_answers_sooner() {
+    let (direct, carrier) = (at(B), at(CARRIER));
+    assert_eq!(restarted(B, &[(CARRIER, 0), (B, 500)], 2000), Some(direct));
+    assert_eq!(restarted(CARRIER, &[(B, 0), (CARRIER, 500)], 2000), Some(carrier));
+    // But nobody waits for it for ever.
+    assert_eq!(restarted(B, &[(CARRIER, 0)], 800), None);
+    assert_eq!(restarted(B, &[(CARRIER, 0)], 1100), Some(carrier));
+    assert_eq!(restarted("203.0.113.1:9", &[(CARRIER, 0), (B, 0)], 800), None);
+    assert_eq!(restarted("203.0.113.1:9", &[(CARRIER, 0), (B, 0)], 1100), Some(direct));
 }
 
 #[test]
