@@ -18,6 +18,8 @@ const SERVICES: &str = "10.97.0.0/16";
 // The first of them is the API's own.
 const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 97, 0, 1));
 const COMMAND: Duration = Duration::from_secs(30);
+/// A thousand objects of one manifest take half of that on an idle machine, and no machine that tests is idle.
+const APPLY: Duration = Duration::from_secs(180);
 
 /// A control plane, up.
 pub struct Cluster {
@@ -329,6 +331,7 @@ impl Cluster {
 
     fn checked_within(&self, args: &[&str], input: &str, within: Duration) -> anyhow::Result<String> {
         let output = self.ask("admin", args, input, within)?;
+        ensure!(output.status.is_some(), "kubectl {}: not done after {} s", args.join(" "), within.as_secs());
         ensure!(output.success(), "kubectl {}: {}", args.join(" "), output.stderr_text().trim());
         Ok(output.stdout_text())
     }
@@ -347,7 +350,7 @@ impl Cluster {
     /// What the API server said.
     pub fn apply(&self, manifest: &Value) -> anyhow::Result<()> {
         let args = ["apply", "--server-side", "--field-manager=operator", "-f", "-"];
-        self.checked(&args, &manifest.to_string()).map(drop)
+        self.checked_within(&args, &manifest.to_string(), APPLY).map(drop)
     }
 
     /// Installs what `deploy/kubernetes/base` holds, and waits until the admission policy bites.
