@@ -43,7 +43,6 @@ check:           ## formatting, lints, documentation
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
-	RUSTFLAGS="--cfg fuzzing" cargo check --locked --manifest-path tests/fuzz/Cargo.toml
 
 deny:            ## licences, sources and bans of the dependency tree (installs cargo-deny where it is missing)
 	@command -v cargo-deny >/dev/null || cargo install cargo-deny --locked

@@ -12,7 +12,9 @@ if ! command -v cargo-fuzz >/dev/null; then
 fi
 # The sanitizer's flags are unstable ones; a stable compiler takes them when told so.
 export RUSTC_BOOTSTRAP=1
-cargo fuzz build --fuzz-dir .
+# What is linked at once cannot be told where it came from.
+export CARGO_PROFILE_RELEASE_LTO=off
+cargo fuzz build --fuzz-dir . --debug-assertions --target-dir "$PWD/target"
 built=target/$(rustc -vV | sed -n 's/^host: //p')/release
 run() {
   mkdir -p "target/found/$1" "artifacts/$1"

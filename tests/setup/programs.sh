@@ -4,8 +4,8 @@
 # and build half of these anew.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-cargo build --workspace --bins --tests --locked >&2
+cargo build --bins --tests --locked >&2
 # Cargo, which has nothing left to do, says where it put things.
-cargo test --workspace --locked --no-run --message-format=json 2>/dev/null |
+cargo test --locked --no-run --message-format=json 2>/dev/null |
   jq -r --arg here "$PWD/" 'select(.executable != null and .profile.test) |
     "\(.manifest_path | ltrimstr($here) | rtrimstr("/Cargo.toml")) \(.target.name) \(.executable)"'

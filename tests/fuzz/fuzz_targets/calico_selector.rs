@@ -14,7 +14,11 @@ fuzz_target!(|text: &str| {
         }
     };
     let word = text.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
-    for labels in [Labels::new(), [("a".to_owned(), word.to_owned())].into(), [(word.to_owned(), "a".to_owned())].into()] {
+    for labels in [
+        Labels::new(),
+        [("a".to_owned(), word.to_owned())].into(),
+        [(word.to_owned(), "a".to_owned())].into(),
+    ] {
         let selected = expression.selector.matches(&labels);
         if let Ok(negated) = parse(&format!("!({text})")) {
             assert!(text.trim().is_empty() || negated.selector.matches(&labels) != selected);

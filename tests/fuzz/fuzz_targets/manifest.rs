@@ -19,6 +19,10 @@ fuzz_target!(|bytes: &[u8]| {
     for record in &mut snapshot.nodes {
         let (name, granted) = (record.name.clone(), record.pod_cidrs.clone());
         publication(record, &source, &mut snapshot.problems);
-        assert_eq!((&record.name, &record.pod_cidrs), (&name, &granted), "a node's own word changed what it holds");
+        assert_eq!(
+            (&record.name, &record.pod_cidrs),
+            (&name, &granted),
+            "a node's own word changed what it holds"
+        );
     }
 });

@@ -9,8 +9,8 @@ use libfuzzer_sys::fuzz_target;
 use mesh_agent::manifest::{self, Object};
 use mesh_policy::compile::{Logging, MASK, Settings};
 use mesh_policy::explain::explain;
-use mesh_policy::render::{self, Slot};
 use mesh_policy::failsafe::FailSafe;
+use mesh_policy::render::{self, Slot};
 use mesh_policy::world::Node;
 use mesh_policy::{Compiler, Event, Flow, Protocol, Said, evaluate, networkpolicy};
 
@@ -78,7 +78,13 @@ fuzz_target!(|data: &[u8]| {
     steps.update();
     assert_eq!(whole.ruleset(), steps.ruleset());
     let text = render::ruleset(whole.ruleset(), Slot::A);
-    assert!(text.lines().all(|line| !line.contains(';') || line.contains("hook") || line.trim_start().starts_with("type") || line.contains("flags")), "{text}");
+    assert!(
+        text.lines().all(|line| !line.contains(';')
+            || line.contains("hook")
+            || line.trim_start().starts_with("type")
+            || line.contains("flags")),
+        "{text}"
+    );
     let state = whole.state();
     let addresses: Vec<IpAddr> = state
         .world
@@ -92,7 +98,10 @@ fuzz_target!(|data: &[u8]| {
             let flow = Flow::new(*source, *destination, Protocol::TCP, 80);
             let judgement = evaluate(&state.world, &state.policies, &flow);
             let told = explain(state, &flow);
-            assert_eq!(judgement.allowed(), told.lines().next().is_some_and(|line| line.ends_with("allowed")));
+            assert_eq!(
+                judgement.allowed(),
+                told.lines().next().is_some_and(|line| line.ends_with("allowed"))
+            );
         }
     }
 });
