@@ -15,7 +15,7 @@ pub mod whole;
 use std::time::{Duration, Instant};
 
 /// What a control plane or a mesh may take for anything.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits for a condition, at most [`PATIENCE`].
 ///

@@ -25,7 +25,7 @@ const CONTROL_PLANE: &str = "cluster";
 const CONFIG: &str = "/run/netlab/private/agent.yaml";
 const SOCKET: &str = "/run/sennit/agent.sock";
 const WIREGUARD: u16 = 51820;
-const ASKING: Duration = Duration::from_secs(20);
+const ASKING: Duration = Duration::from_secs(60);
 
 /// How a node is registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
