@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds all programs and all tests, and tells where they are: a line with folder, name and path of each test program.
-# All packages together, always, and programs with tests: a selection of them, or programs alone, choose other features of dependencies,
+# All packages that are built by default together, always, and programs with tests: a selection of them, or programs alone, choose other features of dependencies,
 # and build half of these anew.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -85,7 +85,7 @@ fn what_comes_back_to_its_sender_or_is_another_pairs_is_nobodys() {
     assert_eq!(given(&mut b, A, &forged, now), (Received::Rejected(Rejected::Forged), Vec::new()));
 }
 
-// What a starts with: a device that sends to `adopted`, and what B answers of `answering`, by turns of 50 ms, the first after 100 ms.
+// Where an agent sends to that finds a device which sends to `adopted`. Each address of `answering` answers from so many milliseconds on.
 fn restarted(adopted: &str, answering: &[(&str, u64)], until: u64) -> Option<SocketAddr> {
     let now = Instant::now();
     let (mut a, mut b) = (Prober::new(key(1), [1; 16]), prober(2, 1, A, now));
