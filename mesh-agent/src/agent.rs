@@ -4,6 +4,7 @@
 //! registry was read in full once, the last good peers stand in for it and nothing is pruned.
 
 mod exempted;
+mod guarded;
 mod in_force;
 mod standing;
 
@@ -17,17 +18,16 @@ use mesh_keyring::{NodeName, PublicKey, SiteName};
 use mesh_overlay::address::{Carried, carrier_prefix};
 use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST, PUBLIC_KEY};
 use mesh_overlay::endpoint::is_dialable;
-use mesh_overlay::link::{LinkConfig, ObservedUnderlay};
+use mesh_overlay::link::{LinkConfig, ObservedUnderlay, OtherLink};
 use mesh_overlay::plan::Paths;
 use mesh_overlay::plan::path::Resolution;
 use mesh_overlay::wireguard::Choice;
 use mesh_overlay::{
-    Admission, Advertisement, Endpoint, Grants, LocalNode, MeshPlan, NodeRecord, Peer, admit, prefix,
+    Admission, Advertisement, Endpoint, Grants, Kept, LocalNode, MeshPlan, NodeRecord, Peer, admit, prefix,
 };
 
 use crate::config::Config;
 use crate::registry::{MeshWord, Problem, Snapshot};
-use crate::settings::Settings;
 use crate::state::LastGood;
 pub use exempted::{Exempted, ExemptionState};
 use standing::{Standing, Steady};
@@ -71,6 +71,8 @@ pub struct Desired {
     pub exemptions: Vec<Exempted>,
     /// What is wrong with this node itself.
     pub warnings: Vec<String>,
+    /// Prefixes that nobody holds any more and that stay guarded.
+    pub kept: BTreeMap<IpNet, Kept>,
 }
 
 /// The agent's knowledge.
@@ -88,6 +90,10 @@ pub struct Agent {
     resolved: Resolution,
     paths: Paths,
     standing: Steady,
+    // When prefixes that nobody holds were last made older.
+    sighted: Option<Instant>,
+    // What somebody holds, by the last look.
+    held: BTreeSet<IpNet>,
     // The time of day; before it is known no exemption is in force.
     today: Option<Timestamp>,
 }
@@ -107,6 +113,8 @@ impl Agent {
             resolved: Resolution::new(),
             paths: Paths::new(),
             standing: Steady::default(),
+            sighted: None,
+            held: BTreeSet::new(),
             today: None,
         }
     }
@@ -165,15 +173,12 @@ impl Agent {
                 let before = self.last_good.settings.replace(settings.clone());
                 let local = self.local(Vec::new(), &mut Vec::new());
                 // What agent.yaml says itself is for `desired` to refuse.
-                let own = harmful(&local, &self.config.grants).is_some();
-                match harmful(&local, &self.grants()).filter(|_| !own) {
+                let accepted = &self.last_good.accepted;
+                let own = harmful(&local, &self.config.grants, accepted).is_some();
+                match harmful(&local, &self.grants(), accepted).filter(|_| !own) {
                     None => MeshWord::Said(settings),
                     Some(why) => {
                         self.last_good.settings = before;
-                        // It may have become so only now, by an address that this host got.
-                        if harmful(&local, &self.grants()).is_some() {
-                            self.last_good.settings = Some(Settings { sites: BTreeMap::new(), ..settings });
-                        }
                         MeshWord::Unclear(format!("spec.{why}"))
                     }
                 }
@@ -308,7 +313,7 @@ impl Agent {
             ));
         }
         let own_prefixes = self.own_prefixes(grants, &mut warnings);
-        let local = self.local(own_prefixes.clone(), &mut warnings);
+        let mut local = self.local(own_prefixes.clone(), &mut warnings);
         let (admission, mut refused) = match &self.snapshot {
             Some(snapshot) => {
                 let records = self.records(snapshot, now);
@@ -318,6 +323,13 @@ impl Agent {
             None => (Admission::remembered(&self.last_good.peers), Vec::new()),
         };
         let incomplete = self.snapshot.as_ref().is_some_and(|s| s.incomplete);
+        let harmful = harmful(&local, grants, &self.last_good.accepted);
+        let held = guarded::held(&local, grants, &admission, harmful.is_none());
+        self.remember_guarded(&held, !incomplete, now);
+        let (former, kept) = guarded::kept(&self.last_good.guarded, &held, &local.name);
+        local.former = former.keys().copied().collect();
+        local.underlay_links.extend(self.underlay.away(&[&local.prefixes[..], &local.former].concat()));
+        let reserved: BTreeSet<IpNet> = admission.reserved.keys().chain(kept.keys()).copied().collect();
         if let Some(snapshot) = &self.snapshot {
             let own = self.own_record();
             self.last_good = LastGood {
@@ -331,6 +343,12 @@ impl Agent {
                 waiting: self.last_good.waiting,
                 knows_pods: self.last_good.knows_pods,
                 unpoliced: self.last_good.unpoliced,
+                guarded: std::mem::take(&mut self.last_good.guarded),
+                accepted: if harmful.is_none() {
+                    grants.sites.values().flatten().copied().collect()
+                } else {
+                    std::mem::take(&mut self.last_good.accepted)
+                },
             };
         }
         if incomplete {
@@ -365,10 +383,11 @@ impl Agent {
             &local,
             grants,
             &admission.peers,
-            &admission.reserved,
+            &reserved,
             &self.resolved,
             &self.paths,
         );
+        warnings.extend(guarded::intruders(&self.underlay, &local, &plan));
         let exemptions = self.exemptions().cloned().map(|one| Exempted::of(one, self.today, &plan)).collect();
         for (node, whys) in &admission.refused {
             refused.extend(whys.iter().map(|w| Problem { node: Some(node.clone()), text: w.to_string() }));
@@ -385,7 +404,7 @@ impl Agent {
             announced,
             synced: self.is_synced(),
             prune: self.is_synced() && !incomplete,
-            harmful: harmful(&local, grants),
+            harmful,
             judged: true,
             plan,
             names,
@@ -394,6 +413,7 @@ impl Agent {
             unpublished,
             exemptions,
             warnings,
+            kept: former.into_iter().chain(kept).collect(),
         }
     }
 
@@ -446,7 +466,10 @@ impl Agent {
             public_key: self.public_key,
             prefixes,
             underlay_addresses: self.underlay_addresses(),
-            underlay_interfaces: self.underlay.default_route_interfaces.clone(),
+            former: Vec::new(),
+            underlay_links: self.named_links().map(|(index, _)| *index).collect(),
+            pod_kinds: self.config.guard.pod_interface_kinds.iter().map(|k| k.as_str().to_owned()).collect(),
+            holes: self.named_links().flat_map(|(_, link)| link.addresses.keys().chain(&link.gateways)).copied().collect(),
             underlay_mtu: mtu,
             encrypts: self.encrypts(),
             interface: self.config.wireguard.interface,
@@ -467,6 +490,12 @@ impl Agent {
             Endpoint::Name(..) => None,
         });
         configured.chain(self.underlay.default_route_addresses.iter().copied()).collect()
+    }
+
+    /// The links that the operator has named as the underlay's.
+    fn named_links(&self) -> impl Iterator<Item = (&u32, &OtherLink)> {
+        let named = |link: &OtherLink| self.config.underlay.interfaces.iter().any(|n| n.as_str() == link.name);
+        self.underlay.links.iter().filter(move |(_, link)| named(link))
     }
 
     /// Where others see this node, unless the operator or the kernel has said that address anyway.
@@ -501,9 +530,11 @@ impl Agent {
     }
 }
 
-/// A grant around our own underlay would black-hole the gateway, the API server and whoever is logged in.
-fn harmful(local: &LocalNode, grants: &Grants) -> Option<String> {
+/// A grant around our own underlay would black-hole the gateway, the API server and whoever is logged in. It is
+/// judged once, when it is new: an address that this host gets later is the network's word, not the operator's.
+fn harmful(local: &LocalNode, grants: &Grants, accepted: &BTreeSet<IpNet>) -> Option<String> {
     let all = grants.sites.iter().flat_map(|(site, nets)| nets.iter().map(move |net| (site, net)));
+    let all = all.filter(|(_, net)| !accepted.iter().any(|wide| wide.contains(*net)));
     let around = |net: &IpNet| local.underlay_addresses.iter().find(|ip| net.contains(*ip));
     let (site, net, ip) = all.filter_map(|(site, net)| Some((site, net, around(net)?))).next()?;
     Some(format!(

@@ -86,6 +86,12 @@ pub enum Command {
         #[command(subcommand)]
         command: PolicyCommand,
     },
+    /// Show, restore or release what the guard keeps in the mesh.
+    Guard {
+        /// What to do.
+        #[command(subcommand)]
+        command: GuardCommand,
+    },
     /// Remove all that the agent ever made on this host: device, routes, rules, guard, state, publication.
     Cleanup {
         /// The configuration.
@@ -124,6 +130,29 @@ fn backend(text: &str) -> Result<Choice, String> {
         "userspace" => Ok(Choice::Userspace),
         _ => Err("auto, kernel or userspace".to_owned()),
     }
+}
+
+/// What can be done with the guard.
+#[derive(Debug, Subcommand)]
+pub enum GuardCommand {
+    /// Put up guard and blackhole routes as they stood last, from the state directory alone. A unit that runs before the network is
+    /// up does this at boot. It takes nothing away, and does nothing where a guard stands.
+    Restore {
+        /// The agent's configuration, for its `stateDir` only; it may be broken otherwise.
+        #[arg(long, env = "SENNIT_CONFIG", default_value = "/etc/sennit/agent.yaml")]
+        config: PathBuf,
+        /// The state directory, instead of the configuration's.
+        #[arg(long, env = "SENNIT_STATE_DIR")]
+        state_dir: Option<PathBuf>,
+    },
+    /// Take a prefix out of the guard that nobody holds any more. Packets to it may leave in clear from then on.
+    Release {
+        /// A prefix, the name of the node that held it last, or `site/NAME`.
+        what: String,
+        /// The configuration.
+        #[command(flatten)]
+        configured: Configured,
+    },
 }
 
 /// Which configuration a command works with.

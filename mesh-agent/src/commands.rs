@@ -3,6 +3,7 @@
 mod check;
 mod cleanup;
 mod device;
+mod guard;
 pub mod join;
 mod plan;
 mod policy;
@@ -16,7 +17,7 @@ use tokio::task::LocalSet;
 
 use crate::cli::{Cli, Command, Configured};
 use crate::config::Config;
-use crate::{federate, run};
+use crate::{boot, federate, run};
 
 /// Runs a command to its end.
 ///
@@ -24,11 +25,7 @@ use crate::{federate, run};
 /// What went wrong, in one line for the terminal.
 pub fn execute(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Run(configured) => {
-            let config = load(&configured)?;
-            start_log(&config);
-            block_on(run::run(config))
-        }
+        Command::Run(configured) => run_agent(&configured),
         Command::Device(asked) => {
             log_to_stderr("info");
             if asked.probe { block_on(device::probe(&asked)) } else { block_on(device::run(&asked)) }
@@ -45,6 +42,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Trace { peer, socket, output } => block_on(status::trace(&socket, &peer, output)),
         Command::Plan { state, node, config, output } => plan::show(&state, &node, config.as_deref(), output),
         Command::Policy { command } => policy::execute(command),
+        Command::Guard { command } => guard::execute(command),
         Command::Cleanup { configured, keep_key, stay } => {
             let config = load(&configured)?;
             start_log(&config);
@@ -53,6 +51,50 @@ pub fn execute(cli: Cli) -> anyhow::Result<()> {
                 if stay { until_told().await } else { Ok(()) }
             })
         }
+    }
+}
+
+/// Runs the agent. What stood last stands before anything else is opened or parsed; a configuration that cannot be
+/// used gives way to the last one that could.
+fn run_agent(configured: &Configured) -> anyhow::Result<()> {
+    let state_dir = boot::state_dir(&configured.config);
+    let restored = block_on(async { Ok(boot::restore(&state_dir).await) })?;
+    let mut logging = false;
+    loop {
+        let kept = state_dir.join(boot::CONFIG);
+        let (config, complaint) = match load(configured) {
+            Ok(config) => (config, None),
+            Err(why) => {
+                let Ok(last) = Config::load(&kept, configured.node.as_deref()) else { return Err(why) };
+                let (file, node) = (configured.config.clone(), configured.node.clone());
+                (last, Some(run::Complaint { why: format!("{why:#}"), file, node }))
+            }
+        };
+        if !std::mem::replace(&mut logging, true) {
+            start_log(&config);
+            match &restored {
+                Ok(0) => {}
+                Ok(changes) => tracing::info!(changes, "the guard stands as it stood last"),
+                Err(why) => tracing::error!("restoring the guard: {why}"),
+            }
+        }
+        if complaint.is_none() {
+            keep_config(&configured.config, &config);
+        }
+        if block_on(run::run(config, complaint))? == run::Ended::Told {
+            return Ok(());
+        }
+    }
+}
+
+/// Keeps a configuration that is fine, for the day when it is not.
+fn keep_config(file: &Path, config: &Config) {
+    let kept = config.state_dir.join(boot::CONFIG);
+    let written = crate::atomic::make_dir(&config.state_dir, 0o700)
+        .and_then(|()| std::fs::read(file))
+        .and_then(|text| crate::atomic::replace(&kept, &text, 0o600));
+    if let Err(e) = written {
+        tracing::warn!("{}: {e}; without it a configuration that breaks stops the agent", kept.display());
     }
 }
 

@@ -5,9 +5,11 @@ mod policy;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use mesh_keyring::{ClusterName, MeshName, NodeName, SiteName};
 use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST};
+use mesh_overlay::guard::POD_KINDS;
 use mesh_overlay::local::{InterfaceName, Routing, Vxlan};
 use mesh_overlay::wireguard::Choice;
 use mesh_overlay::{Endpoint, Grants};
@@ -99,6 +101,60 @@ pub struct Underlay {
     pub internal_endpoints: Option<Vec<Endpoint>>,
     /// Bytes; absent: the MTU of the interface that the default route leaves through.
     pub mtu: Option<u16>,
+    /// The interfaces that lead to the underlay. Their own addresses and gateways are let alone where one lies
+    /// inside of a prefix of the mesh; without this nothing that the network says opens the guard.
+    pub interfaces: Vec<LinkName>,
+}
+
+/// The name of any interface: 1 to 15 bytes without `/` and white space, as the kernel allows.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct LinkName(String);
+
+impl LinkName {
+    /// Returns the name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for LinkName {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let fine = (1..=15).contains(&text.len())
+            && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace())
+            && text != "."
+            && text != "..";
+        if fine { Ok(Self(text)) } else { Err(format!("{text:.40?} is no interface name")) }
+    }
+}
+
+/// Days for which a prefix that nobody holds any more stays guarded, where nobody says.
+pub const GRACE_DAYS: u32 = 30;
+
+/// The `guard` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct GuardConfig {
+    /// Days of the agent's running time after which a prefix that nobody holds any more is guarded no longer;
+    /// 0: until it is released.
+    pub grace_days: u32,
+    /// Kinds of interfaces that lead to pods of this node (`ip -d link`).
+    pub pod_interface_kinds: BTreeSet<LinkName>,
+}
+
+impl Default for GuardConfig {
+    fn default() -> Self {
+        let kinds = POD_KINDS.into_iter().map(|kind| LinkName(kind.to_owned()));
+        Self { grace_days: GRACE_DAYS, pod_interface_kinds: kinds.collect() }
+    }
+}
+
+impl GuardConfig {
+    /// Returns the time for which what nobody holds stays guarded; `None`: for ever.
+    pub fn grace(&self) -> Option<Duration> {
+        (self.grace_days > 0).then(|| Duration::from_secs(u64::from(self.grace_days) * 86_400))
+    }
 }
 
 /// The `registry` section: one of these.
@@ -195,6 +251,8 @@ struct Document {
     #[serde(default)]
     vxlan: VxlanConfig,
     #[serde(default)]
+    guard: GuardConfig,
+    #[serde(default)]
     encryption: Encryption,
     #[serde(default)]
     metrics: Metrics,
@@ -261,6 +319,8 @@ pub struct Config {
     pub underlay: Underlay,
     /// What carries WireGuard where direct UDP does not pass.
     pub vxlan: VxlanConfig,
+    /// What is guarded, and for how long.
+    pub guard: GuardConfig,
     /// How packets between nodes travel.
     pub encryption: Encryption,
     /// Where metrics are told.
@@ -309,6 +369,9 @@ impl Config {
         if !sites.is_empty() && !sites.contains_key(&document.site) {
             return Err(bad("site", format!("{} has no entry under `sites`", document.site)));
         }
+        if document.guard.pod_interface_kinds.iter().any(|kind| kind.as_str().contains('"')) {
+            return Err(bad("guard.podInterfaceKinds", "a kind such as veth is needed".to_owned()));
+        }
         if document.wireguard.listen_port == Some(0) {
             return Err(bad("wireguard.listenPort", "the port has to be 1 to 65535".to_owned()));
         }
@@ -356,8 +419,10 @@ impl Config {
         if routing.table == 0 || (253..=255).contains(&routing.table) {
             return Err(bad("routing.table", format!("{} belongs to the system", routing.table)));
         }
-        if !(1..32766).contains(&routing.priority) {
-            return Err(bad("routing.rulePriority", "1 to 32765: before the main table's rule".to_owned()));
+        // The next two are taken too.
+        if !(1..32764).contains(&routing.priority) {
+            let reason = "1 to 32763: it and the next two stand before the main table's rule".to_owned();
+            return Err(bad("routing.rulePriority", reason));
         }
         if routing.protocol < 5 {
             return Err(bad("routing.protocol", "5 to 255: the lower ones belong to the kernel".to_owned()));
@@ -394,6 +459,7 @@ impl Config {
             wireguard: document.wireguard,
             underlay: document.underlay,
             vxlan: document.vxlan,
+            guard: document.guard,
             encryption: document.encryption,
             metrics: document.metrics,
             policy: document.policy,
@@ -405,6 +471,11 @@ impl Config {
     /// Where denied flows are told.
     pub fn flow_log(&self) -> PathBuf {
         self.policy.log.file.clone().unwrap_or_else(|| self.state_dir.join("flows.jsonl"))
+    }
+
+    /// The socket by which a running agent is told something.
+    pub fn control_socket(&self) -> PathBuf {
+        self.run_dir.join("control.sock")
     }
 
     /// The agent's status socket.

@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod atomic;
+pub mod boot;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -233,6 +233,18 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         standing
     }
 
+    /// Removes what was revoked, and does nothing else: what is desired would cut this host off.
+    pub async fn revoke_only(&mut self, desired: &Desired, now: SystemTime) -> Pass {
+        let mut pass = self.look(&desired.link.name, &desired.plan.routes.routing).await;
+        if let Some(guard) = pass.note(self.nft.observe().await) {
+            pass.guard = guard;
+        }
+        self.close_what_is_revoked(desired, &mut pass, now).await;
+        self.revoke(desired, &mut pass).await;
+        pass.device = pass.note(self.wireguard.observe().await).flatten();
+        pass
+    }
+
     /// Only looks at links and routes.
     pub async fn look(&mut self, interface: &InterfaceName, routing: &Routing) -> Pass {
         let mut pass = Pass::default();

@@ -9,6 +9,7 @@ pub mod merge;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_keyring::{MeshName, NodeName};
 use mesh_overlay::{Advertisement, NodeRecord};
@@ -26,6 +27,26 @@ pub enum Registry {
     File(FileRegistry),
     /// A cluster's API.
     Kube(KubeRegistry),
+    /// One that cannot be opened now, and why: nothing is known of it. It is tried again.
+    Closed(Closed),
+}
+
+/// A registry that could not be opened.
+pub struct Closed {
+    why: String,
+    choice: RegistryChoice,
+    mesh: MeshName,
+    feed: Feed,
+    opens: bool,
+}
+
+/// How often a registry that cannot be opened is tried again.
+const OPEN_AGAIN: Duration = Duration::from_secs(2);
+
+impl Closed {
+    fn away(&self) -> RegistryError {
+        RegistryError::Closed(self.why.clone())
+    }
 }
 
 impl Registry {
@@ -61,6 +82,33 @@ impl Registry {
         }
     }
 
+    /// Opens it as [`Registry::open`] does; one that cannot be opened is [`Registry::Closed`], so that what needs
+    /// no registry goes on.
+    pub async fn open_or_closed(
+        choice: &RegistryChoice,
+        mesh: &MeshName,
+        policy: bool,
+    ) -> (Self, Vec<IpAddr>) {
+        match Self::open(choice, mesh, policy).await {
+            Ok(opened) => opened,
+            Err(why) => {
+                let closed = Closed {
+                    why: why.to_string(),
+                    choice: choice.clone(),
+                    mesh: mesh.clone(),
+                    feed: Feed::default(),
+                    opens: false,
+                };
+                (Self::Closed(closed), Vec::new())
+            }
+        }
+    }
+
+    /// Whether it could not be opened, and now can be.
+    pub fn opens(&self) -> bool {
+        matches!(self, Self::Closed(closed) if closed.opens)
+    }
+
     /// Everything that it holds.
     ///
     /// # Errors
@@ -69,6 +117,7 @@ impl Registry {
         match self {
             Self::File(file) => file.read(),
             Self::Kube(kube) => kube.read(),
+            Self::Closed(closed) => Err(closed.away()),
         }
     }
 
@@ -77,6 +126,7 @@ impl Registry {
         match self {
             Self::File(file) => file.feed(),
             Self::Kube(kube) => kube.feed(),
+            Self::Closed(closed) => &closed.feed,
         }
     }
 
@@ -92,6 +142,7 @@ impl Registry {
         match self {
             Self::File(_) => Some(false),
             Self::Kube(kube) => kube.has_kubelet(node),
+            Self::Closed(_) => None,
         }
     }
 
@@ -103,6 +154,7 @@ impl Registry {
         match self {
             Self::File(file) => file.publish(node, claim),
             Self::Kube(kube) => kube.publish(node, claim).await,
+            Self::Closed(closed) => Err(closed.away()),
         }
     }
 
@@ -111,7 +163,7 @@ impl Registry {
     pub fn tell(&self, node: &NodeName, notice: Notice) {
         match self {
             // Who reads a directory reads the log and status.
-            Self::File(_) => {}
+            Self::File(_) | Self::Closed(_) => {}
             Self::Kube(kube) => kube.tell(node, notice),
         }
     }
@@ -124,6 +176,7 @@ impl Registry {
         match self {
             Self::File(file) => file.may_publish(node),
             Self::Kube(kube) => kube.may_publish(node).await,
+            Self::Closed(closed) => Err(closed.away()),
         }
     }
 
@@ -135,6 +188,7 @@ impl Registry {
         match self {
             Self::File(file) => file.withdraw(node),
             Self::Kube(kube) => kube.withdraw(node).await,
+            Self::Closed(closed) => Err(closed.away()),
         }
     }
 
@@ -143,6 +197,20 @@ impl Registry {
         match self {
             Self::File(file) => file.changed().await,
             Self::Kube(kube) => kube.changed().await,
+            Self::Closed(closed) => loop {
+                tokio::time::sleep(OPEN_AGAIN).await;
+                match Self::open(&closed.choice, &closed.mesh, false).await {
+                    Ok(_) => {
+                        closed.opens = true;
+                        return;
+                    }
+                    Err(why) if why.to_string() != closed.why => {
+                        closed.why = why.to_string();
+                        return;
+                    }
+                    Err(_) => {}
+                }
+            },
         }
     }
 }
@@ -234,7 +302,10 @@ pub enum RegistryError {
         /// The answer of the system.
         source: std::io::Error,
     },
-    /// No way to the API is known. Only when the agent starts.
+    /// It could not be opened yet.
+    #[error("{0}; the last good state stays in force, and the registry is tried again every 2 s")]
+    Closed(String),
+    /// No way to the API is known.
     #[error("{what}: {reason}")]
     Credentials {
         /// File, or what stands for one.

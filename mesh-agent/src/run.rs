@@ -1,6 +1,7 @@
 //! The running agent: one level-triggered loop. Whatever happens only says "look again"; inputs that come
 //! together are handled in one pass.
 
+pub mod control;
 mod metrics;
 mod server;
 
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail};
+use ipnet::IpNet;
 use jiff::Timestamp;
 use mesh_keyring::{KeyFile, KeyStore as _, NodeName, PublicKey};
 use mesh_overlay::Exemption;
@@ -19,13 +21,14 @@ use mesh_overlay::netlink::{Netlink, Watch};
 use mesh_overlay::nft::Nft;
 use mesh_overlay::wireguard::Wireguard;
 use mesh_overlay::wireguard::userspace::UserspaceConfig;
-use mesh_overlay::{backend::NetBackend as _, backend::WireguardBackend as _};
+use mesh_overlay::backend::{BackendError, NetBackend as _, WireguardBackend as _};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::agent::{Agent, Desired};
 use crate::atomic;
+use crate::boot::{self, Standing};
 use crate::config::{Config, Mode};
 use crate::notify::notify;
 use crate::policing::{Known, Policing};
@@ -34,7 +37,7 @@ use crate::reconcile::{Pass, Reconciler};
 use crate::registry::{Notice, Registry};
 use crate::resolve::Resolver;
 use crate::state::LastGoodFile;
-use crate::status::{GuardStatus, Health, RefusedStatus, Status, rfc3339};
+use crate::status::{GuardStatus, Health, KeptStatus, RefusedStatus, Status, rfc3339};
 
 /// A pass is made at least this often: network file systems notify nobody.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -166,16 +169,42 @@ struct Running {
     stands: bool,
     // When what comes and goes of a publication may be written again, after it could not.
     inform_at: Instant,
+    complaint: Option<Complaint>,
+    // Something that this agent could not begin with can be had now: it begins anew.
+    again: bool,
+    kept: BTreeSet<IpNet>,
 }
 
-/// Runs until SIGTERM or SIGINT. What carries traffic stays as it is.
+/// A configuration that could not be used: the last one that could is in force.
+#[derive(Debug, Clone)]
+pub struct Complaint {
+    /// What is wrong with it.
+    pub why: String,
+    /// The file.
+    pub file: PathBuf,
+    /// The node's name where the file has none.
+    pub node: Option<String>,
+}
+
+/// Why an agent ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Told,
+    /// Registry or configuration, which could not be used when it began, now can: it is to begin anew.
+    Again,
+}
+
+/// Runs until SIGTERM or SIGINT. What carries traffic stays as it is. A registry that cannot be opened, a device
+/// that cannot be had and sockets that cannot be bound are told in status and tried again.
 ///
 /// # Errors
-/// Only before the loop: a bad key, a second agent, no netlink, no credentials for the registry. Everything later is retried and told in status.
-pub async fn run(mut config: Config) -> anyhow::Result<()> {
+/// Only before the loop: a bad key, a second agent, no netlink.
+pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Result<Ended> {
     let _lock = lock(&config)?;
+    let policy = config.policy.mode != Mode::Off;
     let (registry, servers) =
-        Registry::open(&config.registry, &config.grants.mesh, config.policy.mode != Mode::Off).await?;
+        Registry::open_or_closed(&config.registry, &config.grants.mesh, policy).await;
     // A peer that held them would take the API away from us.
     config.grants.protected.extend(servers);
     let key_file = key_file(&config);
@@ -196,9 +225,11 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let desired = agent.desired(std::time::Instant::now());
     let probing = Probing::start(stored.key.clone())?;
     let policing = Policing::start(config.clone(), registry.feed().clone());
-    let reconciler = Reconciler::new(wireguard(&config, Some(public_key))?, net, Nft::new(), stored.key);
-    let server = server::Server::bind(&config.socket())?;
-    let mut metrics = metrics::Server::bind(config.metrics.listen).await?;
+    let device = wireguard_or_missing(&config, public_key);
+    let reconciler = Reconciler::new(device, net, Nft::new(), stored.key);
+    let mut server = server::Listener::new(&config.socket());
+    let mut control = control::Server::new(&config.control_socket());
+    let mut metrics = metrics::Server::new(config.metrics.listen).await;
     let mut running = Running {
         registry,
         config,
@@ -223,15 +254,21 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         held_back: false,
         stands: false,
         inform_at: Instant::now(),
+        complaint,
+        again: false,
+        kept: BTreeSet::new(),
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    loop {
+    let ended = loop {
         // A turn that hangs on a wedged device must not keep the agent from ending.
         tokio::select! {
-            () = running.turn() => {}
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = running.turn([server.failure(), control.failure(), metrics.failure()]) => {}
+            _ = terminate.recv() => break Ended::Told,
+            _ = interrupt.recv() => break Ended::Told,
+        }
+        if running.again {
+            break Ended::Again;
         }
         let ended = Instant::now();
         let mut wake = running.wake_at();
@@ -257,26 +294,77 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
                     // Who has gone away needs no answer.
                     let _ = asked.send(running.status().await.to_metrics());
                 }
-                asked = server.asked() => {
+                stream = server.accept() => {
                     let status = running.status().await;
-                    asked.answer(&status);
+                    server::answer(stream, &status);
+                }
+                asked = control.asked() => {
+                    let answer = running.control(asked.request);
+                    // Who has gone away needs no answer.
+                    let _ = asked.answer.send(answer);
+                    wake = Instant::now();
                 }
             }
         };
         if !again {
-            break;
+            break Ended::Told;
         }
-    }
+    };
     running.policing.stop();
-    notify("STOPPING=1");
-    tracing::info!("stopping; tunnels, routes and guard stay as they are");
-    Ok(())
+    match ended {
+        Ended::Told => {
+            notify("STOPPING=1");
+            tracing::info!("stopping; tunnels, routes and guard stay as they are");
+        }
+        Ended::Again => tracing::info!("beginning anew: what was missing at the start is there"),
+    }
+    Ok(ended)
+}
+
+/// As [`wireguard`]; one that cannot be had is missing, and tried again.
+fn wireguard_or_missing(config: &Config, own: PublicKey) -> Wireguard {
+    wireguard(config, Some(own)).unwrap_or_else(|why| {
+        let why = match why.downcast::<BackendError>() {
+            Ok(why) => why,
+            Err(why) => BackendError::failed("choosing the WireGuard backend", format!("{why:#}")),
+        };
+        Wireguard::Missing(config.wireguard.interface, why)
+    })
 }
 
 impl Running {
-    /// One turn: read what changed, decide, apply, remember, publish.
-    async fn turn(&mut self) {
-        let mut errors = Vec::new();
+    /// Answers a request.
+    fn control(&mut self, request: control::Request) -> control::Answer {
+        match request {
+            control::Request::Release(name) => {
+                let released = self.agent.release(&name);
+                for net in &released {
+                    tracing::warn!(%net, name, "released from the guard: packets to it may leave in clear");
+                }
+                control::Answer::Released(released.iter().map(ToString::to_string).collect())
+            }
+        }
+    }
+
+    /// What could not be used at the start, and is looked at again.
+    fn look_again(&mut self) -> Option<String> {
+        self.again |= self.registry.opens();
+        if let Wireguard::Missing(..) = self.reconciler.wireguard {
+            self.reconciler.wireguard = wireguard_or_missing(&self.config, self.public_key);
+        }
+        let complaint = self.complaint.as_ref()?;
+        self.again |= Config::load(&complaint.file, complaint.node.as_deref()).is_ok();
+        Some(format!("{}; the last configuration that was fine stays in force until it is mended", complaint.why))
+    }
+
+    /// One turn: read what changed, decide, apply, remember, publish. `sockets`: what is wrong with those.
+    async fn turn(&mut self, sockets: [Option<String>; 3]) {
+        let mut errors: Vec<String> = self.look_again().into_iter().chain(sockets.into_iter().flatten()).collect();
+        // What is decided now is decided by what the kernel shows now.
+        let seen = self.reconciler.look(&self.config.wireguard.interface, &self.config.routing).await;
+        if seen.net.underlay != Default::default() {
+            self.agent.underlay(seen.net.underlay);
+        }
         match self.registry.read() {
             Ok(snapshot) => {
                 errors.extend(snapshot.stale.clone());
@@ -312,11 +400,23 @@ impl Running {
             self.desired.last_good.unpoliced = Some(unpoliced);
         }
         errors.extend(self.policing.failures());
+        // Before the host is changed: what stands after a crash or a reboot is never less than what stood.
+        if self.agent.is_synced() && self.desired.harmful.is_none() {
+            let standing = Standing::of(&self.desired.plan);
+            if let Err(e) = standing.store(&self.config.state_dir) {
+                errors.push(format!("{}: {e}", self.config.state_dir.join(boot::FILE).display()));
+            }
+        }
+        if self.agent.is_synced()
+            && let Err(e) = self.last_good.store(&self.desired.last_good)
+        {
+            errors.push(format!("{}: {e}", self.last_good.path().display()));
+        }
         let pass = match &self.desired.harmful {
             Some(why) => {
                 errors.push(why.clone());
                 // It may be over as soon as an address is gone.
-                self.reconciler.look(&self.config.wireguard.interface, &self.config.routing).await
+                self.reconciler.revoke_only(&self.desired, now).await
             }
             None => self.reconciler.pass(&self.desired, now).await,
         };
@@ -329,16 +429,8 @@ impl Running {
         }
         errors.extend(self.probing.failure());
         errors.extend(pass.hindered.iter().map(ToString::to_string));
-        if pass.net.underlay != Default::default() {
-            self.agent.underlay(pass.net.underlay.clone());
-        }
         let failed = !pass.errors.is_empty();
         errors.extend(pass.errors.iter().map(ToString::to_string));
-        if self.agent.is_synced()
-            && let Err(e) = self.last_good.store(&self.desired.last_good)
-        {
-            errors.push(format!("{}: {e}", self.last_good.path().display()));
-        }
         // Others may dial only what is there: publish after the device listens.
         let mut published = false;
         if pass.device.is_some() && !failed {
@@ -364,6 +456,7 @@ impl Running {
         self.changes += pass.changes;
         self.pass = pass;
         self.tell_refusals();
+        self.tell_kept();
         if self.agent.is_synced() {
             self.tell_exemptions();
         }
@@ -406,6 +499,18 @@ impl Running {
             );
         }
         self.refused = all;
+    }
+
+    /// Says when a prefix that nobody holds any more stays guarded, and when it does no longer.
+    fn tell_kept(&mut self) {
+        for (net, kept) in self.desired.kept.iter().filter(|(net, _)| !self.kept.contains(*net)) {
+            tracing::warn!(
+                %net,
+                holder = kept.holder,
+                "nobody holds this prefix any more: it stays guarded until `mesh-agent guard release {net}`"
+            );
+        }
+        self.kept = self.desired.kept.keys().copied().collect();
     }
 
     /// Says when packets begin to travel in clear, and when they do no more.
@@ -497,6 +602,7 @@ impl Running {
                 ingress_drops: guard.ingress_drops,
                 carrier_drops: guard.carrier_drops,
                 cleartext_drops: guard.cleartext_drops,
+                kept: self.desired.kept.iter().map(|(net, kept)| KeptStatus::of(*net, kept)).collect(),
             },
             policy: self.policing.status(),
         }

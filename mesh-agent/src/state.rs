@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use mesh_overlay::Memory;
+use mesh_overlay::{Memory, Ratchet};
 use serde::{Deserialize, Serialize};
 
 use crate::atomic;
@@ -44,6 +44,12 @@ pub struct LastGood {
     /// Where the API was reached.
     #[serde(default)]
     pub servers: BTreeSet<IpAddr>,
+    /// Every prefix that was guarded and not released.
+    #[serde(default)]
+    pub guarded: Ratchet,
+    /// Grants of sites that were once in force here. An address that this host is given later takes none back.
+    #[serde(default)]
+    pub accepted: BTreeSet<IpNet>,
 }
 
 /// The file that holds it.

@@ -13,7 +13,7 @@ use mesh_keyring::{NodeName, PublicKey, SiteName};
 use mesh_overlay::dial::is_fresh;
 use mesh_overlay::path::{LineReport, PeerReport};
 use mesh_overlay::plan::PlannedPeer;
-use mesh_overlay::{Exemption, MeshPlan, ObservedDevice};
+use mesh_overlay::{Exemption, Kept, MeshPlan, ObservedDevice};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Exempted;
@@ -122,6 +122,31 @@ pub struct GuardStatus {
     /// Packets in clear inside of VXLAN that no exemption allows and that were dropped.
     #[serde(default)]
     pub cleartext_drops: u64,
+    /// Prefixes that nobody holds any more and that stay guarded.
+    #[serde(default)]
+    pub kept: Vec<KeptStatus>,
+}
+
+/// A prefix that stays guarded although nobody holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeptStatus {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// The node that held it last, or `site NAME`.
+    pub holder: String,
+    /// Seconds of the agent's running time since anybody held it.
+    pub absent_seconds: u64,
+    /// The command that takes it out of the guard.
+    pub release: String,
+}
+
+impl KeptStatus {
+    /// Puts it in words.
+    pub fn of(prefix: IpNet, kept: &Kept) -> Self {
+        let release = format!("mesh-agent guard release {prefix}");
+        Self { prefix, holder: kept.holder.clone(), absent_seconds: kept.absent, release }
+    }
 }
 
 /// Packets that policy dropped, or would have in audit.

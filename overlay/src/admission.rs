@@ -20,6 +20,8 @@ use crate::prefix::{self, PrefixIndex};
 
 /// The most prefixes that one node can hold.
 pub const PREFIXES_MOST: usize = 16;
+/// The most prefixes that are guarded of a node that was granted more than it can hold.
+const GUARDED_MOST: usize = 256;
 
 /// A Node object as the registry yields it, not yet judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,9 +116,9 @@ pub struct Admission {
     pub refused: BTreeMap<NodeName, Vec<Refusal>>,
     /// Nodes that publish no key (yet).
     pub unpublished: BTreeSet<NodeName>,
-    /// Every prefix that the operator gave to some other node and that somebody may hold, whether that node is a peer
-    /// or not: nothing goes there in clear.
-    pub reserved: BTreeSet<IpNet>,
+    /// Every prefix that the operator gave to some other node and that somebody may hold, with that node, whether
+    /// it is a peer or not: nothing goes there in clear.
+    pub reserved: BTreeMap<IpNet, NodeName>,
     /// What was remembered of nodes that are still known but no peers now.
     former: BTreeMap<NodeName, Peer>,
 }
@@ -124,7 +126,8 @@ pub struct Admission {
 impl Admission {
     /// Everybody who is remembered, for as long as nobody can be judged.
     pub fn remembered(memory: &Memory) -> Self {
-        let reserved = memory.0.values().flat_map(|peer| peer.withheld.iter().copied()).collect();
+        let withheld = |peer: &'_ Peer| peer.withheld.iter().map(|net| (*net, peer.name.clone())).collect::<Vec<_>>();
+        let reserved = memory.0.values().flat_map(withheld).collect();
         Self { peers: memory.0.clone(), reserved, ..Self::default() }
     }
 
@@ -163,7 +166,9 @@ pub fn admit(local: &LocalNode, grants: &Grants, records: &[NodeRecord], memory:
     settle_keys(local, memory, &known, &mut claims, &mut admission);
     let prefixes = settle_prefixes(local, grants, &records, &claims, memory, &mut admission);
     let mut withheld = withheld(local, &records, memory, &admission);
-    admission.reserved.extend(withheld.values().flatten());
+    admission.reserved.extend(
+        withheld.iter().flat_map(|(name, nets)| nets.iter().map(move |net| (*net, name.clone()))),
+    );
     for (name, claim) in claims {
         let peer = Peer {
             name: name.clone(),
@@ -279,18 +284,28 @@ fn settle_prefixes(
     let own = PrefixIndex::new(own);
     let mut granted: BTreeMap<NodeName, BTreeSet<IpNet>> = BTreeMap::new();
     for (&name, record) in records {
+        let site = claims.get(name).map(|c| &c.site).or(record.site_label.as_ref());
         if record.pod_cidrs.len() > PREFIXES_MOST {
             out.refuse(name, Refusal::TooManyPrefixes(record.pod_cidrs.len()));
+            // Its pods have addresses in these all the same: nothing goes there, least of all in clear.
+            let guarded = record.pod_cidrs.iter().take(GUARDED_MOST);
+            let fine = guarded.filter_map(|text| judge_prefix(local, grants, site, text, &own).ok());
+            out.reserved.extend(fine.map(|net| (net, name.clone())));
             continue;
         }
-        let site = claims.get(name).map(|c| &c.site).or(record.site_label.as_ref());
         for text in &record.pod_cidrs {
             match judge_prefix(local, grants, site, text, &own) {
                 Ok(net) => {
                     granted.entry(name.clone()).or_default().insert(net);
-                    out.reserved.insert(net);
+                    out.reserved.insert(net, name.clone());
                 }
-                Err(why) => out.refuse(name, why),
+                Err(why) => {
+                    // What surrounds a protected address is guarded but for that address.
+                    if let Refusal::PrefixProtected(net, _) = &why {
+                        out.reserved.insert(*net, name.clone());
+                    }
+                    out.refuse(name, why);
+                }
             }
         }
     }
@@ -326,7 +341,7 @@ fn settle_prefixes(
 }
 
 /// What nodes have held and may hold no longer, because the operator took it back from sites: what was encrypted does not
-/// go out in clear then. What would cut this host off is left alone.
+/// go out in clear then.
 fn withheld(
     local: &LocalNode,
     records: &BTreeMap<&NodeName, &NodeRecord>,
@@ -352,10 +367,9 @@ fn withheld(
         let held = before.prefixes.iter().chain(&before.withheld).copied().filter(still);
         let harmless = held.filter(|net| {
             let ours = local.prefixes.iter().any(|own| prefix::overlap(own, net));
-            let underlay = local.underlay_addresses.iter().any(|ip| net.contains(ip));
             // What lies in somebody else's is guarded with that, and theirs.
-            let theirs = out.reserved.iter().any(|wide| wide.contains(net));
-            !ours && !underlay && !theirs && prefix::forbidden(net).is_none()
+            let theirs = out.reserved.iter().any(|(wide, holder)| wide.contains(net) && holder != name);
+            !ours && !theirs && prefix::forbidden(net).is_none()
         });
         let nets: Vec<IpNet> = harmless.collect();
         if !nets.is_empty() {
@@ -380,25 +394,22 @@ fn judge_prefix(
     if prefix::overlap(&net, &IpNet::V6(grants.mesh_prefix())) {
         return Err(Refusal::PrefixForbidden(net, "it holds the mesh addresses of nodes".to_owned()));
     }
-    if let Some(&ip) = grants.protected.iter().find(|ip| net.contains(*ip)) {
-        return Err(Refusal::PrefixProtected(net, ip));
-    }
-    if let Some(&ip) = local.underlay_addresses.iter().find(|ip| net.contains(*ip)) {
-        return Err(Refusal::PrefixProtected(net, ip));
-    }
     let holder = own.holding(net.network()).or_else(|| own.holding(net.broadcast()));
     let inside = local.prefixes.iter().find(|p| net.contains(*p)).map(|&p| (p, local.name.clone()));
     if let Some((theirs, name)) = holder.cloned().or(inside) {
         return Err(Refusal::PrefixTaken(net, theirs, name));
     }
-    if !grants.sites.is_empty() {
-        let Some(site) = site else { return Ok(net) };
+    if let Some(site) = site.filter(|_| !grants.sites.is_empty()) {
         let allowed = grants.sites.get(site).ok_or_else(|| Refusal::UnknownSite(site.clone()))?;
         if !allowed.iter().any(|wide| wide.contains(&net)) {
             return Err(Refusal::PrefixOutsideSite(net, site.clone()));
         }
     }
-    Ok(net)
+    // The last question: what is refused for this alone stays guarded around that address.
+    match grants.protected.iter().find(|ip| net.contains(*ip)) {
+        Some(&ip) => Err(Refusal::PrefixProtected(net, ip)),
+        None => Ok(net),
+    }
 }
 
 fn drop_impossible_endpoints(local: &LocalNode, grants: &Grants, out: &mut Admission) {
@@ -406,7 +417,7 @@ fn drop_impossible_endpoints(local: &LocalNode, grants: &Grants, out: &mut Admis
         (out.peers.values().flat_map(|p| p.prefixes.iter().copied()))
             .chain(grants.sites.values().flatten().copied())
             .chain(local.prefixes.iter().copied())
-            .chain(out.reserved.iter().copied())
+            .chain(out.reserved.keys().copied())
             .chain([IpNet::V6(grants.mesh_prefix())])
             .map(|net| (net, ())),
     );

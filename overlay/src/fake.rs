@@ -325,6 +325,12 @@ impl NetBackend for FakeNet {
             match change {
                 RouteChange::AddRule { v6: false } => routes.rule_v4 = true,
                 RouteChange::AddRule { v6: true } => routes.rule_v6 = true,
+                RouteChange::AddOwn(rule) => {
+                    routes.own.insert(*rule);
+                }
+                RouteChange::RemoveOwn(rule) => {
+                    routes.own.remove(rule);
+                }
                 RouteChange::Set(Route { to, kind: RouteKind::Mesh { .. } }) if !up => {
                     let reason = format!("{interface} is not up");
                     return Err(BackendError::failed(format!("setting route {to}"), reason));

@@ -2,6 +2,9 @@
 //!
 //! It is an nftables table that outlives the agent. It stands before any link comes up and judges packets by
 //! address and interface alone, so that no crash, restart or half-done pass puts a mesh packet on the underlay.
+//!
+//! This node's own prefixes are judged by an allow-list too: they pass interfaces of a kind that leads to
+//! pods, and nothing else. Hardware, VLANs, macvlans, tunnels and whatever comes up later are of other kinds.
 
 mod cleartext;
 
@@ -9,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use ipnet::{IpNet, Ipv6Net};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::local::InterfaceName;
@@ -59,8 +62,13 @@ impl Slot {
     }
 }
 
+/// Kinds of interfaces that lead to pods where the operator names none: pairs, bridges, Open vSwitch ports
+/// and netkit devices (`IFLA_INFO_KIND`).
+pub const POD_KINDS: [&str; 4] = ["bridge", "netkit", "openvswitch", "veth"];
+
 /// What the guard protects.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Guard {
     /// All prefixes of the mesh, aggregated.
     pub mesh: BTreeSet<IpNet>,
@@ -70,9 +78,11 @@ pub struct Guard {
     pub outside: BTreeSet<IpNet>,
     /// The interfaces that encrypt.
     pub interfaces: BTreeSet<InterfaceName>,
-    /// The interfaces of the underlay. Not even this node's own prefixes pass here: a packet to a pod that is gone would
-    /// follow the default route.
-    pub underlay: BTreeSet<InterfaceName>,
+    /// The kinds of interfaces that this node's own prefixes may pass.
+    pub pod_kinds: BTreeSet<String>,
+    /// The kernel's indexes of the underlay's interfaces. This node's own prefixes do not pass them, whatever
+    /// kind they are of.
+    pub underlay: BTreeSet<u32>,
     /// The VXLAN devices that carry WireGuard, and nothing else: VXLAN authenticates nobody, so that anyone on the underlay can
     /// put a packet in there.
     pub carriers: Option<Carriers>,
@@ -81,7 +91,7 @@ pub struct Guard {
 }
 
 /// What may pass the VXLAN devices: UDP between carrier addresses, from or to the WireGuard port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Carriers {
     /// Their names.
     pub interfaces: BTreeSet<InterfaceName>,
@@ -127,14 +137,18 @@ impl Guard {
         render_removal() + &self.render(Slot::A)
     }
 
-    /// Verdicts in the order of their chain: what encrypts, what carries, what is exempt, what is none of ours, what must not pass although it is
-    /// local, what is local, what is of the mesh. An empty set makes no rule. `listing` reads exactly this.
+    /// Verdicts in the order of their chain: what encrypts, what carries, what is exempt, what is none of ours, what is
+    /// local on the underlay, what is local on interfaces of pods, and all else of the mesh, local or not. An empty set
+    /// makes no rule. `listing` reads exactly this.
     ///
     /// Segments of TCP connections through the mesh are as small as the route's MTU wants them both ways: the kernel looks
     /// at the route there and at the one back.
     fn rules(&self, mark: &str, slot: Slot) -> String {
         let interfaces = names(self.interfaces.iter().map(InterfaceName::as_str).chain(["lo"]));
-        let underlay = names(self.underlay.iter().map(InterfaceName::as_str).filter(|name| *name != "lo"));
+        let underlay = self.underlay.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let kinds = names(self.pod_kinds.iter().map(String::as_str));
+        let nothing = BTreeSet::new();
+        let all: BTreeSet<IpNet> = self.mesh.union(&self.local).copied().collect();
         let mut text = String::new();
         for (name, interface, address) in [("egress", "oifname", "daddr"), ("ingress", "iifname", "saddr")] {
             let add = format!("add rule inet {TABLE} {}", slot.chain(name));
@@ -154,14 +168,16 @@ impl Guard {
             if let Some(cleartext) = &self.cleartext {
                 text.push_str(&cleartext.inside(&add, name == "egress"));
             }
-            let on_underlay = format!("{interface} {{ {underlay} }} ");
-            let nothing = BTreeSet::new();
+            let side = &interface[..3];
+            let on_underlay = format!("{side} {{ {underlay} }} ");
+            let of_kind = format!("meta {side}kind {{ {kinds} }} ");
             let kept = if underlay.is_empty() { &nothing } else { &self.local };
+            let pods = if kinds.is_empty() { &nothing } else { &self.local };
             for (nets, through, verdict) in [
                 (&self.outside, "", "accept"),
                 (kept, on_underlay.as_str(), drop.as_str()),
-                (&self.local, "", "accept"),
-                (&self.mesh, "", drop.as_str()),
+                (pods, of_kind.as_str(), "accept"),
+                (&all, "", drop.as_str()),
             ] {
                 for (family, v6) in FAMILIES {
                     if let Some(members) = of_family(nets, v6) {
@@ -235,6 +251,7 @@ mod tests {
             local: BTreeSet::from(["10.1.1.0/24".parse().unwrap()]),
             interfaces: BTreeSet::from(["sennit0".parse().unwrap()]),
             outside: BTreeSet::new(),
+            pod_kinds: ["bridge", "veth"].map(str::to_owned).into(),
             underlay: BTreeSet::new(),
             carriers: None,
             cleartext: None,
@@ -263,6 +280,7 @@ mod tests {
             local: BTreeSet::new(),
             outside: BTreeSet::new(),
             interfaces: BTreeSet::new(),
+            pod_kinds: BTreeSet::new(),
             underlay: BTreeSet::new(),
             carriers: None,
             cleartext: None,
@@ -272,24 +290,28 @@ mod tests {
     }
 
     #[test]
-    fn local_prefixes_stop_at_the_underlay_and_what_is_outside_passes_before() {
+    fn own_prefixes_pass_interfaces_of_pods_alone() {
         let mut guard = guard(&["10.0.0.0/8"]);
-        guard.underlay = BTreeSet::from(["eth0".parse().unwrap()]);
+        guard.underlay = BTreeSet::from([2]);
         guard.outside = BTreeSet::from(["10.9.0.1/32".parse().unwrap()]);
         let text = guard.render(Slot::A);
         let egress = [
             "oifname { \"sennit0\", \"lo\" } accept",
             "egress_a ip daddr { 10.9.0.1/32 } accept",
-            "egress_a oifname { \"eth0\" } ip daddr { 10.1.1.0/24 } counter name egress drop",
-            "egress_a ip daddr { 10.1.1.0/24 } accept",
+            "egress_a oif { 2 } ip daddr { 10.1.1.0/24 } counter name egress drop",
+            "egress_a meta oifkind { \"bridge\", \"veth\" } ip daddr { 10.1.1.0/24 } accept",
             "egress_a ip daddr { 10.0.0.0/8 } counter name egress drop",
         ];
         let places: Vec<_> = egress.iter().map(|rule| text.find(rule).expect(rule)).collect();
         assert!(places.is_sorted(), "{text}");
-        let ingress = "ingress_a iifname { \"eth0\" } ip saddr { 10.1.1.0/24 } counter name ingress drop";
+        let ingress = "ingress_a iif { 2 } ip saddr { 10.1.1.0/24 } counter name ingress drop";
         assert!(text.contains(ingress), "{text}");
+        // Own prefixes that lie in none of the mesh's are held back all the same.
+        guard.mesh.clear();
+        let alone = guard.render(Slot::A);
+        assert!(alone.contains("egress_a ip daddr { 10.1.1.0/24 } counter name egress drop"), "{alone}");
         guard.local.clear();
-        assert!(!guard.render(Slot::A).contains("eth0"));
+        assert!(!guard.render(Slot::A).contains("oif {"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The mesh interface as a network link.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -77,17 +77,69 @@ pub struct ObservedUnderlay {
     pub addresses: BTreeSet<IpAddr>,
     /// The global addresses of the interfaces that a default route leaves through, IPv4 first.
     pub default_route_addresses: Vec<IpAddr>,
-    /// The names of those interfaces.
-    pub default_route_interfaces: BTreeSet<InterfaceName>,
+    /// Every other link but the mesh's and the loopback, by index.
+    pub links: BTreeMap<u32, OtherLink>,
     /// The smallest MTU of those interfaces, in bytes.
     pub mtu: Option<u32>,
     /// Whether the kernel forwards packets, for IPv4 and IPv6; pods cannot reach the mesh without it.
     pub forwarding: (bool, bool),
 }
 
+/// A link that is none of the mesh's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OtherLink {
+    /// Its name, in whatever characters.
+    pub name: String,
+    /// Its global addresses; whether each was given for good, not by a router advertisement or a lease.
+    pub addresses: BTreeMap<IpAddr, bool>,
+    /// Whether a route of table `main` that is wider than any pod prefix (/8, /16 for IPv6) leaves through it.
+    pub leads_away: bool,
+    /// The gateways of default routes through it.
+    pub gateways: BTreeSet<IpAddr>,
+}
+
+impl ObservedUnderlay {
+    /// Returns the links that lead away from this host, whose pods hold `own`: those that wide routes leave
+    /// through, and those with an address that is none of the pods'. A permanent address among the pods'
+    /// marks a pod bridge, which may have other addresses too.
+    pub fn away(&self, own: &[IpNet]) -> BTreeSet<u32> {
+        let of_pods = |ip: &IpAddr| own.iter().any(|net| net.contains(ip));
+        let away = |link: &OtherLink| {
+            let bridge = link.addresses.iter().any(|(ip, permanent)| *permanent && of_pods(ip));
+            link.leads_away || !bridge && link.addresses.keys().any(|ip| !of_pods(ip))
+        };
+        self.links.iter().filter(|(_, link)| away(link)).map(|(index, _)| *index).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_lead_away_by_route_or_address() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let link = |addresses: &[(&str, bool)], leads_away: bool| OtherLink {
+            addresses: addresses.iter().map(|(text, permanent)| (ip(text), *permanent)).collect(),
+            leads_away,
+            ..OtherLink::default()
+        };
+        let underlay = ObservedUnderlay {
+            links: BTreeMap::from([
+                (2, link(&[("192.0.2.1", false)], true)),
+                (3, link(&[("10.1.0.1", true)], false)),
+                (4, link(&[], false)),
+                (5, link(&[("198.51.100.7", false)], false)),
+                // A pod bridge with a second address, and a LAN on which somebody announces our pods' prefix.
+                (6, link(&[("10.1.0.1", true), ("192.168.7.1", true)], false)),
+                (7, link(&[("10.1.0.77", false), ("192.168.7.2", true)], false)),
+                (8, link(&[("10.1.0.1", true)], true)),
+            ]),
+            ..ObservedUnderlay::default()
+        };
+        let away = underlay.away(&["10.1.0.0/24".parse().unwrap()]);
+        assert_eq!(away, BTreeSet::from([2, 5, 7, 8]));
+    }
 
     #[test]
     fn a_new_link_comes_up_last_and_a_right_one_is_left_alone() {

@@ -40,10 +40,18 @@ pub struct LocalNode {
     pub public_key: PublicKey,
     /// The pod prefixes it holds (`spec.podCIDRs` of its Node object).
     pub prefixes: Vec<IpNet>,
+    /// The pod prefixes that it held before and that no other node holds now. Pods may run in them still.
+    pub former: Vec<IpNet>,
     /// The addresses of its underlay interfaces.
     pub underlay_addresses: BTreeSet<IpAddr>,
-    /// The interfaces that a default route leaves through.
-    pub underlay_interfaces: BTreeSet<InterfaceName>,
+    /// The kernel's indexes of the interfaces that lead away from this host. A name may change, and may be
+    /// one that no ruleset can hold.
+    pub underlay_links: BTreeSet<u32>,
+    /// Kinds of interfaces that may lead to pods, as the kernel names them (`IFLA_INFO_KIND`).
+    pub pod_kinds: BTreeSet<String>,
+    /// Addresses on underlay interfaces that the operator has named: they are none of the mesh, although they
+    /// lie in one of its prefixes.
+    pub holes: BTreeSet<IpAddr>,
     /// The MTU of its underlay, in bytes.
     pub underlay_mtu: u16,
     /// Whether it can do WireGuard at all.

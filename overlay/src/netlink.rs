@@ -78,9 +78,12 @@ impl NetBackend for Netlink {
             );
             let rules =
                 routes::rules(socket, family, routing).await.map_err(failed("reading the routing rules"))?;
-            match family {
-                AddressFamily::Inet => found.routes.rule_v4 = !rules.is_empty(),
-                _ => found.routes.rule_v6 = !rules.is_empty(),
+            for rule in rules {
+                match (rule, family) {
+                    (routes::OurRule::Own(own, _), _) => drop(found.routes.own.insert(own)),
+                    (routes::OurRule::Table(_), AddressFamily::Inet) => found.routes.rule_v4 = true,
+                    (routes::OurRule::Table(_), _) => found.routes.rule_v6 = true,
+                }
             }
         }
         found.link = mesh.map(|link| links::observed(link, &addresses));
@@ -127,6 +130,15 @@ impl NetBackend for Netlink {
                 let action = format!("adding the {family} rule for routing table {table}");
                 routes::add_rule(&mut self.socket, *v6, routing).await.map_err(failed_family(action, *v6))
             }
+            RouteChange::AddOwn(rule) => {
+                let to = rule.to();
+                let action = format!("adding the rule for this node's own prefix {to}");
+                let result = routes::add_own(&mut self.socket, rule, routing).await;
+                result.map_err(failed_family(action, to.addr().is_ipv6()))
+            }
+            RouteChange::RemoveOwn(rule) => routes::remove_own(&mut self.socket, rule, routing)
+                .await
+                .map_err(failed(format!("removing the rule for this node's own prefix {}", rule.to()))),
             RouteChange::Set(route) => {
                 let action = format!("setting route {} in table {table}", route.to);
                 let through = match &route.kind {
@@ -212,6 +224,7 @@ impl NetBackend for Netlink {
             let rules =
                 routes::rules(socket, family, routing).await.map_err(failed("reading the routing rules"))?;
             for rule in rules {
+                let (routes::OurRule::Table(rule) | routes::OurRule::Own(_, rule)) = rule;
                 routes::remove_rule(socket, rule)
                     .await
                     .map_err(failed(format!("removing the rule for routing table {table}")))?;

@@ -84,6 +84,16 @@ impl Nft {
         if output.status.success() { Ok(()) } else { Err(BackendError::failed(action, said(&output))) }
     }
 
+    /// Reports whether a guard of ours stands, whichever it is. Writes nothing.
+    ///
+    /// # Errors
+    /// When nft is missing or fails.
+    pub async fn stands(&self) -> Result<bool, BackendError> {
+        Ok(self.list().await?.is_some_and(|listing| {
+            listing.fingerprint.is_some() && listing.slots.is_some_and(|slots| !slots.is_empty())
+        }))
+    }
+
     async fn list(&self) -> Result<Option<Listing>, BackendError> {
         let output = self.run(&["-j", "list", "table", "inet", TABLE], "").await?;
         let action = format!("listing nftables table inet {TABLE}");
@@ -96,7 +106,7 @@ impl Nft {
             };
         }
         let json = serde_json::from_slice(&output.stdout).map_err(|e| BackendError::failed(action, e))?;
-        Ok(Some(Listing::read(json)))
+        Ok(Some(Listing::read(json, &|name| nix::net::if_::if_nametoindex(name).ok())))
     }
 }
 

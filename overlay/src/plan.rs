@@ -114,7 +114,7 @@ impl MeshPlan {
         resolved: &Resolution,
         paths: &Paths,
     ) -> Self {
-        let mesh = mesh_prefixes(grants, peers, reserved);
+        let mesh = mesh_prefixes(local, grants, peers, reserved);
         let through = PrefixIndex::new(mesh.iter().chain(&local.prefixes).map(|net| (*net, ())));
         let dialable = |to: &SocketAddr| {
             let ourselves = local.underlay_addresses.contains(&to.ip()) && to.port() == local.listen_port;
@@ -267,22 +267,37 @@ fn probed(
     PeerPaths { candidates: direct.chain(carriers).collect(), mtu_most: if encrypted { most } else { 0 } }
 }
 
-/// All that may travel through the mesh only: the sites' grants, the mesh addresses, what nodes hold.
+/// All that may travel through the mesh only: the sites' grants, the mesh addresses, what nodes hold. What is
+/// reserved inside of a prefix that somebody holds is protected by that, and its blackhole would take a part
+/// of it from its holder.
 fn mesh_prefixes(
+    local: &LocalNode,
     grants: &Grants,
     peers: &BTreeMap<NodeName, Peer>,
     reserved: &BTreeSet<IpNet>,
 ) -> BTreeSet<IpNet> {
+    let held: BTreeSet<&IpNet> =
+        peers.values().flat_map(|peer| &peer.prefixes).chain(&local.prefixes).chain(&local.former).collect();
+    let inside = |net: &IpNet| {
+        (0..=net.prefix_len())
+            .any(|length| IpNet::new(net.addr(), length).is_ok_and(|wide| held.contains(&wide.trunc())))
+    };
+    let reserved = reserved.iter().filter(|net| !inside(net));
     (grants.sites.values().flatten().chain(reserved).copied())
         .chain([IpNet::V6(grants.mesh_prefix())])
         .chain(peers.values().flat_map(|p| p.prefixes.iter().copied()))
         .collect()
 }
 
-/// Protected addresses inside of a grant: the operator's word that they are none of the mesh.
-fn outside<'a>(grants: &'a Grants, mesh: &'a BTreeSet<IpNet>) -> impl Iterator<Item = IpNet> + 'a {
+/// Protected addresses inside of a grant, and the underlay's that the operator has named: they are none of
+/// the mesh. Nothing else, least of all an address that was merely observed, opens a hole.
+fn outside<'a>(
+    local: &'a LocalNode,
+    grants: &'a Grants,
+    mesh: &'a BTreeSet<IpNet>,
+) -> impl Iterator<Item = IpNet> + 'a {
     let inside = |ip: &&IpAddr| mesh.iter().any(|net| net.contains(*ip));
-    grants.protected.iter().filter(inside).map(|ip| IpNet::from(*ip))
+    grants.protected.iter().chain(&local.holes).filter(inside).map(|ip| IpNet::from(*ip))
 }
 
 fn routes(
@@ -300,7 +315,8 @@ fn routes(
         add(net, RouteKind::Blackhole);
     }
     // What lies inside of a black-holed grant and is not for the mesh to carry is left to the main table.
-    for net in local.prefixes.iter().copied().chain(outside(grants, mesh)) {
+    let own = local.prefixes.iter().chain(&local.former).copied();
+    for net in own.clone().chain(outside(local, grants, mesh)) {
         add(net, RouteKind::Throw);
     }
     for peer in planned.values() {
@@ -318,7 +334,12 @@ fn routes(
             }
         }
     }
-    RouteTable { routing: local.routing, interface: local.interface, routes: routes.into_values().collect() }
+    RouteTable {
+        routing: local.routing,
+        interface: local.interface,
+        routes: routes.into_values().collect(),
+        own: own.collect(),
+    }
 }
 
 /// What there is for packets in clear: devices, our addresses, and what the prober has found.
@@ -350,7 +371,8 @@ fn guard(
     vxlan: &[VxlanConfig],
     planned: &BTreeMap<NodeName, PlannedPeer>,
 ) -> Guard {
-    let held = local.prefixes.iter().copied().chain(mesh_addresses(local, grants));
+    let own = local.prefixes.iter().chain(&local.former).copied();
+    let held = own.chain(mesh_addresses(local, grants));
     let held: BTreeSet<IpNet> = IpNet::aggregate(&held.collect()).into_iter().collect();
     let names = |carried: Carried| -> BTreeSet<InterfaceName> {
         let prefix = address::carrier_prefix(&grants.mesh, carried);
@@ -384,9 +406,10 @@ fn guard(
         carriers,
         cleartext,
         interfaces: if local.encrypts { BTreeSet::from([local.interface]) } else { BTreeSet::new() },
-        underlay: local.underlay_interfaces.iter().filter(|i| **i != local.interface).copied().collect(),
+        pod_kinds: local.pod_kinds.clone(),
+        underlay: local.underlay_links.clone(),
         local: held,
-        outside: outside(grants, &mesh).collect(),
+        outside: outside(local, grants, &mesh).collect(),
         mesh: IpNet::aggregate(&mesh.into_iter().collect()).into_iter().collect(),
     }
 }

@@ -80,6 +80,37 @@ pub struct RouteTable {
     pub interface: InterfaceName,
     /// The routes.
     pub routes: BTreeSet<Route>,
+    /// The prefixes of this node's own pods.
+    #[serde(skip)]
+    pub own: BTreeSet<IpNet>,
+}
+
+/// A rule that keeps a prefix of this node's own pods to routes of its own. A route is asked for in table
+/// `main`, and counts only if it is no wider than the prefix: a default route, halves of one, a company's
+/// 10.0.0.0/8 or another VPN's networks lead packets for a pod that is gone away from this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum OwnRule {
+    /// Asks the main table (`suppress_prefixlength`, ip-rule(8)); at our priority plus 1.
+    Specific(IpNet),
+    /// Lets what found nothing go nowhere; at our priority plus 2.
+    Nowhere(IpNet),
+}
+
+impl OwnRule {
+    /// How far behind the rule that consults our table it stands.
+    pub fn offset(&self) -> u32 {
+        match self {
+            Self::Specific(_) => 1,
+            Self::Nowhere(_) => 2,
+        }
+    }
+
+    /// The prefix.
+    pub fn to(&self) -> IpNet {
+        match self {
+            Self::Specific(net) | Self::Nowhere(net) => *net,
+        }
+    }
 }
 
 fn routing<S: Serializer>(routing: &Routing, serializer: S) -> Result<S::Ok, S::Error> {
@@ -94,6 +125,10 @@ pub enum RouteChange {
         /// IPv6 instead of IPv4.
         v6: bool,
     },
+    /// Add a rule for a prefix of our own.
+    AddOwn(OwnRule),
+    /// Remove one.
+    RemoveOwn(OwnRule),
     /// Add a route, or replace the one of the same prefix and metric.
     Set(Route),
     /// Take a route away.
@@ -121,6 +156,8 @@ pub struct ObservedRoutes {
     pub rule_v4: bool,
     /// Whether the rule stands for IPv6.
     pub rule_v6: bool,
+    /// The rules for prefixes of our own.
+    pub own: BTreeSet<OwnRule>,
     /// The routes of our protocol in our table.
     pub routes: BTreeSet<Route>,
     /// Routes of our protocol in our table that no plan ever asks for.
@@ -140,6 +177,10 @@ impl RouteTable {
         changes.extend(throws.into_iter().chain(holes).map(RouteChange::Set));
         changes.extend((!observed.rule_v4).then_some(RouteChange::AddRule { v6: false }));
         changes.extend((!observed.rule_v6).then_some(RouteChange::AddRule { v6: true }));
+        let own: BTreeSet<OwnRule> =
+            self.own.iter().flat_map(|net| [OwnRule::Specific(*net), OwnRule::Nowhere(*net)]).collect();
+        // The way to pods stands before what ends all others, and goes after it.
+        changes.extend(own.difference(&observed.own).copied().map(RouteChange::AddOwn));
         changes.extend(observed.strays.iter().copied().map(RouteChange::RemoveStray));
         if up {
             changes.extend(mesh.into_iter().map(RouteChange::Set));
@@ -148,6 +189,9 @@ impl RouteTable {
         let kept: BTreeSet<_> = self.routes.iter().map(slot).collect();
         let mut surplus: Vec<Route> =
             observed.routes.difference(&self.routes).filter(|r| !kept.contains(&slot(r))).copied().collect();
+        let mut former: Vec<OwnRule> = observed.own.difference(&own).copied().collect();
+        former.sort_by_key(|rule| std::cmp::Reverse(rule.offset()));
+        changes.extend(former.into_iter().map(RouteChange::RemoveOwn));
         surplus.sort_by_key(|route| route.kind.metric());
         changes.extend(surplus.into_iter().map(RouteChange::Remove));
         changes
@@ -167,6 +211,7 @@ mod tests {
             routing: Routing::default(),
             interface: "sennit0".parse().unwrap(),
             routes: routes.iter().copied().collect(),
+            own: BTreeSet::new(),
         }
     }
 
@@ -179,7 +224,7 @@ mod tests {
     }
 
     fn standing(routes: BTreeSet<Route>) -> ObservedRoutes {
-        ObservedRoutes { rule_v4: true, rule_v6: true, routes, strays: BTreeSet::new() }
+        ObservedRoutes { rule_v4: true, rule_v6: true, routes, ..ObservedRoutes::default() }
     }
 
     #[test]
@@ -213,6 +258,19 @@ mod tests {
                 .iter()
                 .any(|c| matches!(c, RouteChange::Set(Route { kind: RouteKind::Mesh { .. }, .. })))
         );
+    }
+
+    #[test]
+    fn own_prefixes_get_their_way_before_their_end() {
+        let mut table = three();
+        table.own = BTreeSet::from([net("10.1.0.0/24")]);
+        let changes = table.diff(&standing(three().routes), true);
+        let rules = [OwnRule::Specific(net("10.1.0.0/24")), OwnRule::Nowhere(net("10.1.0.0/24"))];
+        assert_eq!(changes, rules.map(RouteChange::AddOwn));
+        let observed = ObservedRoutes { own: rules.into(), ..standing(three().routes) };
+        assert_eq!(table.diff(&observed, true), []);
+        let [specific, nowhere] = rules.map(RouteChange::RemoveOwn);
+        assert_eq!(three().diff(&observed, true), [nowhere, specific]);
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub enum Wireguard {
     Userspace(Userspace),
     /// None, under the name that it would have.
     None(InterfaceName),
+    /// The one that is configured cannot be had now, and why. Everything that needs no device goes on.
+    Missing(InterfaceName, BackendError),
 }
 
 impl Wireguard {
@@ -68,7 +70,7 @@ impl Wireguard {
         match self {
             Self::Kernel(device) => device.interface(),
             Self::Userspace(device) => device.interface(),
-            Self::None(interface) => interface,
+            Self::None(interface) | Self::Missing(interface, _) => interface,
         }
     }
 }
@@ -117,6 +119,7 @@ impl WireguardBackend for Wireguard {
             Self::Kernel(device) => device.kind(),
             Self::Userspace(device) => device.kind(),
             Self::None(_) => "none",
+            Self::Missing(..) => "missing",
         }
     }
 
@@ -125,6 +128,7 @@ impl WireguardBackend for Wireguard {
             Self::Kernel(device) => device.ensure().await,
             Self::Userspace(device) => device.ensure().await,
             Self::None(_) => Ok(Ensured::Adopted),
+            Self::Missing(_, why) => Err(why.clone()),
         }
     }
 
@@ -133,6 +137,7 @@ impl WireguardBackend for Wireguard {
             Self::Kernel(device) => device.observe().await,
             Self::Userspace(device) => device.observe().await,
             Self::None(_) => Ok(Some(ObservedDevice::default())),
+            Self::Missing(..) => Ok(None),
         }
     }
 
@@ -140,7 +145,7 @@ impl WireguardBackend for Wireguard {
         match self {
             Self::Kernel(device) => device.features().await,
             Self::Userspace(device) => device.features().await,
-            Self::None(_) => Vec::new(),
+            Self::None(_) | Self::Missing(..) => Vec::new(),
         }
     }
 
@@ -152,6 +157,7 @@ impl WireguardBackend for Wireguard {
                 let action = format!("{} {interface}", action(change));
                 Err(BackendError::failed(action, "this host has no WireGuard (`wireguard.backend: none`)"))
             }
+            Self::Missing(_, why) => Err(why.clone()),
         }
     }
 
@@ -159,7 +165,7 @@ impl WireguardBackend for Wireguard {
         match self {
             Self::Kernel(device) => device.remove().await,
             Self::Userspace(device) => device.remove().await,
-            Self::None(_) => Ok(()),
+            Self::None(_) | Self::Missing(..) => Ok(()),
         }?;
         let Some(link) = marked_link(self.interface())? else { return Ok(()) };
         let reason = format!(

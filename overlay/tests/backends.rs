@@ -94,6 +94,7 @@ suite!(
     net::a_vxlan_device_of_somebody_else_is_left_alone_and_their_port_is_shared,
     net::a_packet_to_a_pod_that_is_gone_does_not_leave_in_clear,
     net::nobody_on_the_underlay_speaks_as_one_of_our_pods,
+    net::own_prefixes_pass_no_new_interface,
     net::a_protected_address_inside_of_the_mesh_passes_in_clear,
     cleartext::what_is_exempt_passes_until_its_end,
     cleartext::vxlan_in_clear_comes_in_from_those_that_are_exempt_only,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::settings::Settings;
 use mesh_keyring::PrivateKey;
 
 fn key(n: u8) -> PublicKey {
@@ -427,4 +428,176 @@ fn a_mesh_that_cannot_be_understood_any_more_exempts_nobody() {
         let told = desired.refused.iter().any(|one| one.text.contains("but for exemptions"));
         assert!(told, "{:?}", desired.refused);
     }
+}
+
+fn wide(desired: &Desired, net: &str) -> bool {
+    let net: IpNet = net.parse().unwrap();
+    let guarded = desired.plan.guard.mesh.iter().any(|wide| wide.contains(&net));
+    let hole = |route: &mesh_overlay::Route| {
+        route.kind == mesh_overlay::RouteKind::Blackhole && route.to.contains(&net)
+    };
+    let black_holed = desired.plan.routes.routes.iter().any(hole);
+    assert_eq!(guarded, black_holed, "{net}");
+    guarded
+}
+
+#[test]
+fn a_deleted_node_stays_guarded_until_released() {
+    let mut first = agent(bare(), LastGood::default());
+    first.snapshot(snapshot(&three()), start()).unwrap();
+    assert!(first.desired(start()).kept.is_empty());
+    first.snapshot(snapshot(&three()[..2]), start()).unwrap();
+    let desired = first.desired(start());
+    assert_eq!((peers(&desired), wide(&desired, "10.2.2.0/24")), (vec!["a"], true));
+    assert_eq!(desired.kept.values().map(|kept| kept.holder.as_str()).collect::<Vec<_>>(), ["b"]);
+    // A restart forgets nothing, with and without the registry.
+    let mut second = agent(bare(), desired.last_good);
+    assert!(wide(&second.desired(start()), "10.2.2.0/24"));
+    second.snapshot(snapshot(&three()[..2]), start()).unwrap();
+    assert!(wide(&second.desired(start()), "10.2.2.0/24"));
+    // What somebody holds is not released.
+    assert_eq!(second.release("a"), []);
+    assert_eq!(second.release("10.2.1.0/24"), []);
+    assert_eq!(second.release("b"), ["10.2.2.0/24".parse::<IpNet>().unwrap()]);
+    let desired = second.desired(start());
+    assert!(!wide(&desired, "10.2.2.0/24") && wide(&desired, "10.2.1.0/24") && desired.kept.is_empty());
+}
+
+#[test]
+fn moved_refused_and_surplus_prefixes_stay_guarded() {
+    for cidrs in [
+        vec!["10.2.9.0/24".to_owned()],
+        vec!["10.2.2.0/99".to_owned()],
+        vec![],
+        (0..17).map(|n| format!("10.9.{n}.0/24")).collect(),
+    ] {
+        let mut agent = agent(bare(), LastGood::default());
+        agent.snapshot(snapshot(&three()), start()).unwrap();
+        agent.desired(start());
+        let mut nodes = three();
+        nodes[2].pod_cidrs.clone_from(&cidrs);
+        agent.snapshot(snapshot(&nodes), start()).unwrap();
+        let desired = agent.desired(start());
+        assert!(wide(&desired, "10.2.2.0/24"), "{cidrs:?}");
+        for cidr in cidrs.iter().filter(|cidr| !cidr.ends_with("99")) {
+            assert!(wide(&desired, cidr), "{cidr}");
+        }
+    }
+}
+
+#[test]
+fn a_grace_ends_by_running_time_alone() {
+    let config = Config::parse(
+        "test",
+        "node: me\nsite: aws\nmesh: test\nregistry: {kube: {}}\nguard: {graceDays: 1}\n",
+        None,
+    );
+    let mut agent = agent(config.unwrap(), LastGood::default());
+    let at = |hours: u64| start() + Duration::from_secs(hours * 3_600);
+    agent.snapshot(snapshot(&three()), at(0)).unwrap();
+    agent.desired(at(0));
+    agent.snapshot(snapshot(&three()[..2]), at(500)).unwrap();
+    agent.desired(at(500));
+    // The time before it was gone does not count, nor does the clock of the day.
+    agent.today("2099-01-01T00:00:00Z".parse().unwrap());
+    assert!(wide(&agent.desired(at(523)), "10.2.2.0/24"));
+    assert!(!wide(&agent.desired(at(1_048)), "10.2.2.0/24"));
+}
+
+#[test]
+fn a_prefix_that_passes_on_belongs_to_its_holder() {
+    let mut agent = agent(bare(), LastGood::default());
+    agent.snapshot(snapshot(&three()), start()).unwrap();
+    agent.desired(start());
+    // Now c has it, as a part of a wider one.
+    let nodes = [three()[0].clone(), three()[1].clone(), record("c", Some(4), &["10.2.2.0/23"])];
+    agent.snapshot(snapshot(&nodes), start()).unwrap();
+    let desired = agent.desired(start());
+    let holes: Vec<String> = desired.plan.routes.routes.iter().map(|route| route.to.to_string()).collect();
+    assert!(!holes.contains(&"10.2.2.0/24".to_owned()), "{holes:?}");
+    assert!(desired.kept.is_empty() && wide(&desired, "10.2.2.0/24"));
+}
+
+#[test]
+fn own_former_prefixes_stay_with_our_pods() {
+    let mut agent = agent(bare(), LastGood::default());
+    let me = |cidr: &str| record("me", None, &[cidr]);
+    agent.snapshot(snapshot(&[me("10.1.0.0/24"), three()[1].clone()]), start()).unwrap();
+    agent.desired(start());
+    agent.snapshot(snapshot(&[me("10.1.7.0/24"), three()[1].clone()]), start()).unwrap();
+    let plan = agent.desired(start()).plan;
+    let former: IpNet = "10.1.0.0/24".parse().unwrap();
+    assert!(plan.guard.local.contains(&former) && plan.routes.own.contains(&former));
+    // Another node is given it.
+    let other = record("b", Some(3), &["10.1.0.0/24"]);
+    agent.snapshot(snapshot(&[me("10.1.7.0/24"), three()[1].clone(), other]), start()).unwrap();
+    let plan = agent.desired(start()).plan;
+    assert!(!plan.guard.local.contains(&former) && plan.guard.mesh.contains(&former));
+}
+
+fn on_eth0(ip: &str, permanent: bool) -> ObservedUnderlay {
+    let ip: IpAddr = ip.parse().unwrap();
+    let eth0 = OtherLink {
+        name: "eth0".to_owned(),
+        addresses: [("192.0.2.7".parse().unwrap(), true), (ip, permanent)].into(),
+        leads_away: true,
+        gateways: ["10.2.1.1".parse().unwrap()].into(),
+    };
+    ObservedUnderlay {
+        default_route_addresses: vec!["192.0.2.7".parse().unwrap(), ip],
+        links: [(2, eth0)].into(),
+        mtu: Some(1400),
+        forwarding: (true, true),
+        ..ObservedUnderlay::default()
+    }
+}
+
+#[test]
+fn an_address_on_the_underlay_takes_nothing() {
+    for config in [bare(), config("")] {
+        for (permanent, restarted) in [(false, false), (true, false), (false, true)] {
+            let mut agent = agent(config.clone(), LastGood::default());
+            agent.snapshot(snapshot(&three()), start()).unwrap();
+            let before = agent.desired(start());
+            if restarted {
+                agent = super::tests::agent(config.clone(), before.last_good.clone());
+            }
+            agent.underlay(on_eth0("10.2.1.9", permanent));
+            agent.snapshot(snapshot(&three()), start()).unwrap();
+            let after = agent.desired(start());
+            assert_eq!(after.harmful, None);
+            assert_eq!(after.plan.device.peers, before.plan.device.peers);
+            assert_eq!(after.plan.guard.mesh, before.plan.guard.mesh);
+            assert!(after.plan.guard.outside.is_empty() && after.plan.guard.underlay.contains(&2));
+            let told = after.warnings.iter().any(|text| text.contains("10.2.1.9 on eth0"));
+            assert!(told, "{:?}", after.warnings);
+        }
+    }
+}
+
+#[test]
+fn named_underlay_gets_the_smallest_hole() {
+    let mut agent = agent(config("underlay: {interfaces: [eth0]}\n"), LastGood::default());
+    agent.snapshot(snapshot(&three()), start()).unwrap();
+    agent.desired(start());
+    agent.underlay(on_eth0("10.2.1.9", true));
+    let plan = agent.desired(start()).plan;
+    let outside: Vec<String> = plan.guard.outside.iter().map(ToString::to_string).collect();
+    assert_eq!(outside, ["10.2.1.1/32", "10.2.1.9/32"]);
+    assert!(plan.guard.mesh.iter().any(|net| net.contains(&"10.2.1.0/24".parse::<IpNet>().unwrap())));
+}
+
+#[test]
+fn a_mesh_in_force_is_not_undone_by_an_address() {
+    let mut agent = agent(bare(), LastGood::default());
+    let mesh = || said(serde_json::json!({"sites": [
+        {"name": "aws", "prefixes": ["10.1.0.0/16"]}, {"name": "gcp", "prefixes": ["10.2.0.0/16"]}]}));
+    agent.snapshot(Snapshot { mesh: mesh(), ..snapshot(&three()) }, start()).unwrap();
+    agent.desired(start());
+    agent.underlay(on_eth0("10.2.1.9", false));
+    agent.snapshot(Snapshot { mesh: mesh(), ..snapshot(&three()) }, start()).unwrap();
+    let desired = agent.desired(start());
+    assert_eq!((desired.harmful.clone(), peers(&desired)), (None, vec!["a", "b"]));
+    assert!(wide(&desired, "10.2.77.0/24"));
+    assert!(desired.refused.is_empty(), "{:?}", desired.refused);
 }

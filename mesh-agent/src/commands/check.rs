@@ -250,10 +250,10 @@ async fn host(config: &Config, snapshot: Option<Snapshot>, findings: &mut Findin
             format!("{name} is there and not ours ({what}): remove it, or set wireguard.interface"),
         );
     }
-    if observed.underlay.default_route_interfaces.is_empty() && config.underlay.endpoints.is_none() {
+    if observed.underlay.default_route_addresses.is_empty() && config.underlay.endpoints.is_none() {
         findings.warn(
             "underlay",
-            "there is no default route: peers cannot dial this node unless underlay.endpoints says where",
+            "there is no default route with an address: peers cannot dial this node unless underlay.endpoints says where",
         );
     }
     let Ok(key) = PrivateKey::generate() else {

@@ -49,6 +49,8 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
     let flows = config.flow_log();
     tried("flow log", remove(&flows).and_then(|()| remove(&crate::policing::aside(&flows))));
     tried("state", remove(LastGoodFile::new(&config.state_dir).path()));
+    tried("guard's state", remove(&config.state_dir.join(crate::boot::FILE)));
+    tried("last good configuration", remove(&config.state_dir.join(crate::boot::CONFIG)));
     tried("names", remove(&config.state_dir.join(crate::policing::NAMES)));
     if !keep_key {
         tried("key", remove(run::key_file(config).path()));
@@ -56,6 +58,7 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
         tried("state directory", remove_empty(&config.state_dir));
     }
     tried("socket", remove(&config.socket()));
+    tried("control socket", remove(&config.control_socket()));
     tried("device log", remove(&run::device_log(config)));
     tried("lock", remove(&run::lock_path(config)));
     tried("run directory", remove_empty(&config.run_dir));

@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use mesh_keyring::{MeshName, NodeName};
 use mesh_overlay::exemption::in_force;
+use mesh_overlay::guard::POD_KINDS;
 use mesh_overlay::local::{Routing, Vxlan};
 use mesh_overlay::plan::Paths;
 use mesh_overlay::plan::path::Resolution;
@@ -69,7 +70,10 @@ impl Settings {
         Ok(LocalNode {
             name: node.clone(),
             underlay_addresses: underlay_addresses.collect(),
-            underlay_interfaces: BTreeSet::new(),
+            former: Vec::new(),
+            underlay_links: BTreeSet::new(),
+            pod_kinds: POD_KINDS.map(str::to_owned).into(),
+            holes: BTreeSet::new(),
             prefixes: own_prefixes(&self.grants, &claim.site, record, warnings),
             site: claim.site,
             public_key: claim.public_key,
@@ -107,7 +111,7 @@ pub(super) fn show(
         &local,
         &settings.grants,
         &admission.peers,
-        &admission.reserved,
+        &admission.reserved.keys().copied().collect(),
         &Resolution::new(),
         &Paths::new(),
     );

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
@@ -15,6 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 
 /// How long a connection may last: one that says nothing is hung up on.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,31 +24,63 @@ const CONNECTIONS_MOST: usize = 8;
 /// Somebody who wants the metrics.
 pub(super) type Asked = oneshot::Sender<String>;
 
+/// How often an address that cannot be bound is tried again: it may not be up yet.
+const BIND_AGAIN: Duration = Duration::from_secs(2);
+
 /// Where metrics are asked for; nowhere, if nobody configured it.
-pub(super) struct Server(Option<mpsc::Receiver<Asked>>);
+pub(super) struct Server {
+    listen: Option<SocketAddr>,
+    receiver: Option<mpsc::Receiver<Asked>>,
+    failure: Option<String>,
+    again: Instant,
+}
 
 impl Server {
-    /// Listens. Needs a `LocalSet`.
-    ///
-    /// # Errors
-    /// When the address cannot be bound.
-    pub(super) async fn bind(listen: Option<SocketAddr>) -> anyhow::Result<Self> {
-        let Some(address) = listen else { return Ok(Self(None)) };
-        let listener = TcpListener::bind(address).await;
-        let listener = listener.with_context(|| format!("metrics.listen: binding {address}"))?;
-        let (sender, receiver) = mpsc::channel(CONNECTIONS_MOST);
-        tokio::task::spawn_local(accept(listener, sender));
-        Ok(Self(Some(receiver)))
+    /// Listens as soon as the address can be bound; one that cannot stops nothing else. Needs a `LocalSet`.
+    pub(super) async fn new(listen: Option<SocketAddr>) -> Self {
+        let mut server = Self { listen, receiver: None, failure: None, again: Instant::now() };
+        server.bind().await;
+        server
     }
 
-    /// Waits for somebody to ask.
-    pub(super) async fn asked(&mut self) -> Asked {
-        if let Some(receiver) = &mut self.0
-            && let Some(asked) = receiver.recv().await
-        {
-            return asked;
+    /// Returns why nobody can ask, if so.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.failure.clone()
+    }
+
+    async fn bind(&mut self) {
+        let Some(address) = self.listen else { return };
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                let (sender, receiver) = mpsc::channel(CONNECTIONS_MOST);
+                tokio::task::spawn_local(accept(listener, sender));
+                (self.receiver, self.failure) = (Some(receiver), None);
+            }
+            Err(e) => {
+                self.failure = Some(format!(
+                    "metrics.listen: binding {address}: {e}; no metrics are served, and it is tried again every {} s",
+                    BIND_AGAIN.as_secs()
+                ));
+            }
         }
-        std::future::pending().await
+        self.again = Instant::now() + BIND_AGAIN;
+    }
+
+    /// Waits for somebody to ask. Safe to drop and call again.
+    pub(super) async fn asked(&mut self) -> Asked {
+        loop {
+            if let Some(receiver) = &mut self.receiver {
+                if let Some(asked) = receiver.recv().await {
+                    return asked;
+                }
+                self.receiver = None;
+            }
+            if self.listen.is_none() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep_until(self.again).await;
+            self.bind().await;
+        }
     }
 }
 

@@ -118,6 +118,15 @@ impl Status {
             guard.carrier_drops,
             guard.cleartext_drops
         ));
+        for kept in &guard.kept {
+            text.push_str(&format!(
+                "guard: {} stays guarded; {} held it last, {} ago: {}\n",
+                kept.prefix,
+                kept.holder,
+                age(kept.absent_seconds),
+                kept.release
+            ));
+        }
         text.push_str(&self.policy.line());
         for one in &self.exemptions {
             let (exemption, peers) = (&one.exemption, names(&one.peers));

@@ -13,7 +13,10 @@ fn local() -> LocalNode {
         public_key: key(1),
         prefixes: vec!["10.1.1.0/24".parse().unwrap()],
         underlay_addresses: ["172.16.0.1".parse().unwrap()].into(),
-        underlay_interfaces: BTreeSet::new(),
+        former: Vec::new(),
+        underlay_links: BTreeSet::new(),
+        pod_kinds: BTreeSet::new(),
+        holes: BTreeSet::new(),
         underlay_mtu: 1500,
         encrypts: true,
         interface: "sennit0".parse().unwrap(),
@@ -144,7 +147,6 @@ fn prefixes_that_nobody_may_hold_are_refused_one_by_one() {
         ("0.0.0.0/0", "wider"),
         ("::/0", "wider"),
         ("10.2.99.0/24", "protected address 10.2.99.1"),
-        ("172.16.0.0/24", "protected address 172.16.0.1"),
         ("10.3.0.0/24", "outside of what site gcp"),
         ("10.1.1.0/24", "of node me"),
         ("10.1.1.128/25", "of node me"),
@@ -228,7 +230,7 @@ fn prefixes_of_nodes_without_a_key_or_in_dispute_are_reserved_all_the_same() {
     keyless.annotations.clear();
     let both = [keyless, record("a", &claim(3), &["10.2.2.0/24"]), record("b", &claim(4), &["10.2.2.0/25"])];
     let admission = judge(&both, &Memory::default());
-    let reserved: Vec<String> = admission.reserved.iter().map(ToString::to_string).collect();
+    let reserved: Vec<String> = admission.reserved.keys().map(ToString::to_string).collect();
     assert_eq!(reserved, ["10.2.1.0/24", "10.2.2.0/24", "10.2.2.0/25"]);
 }
 
@@ -251,11 +253,11 @@ fn what_the_operator_takes_back_stays_guarded_as_long_as_the_node_has_it() {
     let mut admission = admit(&local(), &grants, std::slice::from_ref(&holder), &memory);
     for _ in 0..2 {
         assert_eq!(prefixes(&admission, "a"), [""; 0]);
-        assert!(admission.reserved.contains(&net("10.2.1.0/24")), "{:?}", admission.reserved);
+        assert!(admission.reserved.contains_key(&net("10.2.1.0/24")), "{:?}", admission.reserved);
         admission = admit(&local(), &grants, std::slice::from_ref(&holder), &admission.memory());
     }
     let memory = admission.memory();
-    assert!(Admission::remembered(&memory).reserved.contains(&net("10.2.1.0/24")));
+    assert!(Admission::remembered(&memory).reserved.contains_key(&net("10.2.1.0/24")));
 
     // It is still the one who held it first, when it is given back.
     let thief = record("b", &claim(3), &["10.2.1.0/24"]);
@@ -267,7 +269,7 @@ fn what_the_operator_takes_back_stays_guarded_as_long_as_the_node_has_it() {
     let wide = record("c", &Advertisement { site: "azure".parse().unwrap(), ..claim(4) }, &["10.2.0.0/20"]);
     let both = admit(&local(), &grants, &[holder.clone(), wide], &memory);
     assert_eq!(prefixes(&both, "c"), ["10.2.0.0/20"]);
-    assert!(!both.reserved.contains(&net("10.2.1.0/24")), "a blackhole of it would take that from c");
+    assert!(!both.reserved.contains_key(&net("10.2.1.0/24")), "a blackhole of it would take that from c");
 
     // Nobody dials into it, and when the cluster does not grant it any more it is forgotten.
     let inside = Advertisement { endpoints: vec!["10.2.1.77:51820".parse().unwrap()], ..claim(5) };
@@ -316,4 +318,30 @@ proptest! {
         // Whatever the others say, a second pass over the same input changes nothing.
         prop_assert_eq!(judge(&records, &admission.memory()).peers, admission.peers);
     }
+}
+
+#[test]
+fn observed_addresses_refuse_no_prefix() {
+    // 172.16.0.1 is an address of the underlay: whoever runs that network could choose it.
+    let grants = Grants { sites: BTreeMap::new(), ..grants() };
+    let node = record("a", &claim(2), &["172.16.0.0/24"]);
+    let admission = admit(&local(), &grants, std::slice::from_ref(&node), &Memory::default());
+    assert_eq!(prefixes(&admission, "a"), ["172.16.0.0/24"]);
+    assert!(admission.reserved.contains_key(&"172.16.0.0/24".parse().unwrap()));
+}
+
+#[test]
+fn prefixes_beyond_the_limit_stay_guarded() {
+    let many: Vec<String> = (0..40).map(|n| format!("10.2.{n}.0/24")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let admission = judge(&[record("a", &claim(2), &many)], &Memory::default());
+    assert!(why(&admission, "a").contains("40 entries"));
+    assert_eq!((prefixes(&admission, "a").len(), admission.reserved.len()), (0, 40));
+}
+
+#[test]
+fn around_a_protected_address_all_stays_guarded() {
+    let admission = judge(&[record("a", &claim(2), &["10.2.99.0/24"])], &Memory::default());
+    assert_eq!(prefixes(&admission, "a"), [""; 0]);
+    assert!(admission.reserved.contains_key(&"10.2.99.0/24".parse().unwrap()));
 }

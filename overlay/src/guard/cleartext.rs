@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use ipnet::{IpNet, Ipv6Net};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Slot, TABLE, names};
 use crate::local::InterfaceName;
 
 /// The packets in clear that pass. Present wherever VXLAN is spoken, so that those of strangers are counted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cleartext {
     /// What this node holds: nothing else passes at its end.
@@ -32,7 +32,7 @@ pub struct Cleartext {
 }
 
 /// Peers whose exemptions end together.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exempt {
     /// All that they hold.
     pub prefixes: BTreeSet<IpNet>,

@@ -15,7 +15,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::links::{Link, tolerate};
 use super::socket::{RouteSocket, errno};
 use crate::local::Routing;
-use crate::route::{ObservedRoutes, Route, RouteKind, StrayRoute};
+use crate::route::{ObservedRoutes, OwnRule, Route, RouteKind, StrayRoute};
 
 /// The families in the order in which they are read.
 pub(crate) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
@@ -242,24 +242,102 @@ pub(crate) fn route_type(kind: &RouteKind) -> RouteType {
     }
 }
 
-/// Our rules of one family: those that have our priority and consult our table for every packet.
+/// A rule of ours as the kernel has it.
+pub(crate) enum OurRule {
+    /// Consults our table for every packet.
+    Table(RuleMessage),
+    /// Is for a prefix of our own pods.
+    Own(OwnRule, RuleMessage),
+}
+
+/// Our rules of one family, by priority and content.
 pub(crate) async fn rules(
     socket: &mut RouteSocket,
     family: AddressFamily,
     routing: &Routing,
-) -> io::Result<Vec<RuleMessage>> {
+) -> io::Result<Vec<OurRule>> {
     let mut message = RuleMessage::default();
     message.header.family = family;
     let answers = socket.dump(RouteNetlinkMessage::GetRule(message)).await?;
     Ok(answers
         .into_iter()
         .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewRule(rule) if rule.header.family == family && is_ours(&rule, routing) => {
-                Some(rule)
+            RouteNetlinkMessage::NewRule(rule) if rule.header.family == family => {
+                if is_ours(&rule, routing) {
+                    return Some(OurRule::Table(rule));
+                }
+                own_rule(&rule, routing).map(|own| OurRule::Own(own, rule))
             }
             _ => None,
         })
         .collect())
+}
+
+fn own_rule(rule: &RuleMessage, routing: &Routing) -> Option<OwnRule> {
+    let header = &rule.header;
+    let (mut priority, mut table, mut to) = (0, u32::from(header.table), None);
+    let (mut only, mut protocol) = (u32::MAX, None);
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Priority(found) => priority = *found,
+            RuleAttribute::Table(found) => table = *found,
+            RuleAttribute::Destination(ip) => to = IpNet::new(*ip, header.dst_len).ok(),
+            RuleAttribute::SuppressPrefixLen(found) => only = *found,
+            RuleAttribute::Protocol(found) => protocol = Some(*found),
+            RuleAttribute::Other(_) => {}
+            _ => return None,
+        }
+    }
+    let plain = header.src_len == 0
+        && header.tos == 0
+        && !header.flags.contains(rtnetlink::packet_route::rule::RuleFlags::Invert)
+        && protocol == Some(RouteProtocol::from(routing.protocol));
+    let to = to.filter(|_| plain)?;
+    let specific = OwnRule::Specific(to);
+    let nowhere = OwnRule::Nowhere(to);
+    match header.action {
+        RuleAction::ToTable
+            if priority == routing.priority + specific.offset()
+                && table == u32::from(RouteHeader::RT_TABLE_MAIN)
+                && only == u32::from(to.prefix_len().saturating_sub(1)) =>
+        {
+            Some(specific)
+        }
+        RuleAction::Blackhole if priority == routing.priority + nowhere.offset() => Some(nowhere),
+        _ => None,
+    }
+}
+
+fn own_message(rule: &OwnRule, routing: &Routing) -> RuleMessage {
+    let to = rule.to();
+    let mut message = RuleMessage::default();
+    message.header.family = if to.addr().is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    message.header.dst_len = to.prefix_len();
+    message.attributes.push(RuleAttribute::Destination(to.network()));
+    message.attributes.push(RuleAttribute::Priority(routing.priority + rule.offset()));
+    message.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(routing.protocol)));
+    match rule {
+        OwnRule::Specific(_) => {
+            message.header.action = RuleAction::ToTable;
+            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            let only = u32::from(to.prefix_len().saturating_sub(1));
+            message.attributes.push(RuleAttribute::SuppressPrefixLen(only));
+        }
+        OwnRule::Nowhere(_) => message.header.action = RuleAction::Blackhole,
+    }
+    message
+}
+
+/// Adds a rule for a prefix of our own; one that stands is no error.
+pub(crate) async fn add_own(socket: &mut RouteSocket, rule: &OwnRule, routing: &Routing) -> io::Result<()> {
+    let message = own_message(rule, routing);
+    let result = socket.change(RouteNetlinkMessage::NewRule(message), NLM_F_CREATE | NLM_F_EXCL).await;
+    tolerate(result, &[errno::EEXIST])
+}
+
+/// Removes a rule for a prefix of our own; one that is gone is no error.
+pub(crate) async fn remove_own(socket: &mut RouteSocket, rule: &OwnRule, routing: &Routing) -> io::Result<()> {
+    remove_rule(socket, own_message(rule, routing)).await
 }
 
 fn is_ours(rule: &RuleMessage, routing: &Routing) -> bool {

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use rtnetlink::packet_route::address::{AddressFlags, AddressScope};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 
 use super::links::{Address, Link, is_link_local};
 use super::routes::facts;
-use crate::link::ObservedUnderlay;
-use crate::local::InterfaceName;
+use crate::link::{ObservedUnderlay, OtherLink};
 
 /// Puts the underlay together. `main` holds the main table, IPv4 first; `mesh` is the mesh's own link.
 pub(crate) fn observed(
@@ -22,18 +22,35 @@ pub(crate) fn observed(
     let global: Vec<&Address> =
         addresses.iter().filter(|address| Some(address.index) != mesh && is_global(address)).collect();
     found.addresses = global.iter().map(|address| address.net.addr()).collect();
+    found.links = links
+        .iter()
+        .filter(|link| Some(link.index) != mesh && link.name != "lo" && !link.is_marked())
+        .map(|link| {
+            let of_link = global.iter().filter(|address| address.index == link.index);
+            let permanent = |address: &&&Address| address.flags.contains(AddressFlags::Permanent);
+            let addresses = of_link.map(|address| (address.net.addr(), permanent(&address))).collect();
+            (link.index, OtherLink { name: link.name.clone(), addresses, ..OtherLink::default() })
+        })
+        .collect();
     let mut through: Vec<u32> = Vec::new();
     for message in main {
-        if message.header.kind != RouteType::Unicast || message.header.destination_prefix_length != 0 {
+        let least = if message.header.address_family == AddressFamily::Inet { 8 } else { 16 };
+        let length = message.header.destination_prefix_length;
+        if message.header.kind != RouteType::Unicast || length >= least {
+            continue;
+        }
+        for (index, gateway) in hops(message) {
+            if let Some(link) = found.links.get_mut(&index) {
+                link.leads_away = true;
+                link.gateways.extend(gateway);
+            }
+        }
+        if length != 0 {
             continue;
         }
         let Some(facts) = facts(message) else { continue };
-        for index in interfaces(message).filter(|index| Some(*index) != mesh) {
+        for index in hops(message).into_iter().map(|(index, _)| index).filter(|index| Some(*index) != mesh) {
             let link = links.iter().find(|link| link.index == index);
-            // A name of other characters cannot be named to the guard.
-            found
-                .default_route_interfaces
-                .extend(link.and_then(|link| link.name.parse::<InterfaceName>().ok()));
             // A default route may carry a smaller MTU than its link, as on cloud networks with jumbo frames.
             let mtu = link.map(|link| link.mtu).into_iter().chain(facts.mtu.filter(|mtu| *mtu > 0)).min();
             found.mtu = found.mtu.into_iter().chain(mtu).min();
@@ -64,12 +81,30 @@ fn is_global(address: &Address) -> bool {
         && !address.flags.intersects(unusable)
 }
 
-fn interfaces(message: &RouteMessage) -> impl Iterator<Item = u32> {
-    message.attributes.iter().flat_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => vec![*index],
-        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+/// The interfaces that a route leaves through, each with its gateway.
+fn hops(message: &RouteMessage) -> Vec<(u32, Option<IpAddr>)> {
+    let gateway = |attributes: &[RouteAttribute]| {
+        attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) | RouteAttribute::Via(RouteVia::Inet(ip)) => {
+                Some(IpAddr::from(*ip))
+            }
+            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) | RouteAttribute::Via(RouteVia::Inet6(ip)) => {
+                Some(IpAddr::from(*ip))
+            }
+            _ => None,
+        })
+    };
+    let single = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some((*index, gateway(&message.attributes))),
+        _ => None,
+    });
+    let several = message.attributes.iter().flat_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => {
+            hops.iter().map(|hop| (hop.interface_index, gateway(&hop.attributes))).collect()
+        }
         _ => Vec::new(),
-    })
+    });
+    single.into_iter().chain(several).collect()
 }
 
 fn forwarding() -> (bool, bool) {

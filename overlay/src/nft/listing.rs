@@ -33,8 +33,9 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// Reads what `nft -j` printed.
-    pub(super) fn read(json: Value) -> Self {
+    /// Reads what `nft -j` printed. It shows an interface's index as the name which that has now: `index_of`
+    /// tells the index again.
+    pub(super) fn read(json: Value, index_of: &dyn Fn(&str) -> Option<u32>) -> Self {
         let mut objects = Vec::new();
         let (mut egress_drops, mut ingress_drops, mut carrier_drops, mut cleartext_drops) = (0, 0, 0, 0);
         let listed = json.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
@@ -64,7 +65,7 @@ impl Listing {
         let digest = Sha256::digest(text.collect::<String>()).into();
         let slots = slots(&objects);
         let guard = match slots.as_deref() {
-            Some([slot]) => guard(&objects, *slot),
+            Some([slot]) => guard(&objects, *slot, index_of),
             _ => None,
         };
         Self {
@@ -122,7 +123,7 @@ fn chain_place(chain: &Map<String, Value>) -> Option<(String, String, i64)> {
 }
 
 /// The guard that makes exactly these rules. Several may; which one of them it is does not matter.
-fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
+fn guard(objects: &[Object], slot: Slot, index_of: &dyn Fn(&str) -> Option<u32>) -> Option<Guard> {
     let of_chain = |name: &str, interface: &str, address: &str| {
         let chain = slot.chain(name);
         let mut rules = of_kind(objects, "rule").filter(|rule| text(rule, "chain") == chain).peekable();
@@ -135,6 +136,7 @@ fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
             local: BTreeSet::new(),
             outside: BTreeSet::new(),
             interfaces: interface_names(encrypting, interface)?,
+            pod_kinds: BTreeSet::new(),
             underlay: BTreeSet::new(),
             carriers: None,
             cleartext: None,
@@ -154,13 +156,14 @@ fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
             clear.push(rule);
             rules.next();
         }
+        let side = &interface[..3];
         let mut kept = BTreeSet::new();
         let mut last = 0;
         for rule in rules {
             let (test, verdict) = rule.get("expr")?.as_array()?.split_first()?;
-            let (test, underlay, verdict) = match verdict {
+            let (test, through, verdict) = match verdict {
                 [address, verdict @ ..] if address.get("match").is_some() => {
-                    (address, Some(interface_names(test, interface)?), verdict)
+                    (address, Some(through(test, side, index_of)?), verdict)
                 }
                 verdict => (test, None, verdict),
             };
@@ -175,20 +178,27 @@ fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
                 return None;
             }
             // The order of `Guard::rules`, each family once.
-            let places = match (accepts, &underlay) {
-                (true, None) => [Some(0), Some(2)],
-                (false, Some(_)) => [Some(1), None],
-                (false, None) => [Some(3), None],
-                (true, Some(_)) => return None,
+            let step = match (accepts, &through) {
+                (true, None) => 0,
+                (false, Some(Through::Links(_))) => 1,
+                (true, Some(Through::Kinds(_))) => 2,
+                (false, None) => 3,
+                _ => return None,
             };
-            let place = |step: usize| 1 + step * 2 + usize::from(v6);
-            let step = places.into_iter().flatten().find(|step| place(*step) > last)?;
-            last = place(step);
-            if let Some(underlay) = underlay {
-                if underlay.is_empty() || !(guard.underlay.is_empty() || guard.underlay == underlay) {
-                    return None;
+            let place = 1 + step * 2 + usize::from(v6);
+            if place <= last {
+                return None;
+            }
+            last = place;
+            match through {
+                Some(Through::Links(links)) if guard.underlay.is_empty() || guard.underlay == links => {
+                    guard.underlay = links;
                 }
-                guard.underlay = underlay;
+                Some(Through::Kinds(kinds)) if guard.pod_kinds.is_empty() || guard.pod_kinds == kinds => {
+                    guard.pod_kinds = kinds;
+                }
+                None => {}
+                Some(_) => return None,
             }
             let nets = match step {
                 0 => &mut guard.outside,
@@ -203,6 +213,9 @@ fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
         if !clear.is_empty() {
             guard.cleartext = Some(clear.finish(name == "egress")?);
         }
+        if guard.pod_kinds.is_empty() {
+            guard.local.clone_from(&kept);
+        }
         (guard.underlay.is_empty() || guard.local == kept).then_some(guard)
     };
     let mut egress = of_chain("egress", "oifname", "daddr")?;
@@ -211,6 +224,33 @@ fn guard(objects: &[Object], slot: Slot) -> Option<Guard> {
     }
     egress.cleartext = cleartext::complete(egress.cleartext.take(), cleartext::outer(objects, slot).ok()?)?;
     (clamped(objects, slot)? == egress.clamped()).then_some(egress)
+}
+
+/// The interfaces that a rule about local prefixes is for.
+enum Through {
+    /// These, by index.
+    Links(BTreeSet<u32>),
+    /// Those of these kinds.
+    Kinds(BTreeSet<String>),
+}
+
+fn through(test: &Value, side: &str, index_of: &dyn Fn(&str) -> Option<u32>) -> Option<Through> {
+    let test = test.get("match").filter(|test| test.get("op").is_some_and(|op| op == "=="))?;
+    let key = test.get("left")?.get("meta")?.get("key")?.as_str()?;
+    let found = members(test.get("right")?).iter().map(Value::as_str);
+    match key.strip_prefix(side)? {
+        // One that is gone is shown as a number.
+        "" => {
+            let index = |name: Option<&str>| index_of(name?).or_else(|| name?.parse().ok());
+            found.map(index).collect::<Option<_>>().map(Through::Links)
+        }
+        "kind" => found.map(|name| name.map(str::to_owned)).collect::<Option<_>>().map(Through::Kinds),
+        _ => None,
+    }
+    .filter(|through| match through {
+        Through::Links(links) => !links.is_empty(),
+        Through::Kinds(kinds) => !kinds.is_empty(),
+    })
 }
 
 /// The rule that lets WireGuard pass on VXLAN devices.
@@ -299,7 +339,7 @@ mod tests {
     #[test]
     fn a_listing_that_is_no_guard_is_none() {
         for text in ["{}", "[]", r#"{"nftables": 3}"#, r#"{"nftables": [{"table": {"name": "sennit"}}]}"#] {
-            let listing = Listing::read(serde_json::from_str(text).unwrap());
+            let listing = Listing::read(serde_json::from_str(text).unwrap(), &|_| None);
             assert_eq!((listing.guard, listing.fingerprint), (None, None), "{text}");
         }
     }
@@ -309,7 +349,7 @@ mod tests {
         let with = |packets: u64, handle: u64| {
             Listing::read(json!({"nftables": [
                 {"counter": {"name": "egress", "packets": packets, "bytes": packets * 10, "handle": handle}},
-            ]}))
+            ]}), &|_| None)
         };
         assert_eq!(with(0, 1).digest, with(7, 2).digest);
         assert_eq!(with(7, 2).egress_drops, 7);

@@ -55,6 +55,16 @@ impl MeshPlan {
         for family in ["-4", "-6"] {
             let _ = writeln!(text, "{family} rule add priority {} table {}", routing.priority, routing.table);
         }
+        for net in &table.own {
+            let (family, length) = (if net.addr().is_ipv4() { "-4" } else { "-6" }, net.prefix_len());
+            let (first, second) = (routing.priority + 1, routing.priority + 2);
+            let only = length.saturating_sub(1);
+            let _ = writeln!(
+                text,
+                "{family} rule add priority {first} to {net} table main suppress_prefixlength {only}\n\
+                 {family} rule add priority {second} to {net} blackhole"
+            );
+        }
         text
     }
 

@@ -296,13 +296,14 @@ impl Lab {
             routes.insert(Route::new(*to, RouteKind::Mesh { mtu: 1380 }));
             routes.insert(Route::new(*to, RouteKind::Blackhole));
         }
-        let table = RouteTable { routing: self.routing, interface: name(), routes };
+        let table = RouteTable { routing: self.routing, interface: name(), routes, own: nets(&["10.1.0.0/24", "fd00:1::/64"]) };
         let guard = Guard {
             mesh: nets(&["10.2.0.0/24", "10.3.0.0/24", "fd00:2::/64", "fd00:3::/64"]),
             local: nets(&["10.1.0.0/24", "fd00:1::/64"]),
             outside: nets(&["10.2.0.9/32"]),
             interfaces: BTreeSet::from([name()]),
-            underlay: BTreeSet::from(["up0".parse().unwrap()]),
+            pod_kinds: ["bridge", "veth"].map(str::to_owned).into(),
+            underlay: BTreeSet::from([4_000]),
             carriers: Some(Carriers {
                 interfaces: BTreeSet::from(["sennitx4".parse().unwrap(), "sennitx6".parse().unwrap()]),
                 prefix: "fd53:1:2::/63".parse().unwrap(),

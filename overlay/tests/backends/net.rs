@@ -7,7 +7,7 @@ use std::time::Duration;
 use mesh_overlay::Guard;
 use mesh_overlay::address::carrier_mac;
 use mesh_overlay::guard::{Carriers, Slot};
-use mesh_overlay::link::LinkChange;
+use mesh_overlay::link::{LinkChange, ObservedUnderlay};
 use mesh_overlay::netlink::Watch;
 use mesh_overlay::route::StrayRoute;
 use mesh_overlay::vxlan::{Neighbour, VxlanChange, VxlanConfig};
@@ -17,12 +17,18 @@ use crate::cleartext::cleartext;
 use crate::lab::{Lab, eventually, name, net, nets};
 use crate::namespace::sh;
 
+/// The index of a link; where there is none, one that no link has.
+fn index(link: &str) -> u32 {
+    nix::net::if_::if_nametoindex(link).unwrap_or(4_000)
+}
+
 pub(crate) fn guard(mesh: &[&str]) -> Guard {
     Guard {
         mesh: nets(mesh),
         local: nets(&["10.1.0.0/24"]),
         outside: BTreeSet::new(),
         interfaces: BTreeSet::from([name()]),
+        pod_kinds: ["bridge", "veth"].map(str::to_owned).into(),
         underlay: BTreeSet::new(),
         carriers: None,
         cleartext: None,
@@ -57,7 +63,7 @@ pub(crate) async fn a_guard_is_replaced_by_the_next(mut lab: Lab) {
 
 pub(crate) async fn a_changed_guard_is_noticed(mut lab: Lab) {
     let mut wanted = guard(&["10.2.0.0/24", "fd00::/8"]);
-    wanted.underlay = BTreeSet::from(["up0".parse().unwrap()]);
+    wanted.underlay = BTreeSet::from([index("up0")]);
     let tampers = [
         "for slot in a b; do nft insert rule inet sennit egress_$slot ip daddr 10.2.0.0/24 accept || true; done",
         "for slot in a b; do nft flush chain inet sennit egress_$slot || true; done",
@@ -108,9 +114,20 @@ pub(crate) async fn a_mesh_route_goes_with_its_device_and_the_blackhole_stays(mu
             let said = sh(&format!("ip route get {to} 2>&1 || true"));
             assert!(!said.contains("up0"), "{said}");
         }
-        // Its own prefix is left to the other tables.
+        // Its own prefix is left to routes of table main that are no wider.
+        let way = |to: &str| sh(&format!("ip route get {to} 2>&1 || true"));
+        sh("ip route add 10.0.0.0/8 dev up0 && ip -6 route add fd00::/16 dev up0 && \
+            ip rule add pref 6000 lookup 77 && ip route add 10.1.0.0/24 dev up0 table 77 && \
+            ip route add 0.0.0.0/1 dev up0 && ip route add 128.0.0.0/1 dev up0");
         for to in ["10.1.0.9", "fd00:1::9"] {
-            assert!(sh(&format!("ip route get {to}")).contains("dev up0"));
+            let said = way(to);
+            assert!(!said.contains("up0"), "{said}");
+        }
+        sh("ip link add pods type bridge && ip link set pods up && ip route add 10.1.0.0/24 dev pods && \
+            ip -6 route add fd00:1::9 dev pods");
+        for to in ["10.1.0.9", "fd00:1::9"] {
+            let said = way(to);
+            assert!(said.contains("dev pods"), "{said}");
         }
     }
 }
@@ -195,8 +212,12 @@ pub(crate) async fn removing_all_takes_our_routes_and_rules_alone(mut lab: Lab) 
 
 /// Packets that left through `up0`.
 fn sent() -> u64 {
+    sent_by("up0")
+}
+
+fn sent_by(link: &str) -> u64 {
     let table = std::fs::read_to_string("/proc/self/net/dev").unwrap();
-    let line = table.lines().find(|line| line.trim_start().starts_with("up0:")).unwrap();
+    let line = table.lines().find(|line| line.trim_start().starts_with(&format!("{link}:"))).unwrap();
     line.split_whitespace().nth(10).unwrap().parse().unwrap()
 }
 
@@ -248,7 +269,7 @@ pub(crate) async fn a_guard_of_every_shape_is_known_again(mut lab: Lab) {
     let mut marks = BTreeSet::new();
     for outside in &outsides {
         for local in &locals {
-            for underlay in [&[][..], &["up0"], &["up0", "up1"]] {
+            for underlay in [&[][..], &[4_000], &[4_000, 4_001]] {
                 let carriers = (outside.len() % 2 == 0).then(|| Carriers {
                     interfaces: ["sennitx4", "sennitx6"][..=outside.len() / 2]
                         .iter()
@@ -262,7 +283,7 @@ pub(crate) async fn a_guard_of_every_shape_is_known_again(mut lab: Lab) {
                     cleartext: (outside.len() % 2 == 0).then(|| cleartext(local.len(), !underlay.is_empty())),
                     outside: outside.clone(),
                     local: local.clone(),
-                    underlay: underlay.iter().map(|name| name.parse().unwrap()).collect(),
+                    underlay: underlay.iter().copied().collect(),
                     ..guard(&["10.2.0.0/24", "fd00:2::/64"])
                 };
                 lab.nft.apply(&wanted).await.unwrap();
@@ -275,9 +296,9 @@ pub(crate) async fn a_guard_of_every_shape_is_known_again(mut lab: Lab) {
     // Those without anything local are the same on every underlay.
     assert_eq!(marks.len(), 3 * (3 * 3 + 1));
     // Half of what is local is let out, under the same mark.
-    let wanted = Guard { underlay: BTreeSet::from(["up0".parse().unwrap()]), ..guard(&["10.2.0.0/24"]) };
+    let wanted = Guard { underlay: BTreeSet::from([4_000]), ..guard(&["10.2.0.0/24"]) };
     let text = wanted.render(Slot::A);
-    for of_underlay in ["oifname { \"up0\" } ip daddr", "iifname { \"up0\" } ip saddr"] {
+    for of_underlay in ["oif { 4000 } ip daddr", "iif { 4000 } ip saddr"] {
         assert!(text.contains(&format!("{of_underlay} {{ 10.1.0.0/24 }}")), "{text}");
     }
     let halved = text.replace("addr { 10.1.0.0/24 } counter", "addr { 10.1.0.0/25 } counter");
@@ -410,13 +431,43 @@ pub(crate) async fn a_packet_to_a_pod_that_is_gone_does_not_leave_in_clear(mut l
     lab.nft.apply(&wanted).await.unwrap();
     arrive();
     eventually("the default route would take it", async || sent() == 1).await;
-    wanted.underlay = BTreeSet::from(["up0".parse().unwrap()]);
+    wanted.underlay = BTreeSet::from([index("up0")]);
     lab.nft.apply(&wanted).await.unwrap();
     arrive();
     eventually("the guard holds it", async || lab.nft.observe().await.egress_drops == 1).await;
     assert_eq!(sent(), 1);
     lab.restart();
     assert_eq!(lab.nft.observe().await.fingerprint, Some(wanted.fingerprint()));
+}
+
+/// An interface of another kind than pods have is shut, observed or not; a rename opens nothing.
+pub(crate) async fn own_prefixes_pass_no_new_interface(mut lab: Lab) {
+    way_out();
+    lan("192.0.2.254");
+    let mut wanted = guard(&["10.2.0.0/24"]);
+    wanted.underlay = BTreeSet::from([index("up0")]);
+    lab.nft.apply(&wanted).await.unwrap();
+    sh("ip link add corp0 link up0 type macvlan mode bridge && ip addr add 198.51.100.7/24 dev corp0 && \
+        ip link set corp0 up && ip route add 10.1.0.0/24 dev corp0 && \
+        ip neigh add 10.1.0.9 lladdr 02:00:00:00:00:fd dev corp0 nud permanent");
+    let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+    let left = || {
+        let before = sent();
+        let _ = socket.send_to(b"out", ("10.1.0.9", 9));
+        sent() - before
+    };
+    assert_eq!(left(), 0, "by a macvlan that came later");
+    sh("ip link del corp0 && ip route add 10.1.0.0/24 via 192.0.2.254");
+    assert_eq!(left(), 0, "by the underlay");
+    sh("ip link set up0 down && ip link set up0 name 4g-wan@ && ip link set 4g-wan@ up && \
+        ip route replace default via 192.0.2.254 dev 4g-wan@ && \
+        ip neigh replace 192.0.2.254 lladdr 02:00:00:00:00:fe dev 4g-wan@ nud permanent && \
+        ip route replace 10.1.0.0/24 via 192.0.2.254");
+    let before = sent_by("4g-wan@");
+    let drops = lab.nft.observe().await.egress_drops;
+    let _ = socket.send_to(b"out", ("10.1.0.9", 9));
+    assert_eq!(lab.nft.observe().await.egress_drops, drops + 1);
+    assert_eq!(sent_by("4g-wan@"), before, "by the underlay under another name");
 }
 
 pub(crate) async fn nobody_on_the_underlay_speaks_as_one_of_our_pods(mut lab: Lab) {
@@ -426,7 +477,7 @@ pub(crate) async fn nobody_on_the_underlay_speaks_as_one_of_our_pods(mut lab: La
     lab.nft.apply(&wanted).await.unwrap();
     assert!(comes_in("10.1.0.9"), "the way in works");
     assert!(!comes_in("10.2.0.9"));
-    wanted.underlay = BTreeSet::from(["up0".parse().unwrap()]);
+    wanted.underlay = BTreeSet::from([index("up0")]);
     lab.nft.apply(&wanted).await.unwrap();
     assert!(!comes_in("10.1.0.9"));
     assert_eq!(lab.nft.observe().await.ingress_drops, 2);
@@ -436,7 +487,7 @@ pub(crate) async fn a_protected_address_inside_of_the_mesh_passes_in_clear(mut l
     way_out();
     lan("192.0.2.254");
     let mut wanted = guard(&["10.2.0.0/24", "10.1.0.0/24"]);
-    wanted.underlay = BTreeSet::from(["up0".parse().unwrap()]);
+    wanted.underlay = BTreeSet::from([index("up0")]);
     let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
     let left = |to: &str| {
         let before = sent();
@@ -470,7 +521,11 @@ pub(crate) async fn the_underlay_is_what_the_default_routes_leave_through(mut la
         ip route add default dev up0 && ip -6 route add default dev up0 && \
         ip route add default dev sennit0 metric 99");
     let found = lab.observe_net().await.underlay;
-    assert_eq!(found.default_route_interfaces, BTreeSet::from(["up0".parse().unwrap()]));
+    let away = |found: &ObservedUnderlay| {
+        let away = found.away(&[net("10.1.0.0/24")]);
+        away.iter().map(|index| found.links[index].name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(away(&found), ["up0", "up1"]);
     let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
     let all = [ip("192.0.2.1"), ip("198.51.100.1"), ip("2001:db8::1")];
     assert_eq!(found.addresses, BTreeSet::from(all));
@@ -479,11 +534,17 @@ pub(crate) async fn the_underlay_is_what_the_default_routes_leave_through(mut la
     sh("ip route replace default dev up0 mtu 1420; echo 1 > /proc/sys/net/ipv4/ip_forward");
     let found = lab.observe_net().await.underlay;
     assert_eq!((found.mtu, found.forwarding.0), (Some(1420), true));
-    // The name of the last one is none that the guard could be told.
-    sh("ip link set up1 up && ip route add default metric 7 nexthop dev up0 nexthop dev up1 && \
-        ip link add 9up type bridge && ip link set 9up up && ip route add default dev 9up metric 8");
-    let found = lab.observe_net().await.underlay.default_route_interfaces;
-    assert_eq!(found, ["up0", "up1"].into_iter().map(|name| name.parse().unwrap()).collect());
+    // Whatever they are called, and by halves.
+    sh("ip link add 9up type bridge && ip link set 9up up && ip route add 0.0.0.0/1 dev 9up && \
+        ip link add 'lan+@' type bridge && ip link set 'lan+@' up && \
+        ip route add default metric 8 nexthop via 192.0.2.9 dev up0 nexthop dev 'lan+@'");
+    let found = lab.observe_net().await.underlay;
+    assert_eq!(away(&found), ["up0", "up1", "9up", "lan+@"]);
+    let gateways = found.links.values().flat_map(|link| &link.gateways).collect::<Vec<_>>();
+    assert_eq!(gateways, [&ip("192.0.2.9")]);
+    // A link of pods leads to them, whatever else is there.
+    sh("ip link add pods type bridge && ip link set pods up && ip addr add 10.1.0.1/24 dev pods");
+    assert_eq!(away(&lab.observe_net().await.underlay), ["up0", "up1", "9up", "lan+@"]);
 }
 
 pub(crate) async fn a_host_without_ipv6_is_told_so(mut lab: Lab) {

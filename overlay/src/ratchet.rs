@@ -1,0 +1,186 @@
+//! Prefixes that were guarded once stay guarded, whatever the registry says of them later.
+//!
+//! A Node object may be deleted, moved, refused or swept away while its pods go on running. Packets to
+//! those pods must not leave in clear then. The ratchet remembers each guarded prefix until the operator
+//! releases it by name, or until the configured grace has passed since it was last seen.
+//!
+//! Age is time in which the agent ran and knew its registry. It is no difference of two clock readings,
+//! so that a clock that jumps ends no protection.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+const HOUR: u64 = 3_600;
+
+/// Who held a prefix last, and for how long nobody has held it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Kept {
+    /// The node, or `site NAME` for what a site was granted.
+    pub holder: String,
+    /// Seconds of the agent's own running time since anybody held it; 0 while somebody does. On disk it
+    /// is rounded down to hours, so that an idle agent does not write.
+    #[serde(default, serialize_with = "hours", deserialize_with = "from_hours", rename = "absentHours")]
+    pub absent: u64,
+}
+
+fn hours<S: serde::Serializer>(seconds: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(seconds / HOUR)
+}
+
+fn from_hours<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    Ok(u64::deserialize(deserializer)?.saturating_mul(HOUR))
+}
+
+/// Every prefix that was ever guarded and was neither released nor outlived its grace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Ratchet(BTreeMap<IpNet, Kept>);
+
+impl Ratchet {
+    /// Notes who holds what now. Prefixes that nobody holds any more age by `elapsed`; those older than
+    /// `grace` are dropped and returned. Without a grace nothing is ever dropped.
+    pub fn sight(
+        &mut self,
+        held: &BTreeMap<IpNet, String>,
+        elapsed: Duration,
+        grace: Option<Duration>,
+    ) -> Vec<(IpNet, Kept)> {
+        for (net, kept) in &mut self.0 {
+            if !held.contains_key(net) {
+                // Somebody held it at the last look: its age begins now.
+                let older = if kept.absent == 0 { 1 } else { elapsed.as_secs() };
+                kept.absent = kept.absent.saturating_add(older);
+            }
+        }
+        for (net, holder) in held {
+            self.0.insert(*net, Kept { holder: holder.clone(), absent: 0 });
+        }
+        let Some(grace) = grace else { return Vec::new() };
+        let over = |net: &IpNet, kept: &Kept| !held.contains_key(net) && kept.absent > grace.as_secs();
+        let ended: Vec<(IpNet, Kept)> =
+            self.0.iter().filter(|(net, kept)| over(net, kept)).map(|(net, k)| (*net, k.clone())).collect();
+        for (net, _) in &ended {
+            self.0.remove(net);
+        }
+        ended
+    }
+
+    /// Returns what is remembered and lies in none of the prefixes in `held`: those protect it already,
+    /// and a blackhole for a part of one would take that part from its holder.
+    pub fn beyond(&self, held: &BTreeSet<IpNet>) -> BTreeMap<IpNet, Kept> {
+        let wide = |net: &IpNet| {
+            (0..=net.prefix_len()).any(|length| {
+                IpNet::new(net.addr(), length).is_ok_and(|wide| held.contains(&wide.trunc()))
+            })
+        };
+        self.0.iter().filter(|(net, _)| !wide(net)).map(|(net, kept)| (*net, kept.clone())).collect()
+    }
+
+    /// Releases a prefix, or all prefixes of a holder, and returns them. What somebody holds now is not
+    /// released: `held` says what that is.
+    pub fn release(&mut self, name: &str, held: &BTreeSet<IpNet>) -> Vec<IpNet> {
+        let net = name.parse::<IpNet>().map(|net| net.trunc()).ok();
+        let meant = |other: &IpNet, kept: &Kept| net.map_or(kept.holder == name, |net| net == *other);
+        let released: Vec<IpNet> = self
+            .0
+            .iter()
+            .filter(|(other, kept)| meant(other, kept) && !held.contains(*other))
+            .map(|(other, _)| *other)
+            .collect();
+        for net in &released {
+            self.0.remove(net);
+        }
+        released
+    }
+
+    /// Returns how many prefixes are remembered.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Reports whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn held(nets: &[(&str, &str)]) -> BTreeMap<IpNet, String> {
+        nets.iter().map(|(prefix, holder)| (net(prefix), (*holder).to_owned())).collect()
+    }
+
+    const HOURS: fn(u64) -> Duration = |hours| Duration::from_secs(hours * HOUR);
+
+    #[test]
+    fn what_was_held_once_is_kept() {
+        let mut ratchet = Ratchet::default();
+        ratchet.sight(&held(&[("10.2.0.0/24", "b")]), HOURS(1), None);
+        for _ in 0..2 {
+            assert!(ratchet.sight(&held(&[]), HOURS(100_000), None).is_empty());
+        }
+        let kept = ratchet.beyond(&BTreeSet::new());
+        assert_eq!(kept[&net("10.2.0.0/24")].holder, "b");
+        assert_eq!(kept[&net("10.2.0.0/24")].absent, 100_000 * HOUR + 1);
+    }
+
+    #[test]
+    fn a_grace_ends_after_the_last_sight_alone() {
+        let mut ratchet = Ratchet::default();
+        let grace = Some(HOURS(10));
+        let both = held(&[("10.2.0.0/24", "b"), ("10.3.0.0/24", "c")]);
+        assert!(ratchet.sight(&both, HOURS(50), grace).is_empty());
+        let one = held(&[("10.3.0.0/24", "c")]);
+        assert!(ratchet.sight(&one, HOURS(50), grace).is_empty());
+        assert!(ratchet.sight(&one, HOURS(9), grace).is_empty());
+        // Seen again: the age begins anew.
+        assert!(ratchet.sight(&both, HOURS(5), grace).is_empty());
+        assert!(ratchet.sight(&held(&[]), HOURS(50), grace).is_empty());
+        assert!(ratchet.sight(&held(&[]), HOURS(9), grace).is_empty());
+        let ended = ratchet.sight(&held(&[]), HOURS(1), grace);
+        assert_eq!(ended.len(), 2);
+        assert!(ratchet.is_empty());
+    }
+
+    #[test]
+    fn what_lies_in_a_held_prefix_is_no_hole_in_it() {
+        let mut ratchet = Ratchet::default();
+        ratchet.sight(&held(&[("10.2.1.0/24", "b"), ("10.0.0.0/8", "site x")]), HOURS(0), None);
+        let now = BTreeSet::from([net("10.2.0.0/16")]);
+        assert_eq!(ratchet.beyond(&now).into_keys().collect::<Vec<_>>(), [net("10.0.0.0/8")]);
+    }
+
+    #[test]
+    fn the_operator_releases_by_prefix_or_holder() {
+        let mut ratchet = Ratchet::default();
+        let all = held(&[("10.2.0.0/24", "b"), ("fd00:2::/64", "b"), ("10.3.0.0/24", "c")]);
+        ratchet.sight(&all, HOURS(0), None);
+        assert_eq!(ratchet.release("10.3.0.7/24", &BTreeSet::new()), [net("10.3.0.0/24")]);
+        // A prefix in use is never released.
+        assert_eq!(ratchet.release("b", &BTreeSet::from([net("10.2.0.0/24")])), [net("fd00:2::/64")]);
+        assert_eq!(ratchet.release("nobody", &BTreeSet::new()), [] as [IpNet; 0]);
+        assert_eq!(ratchet.len(), 1);
+    }
+
+    #[test]
+    fn age_survives_the_disk_in_hours() {
+        let mut ratchet = Ratchet::default();
+        ratchet.sight(&held(&[("10.2.0.0/24", "b")]), HOURS(0), None);
+        ratchet.sight(&held(&[]), HOURS(0), None);
+        ratchet.sight(&held(&[]), Duration::from_secs(2 * HOUR + 1_000), None);
+        let text = serde_json::to_string(&ratchet).unwrap();
+        assert_eq!(text, r#"{"10.2.0.0/24":{"holder":"b","absentHours":2}}"#);
+        let back: Ratchet = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.beyond(&BTreeSet::new())[&net("10.2.0.0/24")].absent, 2 * HOUR);
+    }
+}
