@@ -397,7 +397,10 @@ impl Agent {
         unpublished.remove(&self.config.node);
         let publish = self.advertisement(local.underlay_mtu);
         let said = self.own_record().and_then(|own| Advertisement::parse(&own.annotations).ok().flatten());
-        let announced = said.is_some_and(|said| said.essential() == publish.essential());
+        // While nothing can be read, what stood there last has to do: after a reboot without the registry nobody
+        // would ever be dialled else.
+        let stood = !self.is_synced() && self.last_good.published;
+        let announced = said.map_or(stood, |said| said.essential() == publish.essential());
         Desired {
             link: LinkConfig { name: local.interface, mtu: plan.mtu, addresses: plan.addresses.clone() },
             publish,

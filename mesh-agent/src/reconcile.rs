@@ -259,8 +259,10 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         pass.guard = observed;
         let wanted = desired.plan.guard.fingerprint();
         let standing = pass.guard.fingerprint.as_ref();
-        // Before the first full read a guard that stands may protect more than this agent knows of.
-        if standing == Some(&wanted) || (standing.is_some() && !desired.synced) {
+        // Before the first full read a guard that stands may protect more than an agent knows that has lost its
+        // state. One that has it wrote that down before the guard was changed.
+        let knows = desired.synced || desired.last_good.registered;
+        if standing == Some(&wanted) || (standing.is_some() && !knows) {
             return true;
         }
         let done = self.nft.apply(&desired.plan.guard).await;

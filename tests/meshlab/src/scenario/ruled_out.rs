@@ -11,10 +11,11 @@ use crate::selector::End;
 /// The smallest underlay that agents take, in bytes: IPv6 inside of the mesh needs 1280, WireGuard adds 80.
 const AGENTS_LEAST_MTU: u16 = 1360;
 /// The agent configuration's top level.
-const AGENT_KEYS: [&str; 16] = [
+const AGENT_KEYS: [&str; 17] = [
     "node",
     "site",
     "mesh",
+    "guard",
     "stateDir",
     "runDir",
     "registry",
