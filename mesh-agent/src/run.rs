@@ -603,6 +603,7 @@ impl Running {
                 carrier_drops: guard.carrier_drops,
                 cleartext_drops: guard.cleartext_drops,
                 kept: self.desired.kept.iter().map(|(net, kept)| KeptStatus::of(*net, kept)).collect(),
+                grants: self.agent.grants().sites.values().map(Vec::len).sum(),
             },
             policy: self.policing.status(),
         }

@@ -125,6 +125,10 @@ pub struct GuardStatus {
     /// Prefixes that nobody holds any more and that stay guarded.
     #[serde(default)]
     pub kept: Vec<KeptStatus>,
+    /// Prefixes that sites were granted. With none, a prefix is guarded once this node has seen its holder, and
+    /// not before.
+    #[serde(default)]
+    pub grants: usize,
 }
 
 /// A prefix that stays guarded although nobody holds it.

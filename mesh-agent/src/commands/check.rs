@@ -268,6 +268,13 @@ async fn host(config: &Config, snapshot: Option<Snapshot>, findings: &mut Findin
         findings.obstacle("registry", why);
     }
     let desired = agent.desired(Instant::now());
+    if agent.grants().sites.is_empty() {
+        findings.warn(
+            "sites",
+            "no site has a grant: the guard knows a prefix only once this node has seen its holder, so that packets to a node \
+             that nobody has seen yet leave in clear; set `sites` in agent.yaml or the Mesh",
+        );
+    }
     if let Some(why) = desired.harmful {
         findings.obstacle("grants", why);
     }

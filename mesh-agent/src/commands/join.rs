@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{print, shown};
 use crate::atomic;
-use crate::registry::kube::{GROUP, LINK, VERSION, api_config, mesh_nodes, reason};
+use crate::registry::kube::{GROUP, LINK, VERSION, api_config, mesh_nodes, meshes as meshes_kind, reason};
 
 /// The namespace of the host's service account.
 const NAMESPACE: &str = "sennit";
@@ -101,6 +101,12 @@ pub(super) async fn join(asked: &Join) -> anyhow::Result<()> {
         mesh_nodes.patch(node.as_str(), &PatchParams::apply(FIELD_MANAGER), &Patch::Apply(&mesh_node)).await;
     applied.map_err(said.clone()(format!("MeshNode {node}")))?;
 
+    // Best effort: who may register hosts need not be able to read Meshes.
+    let meshes: Api<DynamicObject> = Api::all_with(client.clone(), &meshes_kind());
+    let settings = meshes.get_opt(mesh.as_str()).await.ok().flatten();
+    let sites = settings.as_ref().and_then(|object| object.data.pointer("/spec/sites")?.as_array());
+    let granted = sites.is_some_and(|sites| !sites.is_empty());
+
     let account = format!("host-{node}");
     let accounts: Api<ServiceAccount> = Api::namespaced(client, NAMESPACE);
     let service_account = json!({
@@ -140,8 +146,14 @@ pub(super) async fn join(asked: &Join) -> anyhow::Result<()> {
         atomic::replace(&configuration, text.as_bytes(), 0o644).with_context(|| shown(&configuration))?;
         format!("{} is written", shown(&configuration))
     };
+    let grants = match granted {
+        true => "",
+        false => {
+            "The mesh grants no prefixes to sites: this host guards a prefix once it has seen its holder, not before. Set spec.sites of the Mesh, or `sites` in agent.yaml.\n"
+        }
+    };
     print(&format!(
-        "MeshNode {node} is registered for site {site}; {wrote}.\n{} holds a token until {}; join again to renew them.\nNext: mesh-agent run\n",
+        "MeshNode {node} is registered for site {site}; {wrote}.\n{} holds a token until {}; join again to renew them.\n{grants}Next: systemctl enable --now sennit-guard sennit-agent (deploy/systemd), or mesh-agent run\n",
         shown(&token),
         status.expiration_timestamp.0,
     ))

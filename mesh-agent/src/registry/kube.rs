@@ -451,6 +451,11 @@ pub fn mesh_nodes() -> ApiResource {
     resource(Kind::MeshNode)
 }
 
+/// The kind Mesh, for requests.
+pub fn meshes() -> ApiResource {
+    custom("Mesh", "meshes")
+}
+
 fn api<K: Resource<DynamicType = ApiResource>>(client: &Client, resource: &ApiResource) -> Api<K> {
     Api::all_with(client.clone(), resource)
 }

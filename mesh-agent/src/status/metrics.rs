@@ -54,6 +54,12 @@ impl Status {
             "Whether the guard stands.",
             u8::from(self.guard.standing),
         );
+        page.one(
+            "sennit_guard_kept_prefixes",
+            "gauge",
+            "Prefixes that nobody holds any more and that stay guarded.",
+            self.guard.kept.len(),
+        );
         let name = "sennit_guard_dropped_packets_total";
         page.family(name, "counter", "Packets that the guard dropped, by where.");
         for (place, count) in [

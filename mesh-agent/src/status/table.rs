@@ -118,6 +118,9 @@ impl Status {
             guard.carrier_drops,
             guard.cleartext_drops
         ));
+        if guard.grants == 0 {
+            text.push_str("guard: no site has a grant (`sites`): a prefix is guarded once this node has seen its holder, not before\n");
+        }
         for kept in &guard.kept {
             text.push_str(&format!(
                 "guard: {} stays guarded; {} held it last, {} ago: {}\n",
