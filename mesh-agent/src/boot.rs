@@ -3,6 +3,8 @@
 //! It needs no configuration, no registry and no device. `mesh-agent run` begins with it, and a unit that runs
 //! before the network is up (`mesh-agent guard restore`) does nothing else.
 
+pub mod install;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -77,6 +79,11 @@ impl Standing {
             throws: of_kind(RouteKind::Throw),
             own: plan.routes.own.iter().copied().collect(),
         }
+    }
+
+    /// Returns the fingerprint of its guard.
+    pub fn fingerprint(&self) -> String {
+        self.guard.fingerprint()
     }
 
     /// Writes it, where it changed; reports whether it wrote.

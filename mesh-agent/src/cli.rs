@@ -145,6 +145,19 @@ pub enum GuardCommand {
         #[arg(long, env = "SENNIT_STATE_DIR")]
         state_dir: Option<PathBuf>,
     },
+    /// Install a systemd unit on this host that runs `guard restore` at boot, with all that it needs: for an init container of the
+    /// agent's pod, which has the host's folders below ROOT.
+    Install {
+        /// Where the host's root is; its folders /opt/sennit and /etc/systemd/system are written.
+        #[arg(long, value_name = "ROOT", default_value = "/")]
+        root: PathBuf,
+        /// The state directory on the host.
+        #[arg(long, env = "SENNIT_STATE_DIR", default_value = "/var/lib/sennit")]
+        state_dir: PathBuf,
+        /// Remove it instead.
+        #[arg(long)]
+        remove: bool,
+    },
     /// Take a prefix out of the guard that nobody holds any more. Packets to it may leave in clear from then on.
     Release {
         /// A prefix, the name of the node that held it last, or `site/NAME`.

@@ -30,6 +30,8 @@ pub struct Reconciler<W, N, F> {
     pub nft: F,
     key: PrivateKey,
     dialer: Dialer,
+    /// The fingerprint of the guard that stands first, from the last good state.
+    restored: Option<String>,
 }
 
 /// What a pass saw and did.
@@ -79,7 +81,12 @@ impl Pass {
 impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
     /// A reconciler for this host; `key` is the node's.
     pub fn new(wireguard: W, net: N, nft: F, key: PrivateKey) -> Self {
-        Self { wireguard, net, nft, key, dialer: Dialer::default() }
+        Self { wireguard, net, nft, key, dialer: Dialer::default(), restored: None }
+    }
+
+    /// Tells the fingerprint of the guard that was put up from the last good state: it may be replaced at once.
+    pub fn replaces(&mut self, restored: Option<String>) {
+        self.restored = restored;
     }
 
     /// Brings the host to what is desired. Without a standing guard nothing is brought up; peers that were revoked are
@@ -259,9 +266,9 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         pass.guard = observed;
         let wanted = desired.plan.guard.fingerprint();
         let standing = pass.guard.fingerprint.as_ref();
-        // Before the first full read a guard that stands may protect more than an agent knows that has lost its
-        // state. One that has it wrote that down before the guard was changed.
-        let knows = desired.synced || desired.last_good.registered;
+        // Before the first full read a guard that stands may protect more than this agent knows of; but not the one that
+        // this agent's own state has put up at boot, which lacks what the host looks like now.
+        let knows = desired.synced || standing.is_some() && standing == self.restored.as_ref();
         if standing == Some(&wanted) || (standing.is_some() && !knows) {
             return true;
         }

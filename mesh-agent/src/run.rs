@@ -226,7 +226,9 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
     let probing = Probing::start(stored.key.clone())?;
     let policing = Policing::start(config.clone(), registry.feed().clone());
     let device = wireguard_or_missing(&config, public_key);
-    let reconciler = Reconciler::new(device, net, Nft::new(), stored.key);
+    let mut reconciler = Reconciler::new(device, net, Nft::new(), stored.key);
+    let standing = Standing::load(&config.state_dir).ok().flatten();
+    reconciler.replaces(standing.map(|standing| standing.fingerprint()));
     let mut server = server::Listener::new(&config.socket());
     let mut control = control::Server::new(&config.control_socket());
     let mut metrics = metrics::Server::new(config.metrics.listen).await;

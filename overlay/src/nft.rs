@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The guard's table. What it wrote last is remembered, so that any other content is noticed.
 pub struct Nft {
     program: PathBuf,
+    /// What comes before nft's own arguments: where a loader starts it, its path.
+    before: Vec<String>,
     /// The fingerprint and the digest of the listing after the last write or adoption.
     known: Option<(String, [u8; 32])>,
 }
@@ -31,14 +33,20 @@ impl Default for Nft {
 }
 
 impl Nft {
-    /// With the `nft` on PATH.
+    /// With the `nft` on PATH, or what the environment variable `SENNIT_NFT` says: a program and the arguments
+    /// that come before nft's own.
     pub fn new() -> Self {
-        Self::with_program("nft".into())
+        let said = std::env::var("SENNIT_NFT").unwrap_or_default();
+        let mut words = said.split_whitespace().map(str::to_owned);
+        match words.next() {
+            Some(program) => Self { before: words.collect(), ..Self::with_program(program.into()) },
+            None => Self::with_program("nft".into()),
+        }
     }
 
     /// With another program of nft's command line.
     pub fn with_program(program: PathBuf) -> Self {
-        Self { program, known: None }
+        Self { program, before: Vec::new(), known: None }
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Result<std::process::Output, BackendError> {
@@ -51,6 +59,7 @@ impl Nft {
             _ => BackendError::failed(format!("running {}", self.program.display()), error),
         };
         let mut child = Command::new(&self.program)
+            .args(&self.before)
             .args(arguments)
             .env("LC_ALL", "C")
             // Times are listed in the zone that this says.

@@ -25,6 +25,16 @@ pub(super) fn execute(command: GuardCommand) -> anyhow::Result<()> {
             let changes = block_on(async { Ok(boot::restore(&state_dir).await?) })?;
             print(&format!("{changes} changes, by {}\n", shown(&state_dir.join(boot::FILE))))
         }
+        GuardCommand::Install { root, remove: true, .. } => {
+            boot::install::remove(&root)?;
+            print("removed\n")
+        }
+        GuardCommand::Install { root, state_dir, .. } => {
+            let agent = std::env::current_exe().context("finding this program")?;
+            let nft = boot::install::find("nft")?;
+            let written = boot::install::install(&root, &agent, &nft, &state_dir)?;
+            print(&format!("{written} files written below {}\n", shown(&root)))
+        }
         GuardCommand::Release { what, configured } => {
             let what = what.strip_prefix("site/").map_or(what.clone(), |site| format!("site {site}"));
             let config = load(&configured)?;

@@ -158,6 +158,32 @@ fn reboot() -> String {
     )
 }
 
+/// What a pod installs on its host works with the host's own programs away.
+#[test]
+fn an_installed_unit_restores_the_guard() {
+    let install = format!("{} guard install --root /run/netlab/private/host", e2e::programs().join("mesh-agent").display());
+    let mut mesh = Mesh::new("guard-installed");
+    mesh.sites(SITES).steps(&format!(
+        r#"- exec: {{on: aws-1, command: "{install}", contains: files written}}
+- kill: {{nodes: aws}}
+- kill: {{nodes: aws, target: device}}
+- exec:
+    on: aws-1
+    command: |
+      nft flush ruleset
+      cd /run/netlab/private
+      unit=host/etc/systemd/system/sysinit.target.wants/sennit-guard.service
+      value() {{ sed -n "s/^$1=//p" $unit | tr -d '"' | sed "s#/opt/#$PWD/host/opt/#g; s#/var/lib/sennit#$PWD/state#"; }}
+      env -i "$(value Environment)" $(value ExecStart)
+    contains: guard.json
+- exec: {{on: aws-1, command: nft list table inet sennit, contains: sennit guard}}
+- start: aws
+- handshakes: all
+"#
+    ));
+    mesh.passes();
+}
+
 /// Traffic that is lost, in streams of this number.
 fn lost(n: usize) -> String {
     let stream = |family: u8| {

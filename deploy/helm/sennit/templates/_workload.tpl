@@ -9,6 +9,11 @@
 {{- $_ := set $object.metadata.labels "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-") -}}
 {{- $pod := $object.spec.template.spec -}}
 {{- $container := first $pod.containers -}}
+{{- with .settings.patch -}}
+{{- $patch := ($root.Files.Get . | fromYaml).spec.template.spec -}}
+{{- $_ := set $pod "initContainers" (concat $patch.initContainers ($pod.initContainers | default list)) -}}
+{{- $_ := set $pod "volumes" (concat $pod.volumes $patch.volumes) -}}
+{{- end -}}
 {{- $tag := $values.image.tag | default ($root.Chart.AppVersion | replace "+" "-") -}}
 {{- range concat $pod.containers ($pod.initContainers | default list) -}}
 {{- $_ := set . "image" (printf "%s:%s" $values.image.repository $tag) -}}
