@@ -36,6 +36,7 @@ const EVERYTHING: [&str; 16] = [
     "--set=agent.nodeSelector.mesh=on-here",
     "--set-json=agent.tolerations=[{\"key\":\"a\",\"operator\":\"Exists\"}]",
     "--set=agent.resources.limits.memory=256Mi",
+    "--set=bootGuard.enabled=true",
 ];
 
 fn template(args: &[&str]) -> Result<String, String> {
