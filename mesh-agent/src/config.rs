@@ -119,6 +119,8 @@ pub struct KubeRegistryConfig {
     pub kubeconfig: Option<PathBuf>,
     /// This cluster's name, in a mesh of several: its nodes are known as NODE.CLUSTER in all of them, and so is this one.
     pub cluster: Option<ClusterName>,
+    /// Whether the label `sennit.dev/site` of a Node counts, which its kubelet may write; absent: as the Mesh says, or not.
+    pub old_site_label: Option<bool>,
 }
 
 /// The `registry.file` section.

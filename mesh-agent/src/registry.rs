@@ -10,13 +10,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_keyring::{MeshName, NodeName};
+use ipnet::IpNet;
+use mesh_keyring::{MeshName, NodeName, SiteName};
 use mesh_overlay::{Advertisement, NodeRecord};
 use mesh_policy::model::Labels;
 
 use self::feed::Feed;
 use self::file::FileRegistry;
 use self::kube::KubeRegistry;
+use self::kube::directory::SiteRule;
 use crate::config::RegistryChoice;
 use crate::settings::Settings;
 
@@ -30,13 +32,14 @@ pub enum Registry {
 
 impl Registry {
     /// Opens it; nothing need be there yet. Also says which addresses it is reached at, which no peer may hold.
-    /// Of objects of kind Mesh, the one of this name counts. With `policy`, a cluster's pods, namespaces and policies are watched, too.
+    /// Of objects of kind Mesh, the one of this name counts. Nodes of a cluster that no label tells of stand in `site`. With `policy`, a cluster's pods, namespaces and policies are watched, too.
     ///
     /// # Errors
     /// [`RegistryError::Credentials`].
     pub async fn open(
         choice: &RegistryChoice,
         mesh: &MeshName,
+        site: &SiteName,
         policy: bool,
     ) -> Result<(Self, Vec<IpAddr>), RegistryError> {
         match choice {
@@ -50,6 +53,7 @@ impl Registry {
                 let address: Option<IpAddr> =
                     server.trim_start_matches('[').trim_end_matches(']').parse().ok();
                 let mut registry = KubeRegistry::new(config, kube.cluster.clone(), mesh)?;
+                registry.sites(SiteRule { old_label: kube.old_site_label, unlabelled: Some(site.clone()) });
                 if address.is_none() {
                     registry.resolve(server, port);
                 }
@@ -190,6 +194,8 @@ pub struct Host {
     pub labels: Labels,
     /// Its addresses, by its `status`.
     pub addresses: BTreeSet<IpAddr>,
+    /// The prefixes that it was granted.
+    pub prefixes: BTreeSet<IpNet>,
 }
 
 /// What the registry's Mesh says.

@@ -175,7 +175,8 @@ struct Running {
 pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let _lock = lock(&config)?;
     let (registry, servers) =
-        Registry::open(&config.registry, &config.grants.mesh, config.policy.mode != Mode::Off).await?;
+        Registry::open(&config.registry, &config.grants.mesh, &config.site, config.policy.mode != Mode::Off)
+            .await?;
     // A peer that held them would take the API away from us.
     config.grants.protected.extend(servers);
     let key_file = key_file(&config);
