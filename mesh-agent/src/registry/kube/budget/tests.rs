@@ -298,3 +298,60 @@ fn only_a_line_that_is_too_long_counts() {
     let mut body = Bounded { inner: (), limit, used: 0, read: Arc::default() };
     assert_eq!(body.take(b"\n\n01234567890\n"), Err(limit));
 }
+
+/// The containers of all workloads in deploy/kubernetes, each with its file.
+fn containers() -> Vec<(String, serde_json::Value)> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes");
+    let mut all = Vec::new();
+    for folder in std::fs::read_dir(root).unwrap().flatten() {
+        for file in std::fs::read_dir(folder.path()).unwrap().flatten().map(|entry| entry.path()) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            for document in crate::manifest::documents(text.as_bytes()).unwrap() {
+                let Some(pod) = document.pointer("/spec/template/spec") else { continue };
+                for kind in ["containers", "initContainers"] {
+                    let found = pod[kind].as_array().into_iter().flatten();
+                    all.extend(found.map(|container| (file.display().to_string(), container.clone())));
+                }
+            }
+        }
+    }
+    all
+}
+
+fn bytes(quantity: &serde_json::Value) -> u64 {
+    let text = quantity.as_str().unwrap();
+    let (number, shift) = match (text.strip_suffix("Gi"), text.strip_suffix("Mi")) {
+        (Some(number), _) => (number, 30),
+        (_, Some(number)) => (number, 20),
+        _ => panic!("{text}"),
+    };
+    number.parse::<u64>().unwrap() << shift
+}
+
+#[test]
+fn memory_limits_hold_what_is_read() {
+    let containers = containers();
+    assert!(containers.len() >= 5, "{containers:?}");
+    // As the comments in the manifests have it: pages three times, nodes twice, pods and policies once.
+    let pages = 4 * 3 * Budget::OWN.answer;
+    let nodes = 2 * 2 * Budget::OWN.kept as u64;
+    let policy = 2 * (Budget::OWN.objects * super::super::census::UNIT) as u64;
+    let remote = 2 * 3 * Budget::REMOTE.answer + 2 * 2 * Budget::REMOTE.kept as u64;
+    for (file, container) in containers {
+        let limit =
+            container.pointer("/resources/limits/memory").unwrap_or_else(|| panic!("{file}: no limit"));
+        let needed = match container["name"].as_str().unwrap() {
+            "agent" => (57 << 20) + pages + nodes + policy,
+            "federate" => pages + nodes + 2 * remote,
+            "cleanup" | "stay" => pages + nodes,
+            "device" => 4 * (66 << 20),
+            other => panic!("{file}: {other}"),
+        };
+        assert!(bytes(limit) >= needed, "{file}: {limit} for {} MiB", needed >> 20);
+    }
+    let values = include_str!("../../../../../deploy/helm/sennit/values.yaml");
+    let values = &crate::manifest::documents(values.as_bytes()).unwrap()[0];
+    for (part, limit) in [("agent", 1 << 30), ("device", 512 << 20)] {
+        assert_eq!(bytes(&values[part]["resources"]["limits"]["memory"]), limit, "{part}");
+    }
+}

@@ -471,7 +471,10 @@ async fn too_many_objects_of_one_namespace_spare_others() {
         policy.ingress.as_ref().is_some_and(Vec::is_empty)
             && policy.egress.as_ref().is_some_and(Vec::is_empty)
     );
-    assert!(state.refusals().any(|told| told.contains("NetworkPolicy big") && told.contains("delete some")), "it is named");
+    assert!(
+        state.refusals().any(|told| told.contains("NetworkPolicy big") && told.contains("delete some")),
+        "it is named"
+    );
     // It recovers when there are fewer, as soon as it is listed anew.
     server.served.lock().objects.get_mut(POLICIES).unwrap().drain(..25);
     server.watched(&[POLICIES]).await;
