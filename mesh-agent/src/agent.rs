@@ -126,6 +126,7 @@ impl Agent {
     /// # Errors
     /// The sentence for the status.
     pub fn snapshot(&mut self, mut snapshot: Snapshot, now: Instant) -> Result<(), String> {
+        self.leave_guarded(&mut snapshot);
         let node = &self.config.node;
         let own = snapshot.nodes.iter().find(|n| n.name == *node);
         if own.is_none() && self.last_good.registered {

@@ -175,6 +175,8 @@ pub struct KubeRegistryConfig {
     pub kubeconfig: Option<PathBuf>,
     /// This cluster's name, in a mesh of several: its nodes are known as NODE.CLUSTER in all of them, and so is this one.
     pub cluster: Option<ClusterName>,
+    /// Whether the label `sennit.dev/site` of a Node counts, which its kubelet may write; absent: as the Mesh says, or not.
+    pub old_site_label: Option<bool>,
 }
 
 /// The `registry.file` section.
@@ -333,6 +335,19 @@ pub struct Config {
     pub log: LogLevel,
 }
 
+/// The largest configuration that is read, in bytes.
+const FILE_MOST: u64 = 1 << 20;
+
+fn read(path: &Path) -> std::io::Result<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(FILE_MOST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_MOST {
+        return Err(std::io::Error::other(format!("larger than {} KiB", FILE_MOST >> 10)));
+    }
+    Ok(text)
+}
+
 impl Config {
     /// Reads a configuration file. Where it names no node, it is `node`, and without that the host's name.
     ///
@@ -340,8 +355,7 @@ impl Config {
     /// [`ConfigError`] names file, field or position, and what is allowed.
     pub fn load(path: &Path, node: Option<&str>) -> Result<Self, ConfigError> {
         let shown = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
+        let text = read(path).map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
         let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
         Self::parse(&shown, &text, node.or(host.as_deref()))
     }

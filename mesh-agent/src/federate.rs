@@ -31,6 +31,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::config::{Config, KubeRegistryConfig, RegistryChoice};
 use crate::registry::Snapshot;
+use crate::registry::kube::budget::{Budget, client};
 use crate::registry::kube::{
     GROUP, KubeRegistry, LINK, VERSION, api_config, custom, limits, mesh_nodes, reason,
 };
@@ -121,7 +122,7 @@ impl Federate {
 pub async fn federate(asked: &Federate) -> anyhow::Result<()> {
     let own = asked.own()?;
     let config = api_config(asked.kubeconfig.as_deref()).await?;
-    let client = Client::try_from(config.clone())?;
+    let (client, _) = client(config.clone(), Budget::OWN)?;
     let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let random = getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
     let identity = format!("{host}-{random:016x}");
@@ -129,7 +130,7 @@ pub async fn federate(asked: &Federate) -> anyhow::Result<()> {
     let election = Election::new(client.clone(), NAMESPACE, identity);
     let (stop, bell) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let mut federator = Federator {
-        local: KubeRegistry::with_bell(config, Some(own.clone()), Arc::clone(&bell))?,
+        local: KubeRegistry::with_bell(config, Some(own.clone()), Arc::clone(&bell), Budget::OWN)?,
         client,
         own,
         grace: Duration::from_secs(asked.grace),
@@ -254,7 +255,8 @@ impl Federator {
         let config = kube::Config::from_custom_kubeconfig(file, &options);
         let config = config.await.map_err(|_| format!("{SECRET_KEY} is no usable kubeconfig"))?;
         tracing::info!(link = %link.cluster, server = %config.cluster_url, "connecting");
-        KubeRegistry::with_bell(limits(config), Some(link.cluster.clone()), Arc::clone(&self.bell))
+        let (config, bell) = (limits(config), Arc::clone(&self.bell));
+        KubeRegistry::with_bell(config, Some(link.cluster.clone()), bell, Budget::REMOTE)
             .map_err(|e| e.to_string())
     }
 

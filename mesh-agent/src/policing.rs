@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use mesh_keyring::NodeName;
-use mesh_overlay::MeshPlan;
 use mesh_overlay::address::{Carried, carrier_prefix};
+use mesh_overlay::{MeshPlan, prefix};
 use mesh_policy::compile::{Logging, Settings};
 use mesh_policy::enforce::Backend as _;
 use mesh_policy::model::{Labels, ObjectId};
@@ -22,7 +22,7 @@ use mesh_policy::world::Node;
 use mesh_policy::{Compiler, Enforcer, Event};
 use tokio::sync::Notify;
 
-use crate::config::{Config, Mode, Policy, SiteStances, Stance};
+use crate::config::{Config, Mode, Policy, RegistryChoice, SiteStances, Stance};
 use crate::registry::Host;
 use crate::registry::feed::Feed;
 use crate::status::{PolicyCounters, PolicyStatus};
@@ -52,6 +52,7 @@ pub fn settings(policy: &Policy, strangers: bool) -> Settings {
         carriers: BTreeSet::new(),
         failsafe: policy.failsafe(),
         resolvers: policy.dns.resolvers(),
+        outside: policy.outside_prefixes != Some(Stance::Deny),
         check_sources: policy.check_sources,
         audit: policy.mode == Mode::Audit,
         log: Logging { group: policy.log.group, denied: policy.log.denied, allowed: policy.log.allowed },
@@ -64,6 +65,12 @@ fn carriers(plan: &MeshPlan) -> BTreeSet<u16> {
     let vxlan = plan.guard.cleartext.iter().map(|cleartext| cleartext.vxlan_port);
     let tunnels = plan.vxlan.iter().map(|device| device.port);
     vxlan.chain(tunnels).chain([plan.device.listen_port]).collect()
+}
+
+/// Returns whether a pod is believed that it has an address in no node's prefixes.
+pub fn outside(config: &Config) -> bool {
+    let said = config.policy.outside_prefixes.map(|stance| stance == Stance::Allow);
+    said.unwrap_or(matches!(config.registry, RegistryChoice::File(_)))
 }
 
 /// The same, with a node's surroundings by its plan.
@@ -82,6 +89,7 @@ fn around(config: &Config, plan: &MeshPlan, strangers: bool) -> Settings {
         scope: inside.copied().chain(links).collect(),
         own: guard.local.clone(),
         address: plan.addresses.iter().map(IpNet::addr).find(IpAddr::is_ipv6),
+        outside: outside(config),
         carriers: carriers(plan),
         ..settings(&config.policy, strangers)
     }
@@ -105,11 +113,15 @@ fn nodes(config: &Config, plan: &MeshPlan, said: &BTreeMap<String, Host>) -> BTr
     let own = plan.guard.local.iter().chain(&plan.addresses).copied().collect();
     let mut nodes: BTreeMap<String, Node> =
         others.chain([node(&config.node, config.site.to_string(), &own)]).collect();
+    let held: BTreeSet<IpNet> = nodes.values().flat_map(|node| node.prefixes.iter().copied()).collect();
     // Those that are no peers are nodes all the same.
     for (name, host) in said {
         nodes.entry(name.clone()).or_insert_with(|| {
             let (labels, status_addresses) = described(Some(host));
-            Node { labels, status_addresses, ..Node::default() }
+            // What a peer holds is no one else's.
+            let theirs = |net: &&IpNet| !held.iter().any(|other| prefix::overlap(other, net));
+            let prefixes = host.prefixes.iter().filter(theirs).copied().collect();
+            Node { labels, status_addresses, prefixes, ..Node::default() }
         });
     }
     nodes
@@ -469,7 +481,7 @@ impl Shared {
             status.pods = state.world.pods().count();
             status.local_addresses = enforcer.compiler.locals().count();
             status.problems.extend(state.refusals().take(PROBLEMS_MOST));
-            if let Some(more) = state.faults.len().checked_sub(PROBLEMS_MOST + 1) {
+            if let Some(more) = state.refused().checked_sub(PROBLEMS_MOST + 1) {
                 status.problems.push(format!("and {} objects more", more + 1));
             }
         }

@@ -11,13 +11,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_keyring::{MeshName, NodeName};
+use ipnet::IpNet;
+use mesh_keyring::{MeshName, NodeName, SiteName};
 use mesh_overlay::{Advertisement, NodeRecord};
 use mesh_policy::model::Labels;
 
 use self::feed::Feed;
 use self::file::FileRegistry;
 use self::kube::KubeRegistry;
+use self::kube::directory::SiteRule;
 use crate::config::RegistryChoice;
 use crate::settings::Settings;
 
@@ -36,6 +38,7 @@ pub struct Closed {
     why: String,
     choice: RegistryChoice,
     mesh: MeshName,
+    site: SiteName,
     feed: Feed,
     opens: bool,
 }
@@ -51,13 +54,14 @@ impl Closed {
 
 impl Registry {
     /// Opens it; nothing need be there yet. Also says which addresses it is reached at, which no peer may hold.
-    /// Of objects of kind Mesh, the one of this name counts. With `policy`, a cluster's pods, namespaces and policies are watched, too.
+    /// Of objects of kind Mesh, the one of this name counts. Nodes of a cluster that no label tells of stand in `site`. With `policy`, a cluster's pods, namespaces and policies are watched, too.
     ///
     /// # Errors
     /// [`RegistryError::Credentials`].
     pub async fn open(
         choice: &RegistryChoice,
         mesh: &MeshName,
+        site: &SiteName,
         policy: bool,
     ) -> Result<(Self, Vec<IpAddr>), RegistryError> {
         match choice {
@@ -71,6 +75,7 @@ impl Registry {
                 let address: Option<IpAddr> =
                     server.trim_start_matches('[').trim_end_matches(']').parse().ok();
                 let mut registry = KubeRegistry::new(config, kube.cluster.clone(), mesh)?;
+                registry.sites(SiteRule { old_label: kube.old_site_label, unlabelled: Some(site.clone()) });
                 if address.is_none() {
                     registry.resolve(server, port);
                 }
@@ -87,15 +92,17 @@ impl Registry {
     pub async fn open_or_closed(
         choice: &RegistryChoice,
         mesh: &MeshName,
+        site: &SiteName,
         policy: bool,
     ) -> (Self, Vec<IpAddr>) {
-        match Self::open(choice, mesh, policy).await {
+        match Self::open(choice, mesh, site, policy).await {
             Ok(opened) => opened,
             Err(why) => {
                 let closed = Closed {
                     why: why.to_string(),
                     choice: choice.clone(),
                     mesh: mesh.clone(),
+                    site: site.clone(),
                     feed: Feed::default(),
                     opens: false,
                 };
@@ -199,7 +206,7 @@ impl Registry {
             Self::Kube(kube) => kube.changed().await,
             Self::Closed(closed) => loop {
                 tokio::time::sleep(OPEN_AGAIN).await;
-                match Self::open(&closed.choice, &closed.mesh, false).await {
+                match Self::open(&closed.choice, &closed.mesh, &closed.site, false).await {
                     Ok(_) => {
                         closed.opens = true;
                         return;
@@ -247,6 +254,8 @@ pub struct Snapshot {
     pub mesh: MeshWord,
     /// Where the registry itself is reached, beside what the configuration says.
     pub servers: BTreeSet<IpAddr>,
+    /// Those of them that only a name leads to: whoever answers DNS could choose them.
+    pub named: BTreeSet<IpAddr>,
     /// Whether that is all, so that what was known before counts no longer.
     pub servers_known: bool,
 }
@@ -258,6 +267,8 @@ pub struct Host {
     pub labels: Labels,
     /// Its addresses, by its `status`.
     pub addresses: BTreeSet<IpAddr>,
+    /// The prefixes that it was granted.
+    pub prefixes: BTreeSet<IpNet>,
 }
 
 /// What the registry's Mesh says.

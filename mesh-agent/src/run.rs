@@ -204,7 +204,7 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
     let _lock = lock(&config)?;
     let policy = config.policy.mode != Mode::Off;
     let (registry, servers) =
-        Registry::open_or_closed(&config.registry, &config.grants.mesh, policy).await;
+        Registry::open_or_closed(&config.registry, &config.grants.mesh, &config.site, policy).await;
     // A peer that held them would take the API away from us.
     config.grants.protected.extend(servers);
     let key_file = key_file(&config);

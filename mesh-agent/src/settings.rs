@@ -73,6 +73,8 @@ pub struct Settings {
     pub vxlan_port: Option<u16>,
     /// Exemptions from encryption, in force or not.
     pub exemptions: Vec<Exemption>,
+    /// Whether the label `sennit.dev/site` of Nodes counts, which their kubelets may write.
+    pub old_site_label: Option<bool>,
     /// What sites may do to each other.
     #[serde(deserialize_with = "remembered")]
     pub stances: SiteStances,
@@ -88,6 +90,7 @@ struct Spec {
     vxlan: Vxlan,
     encryption: Encryption,
     policy: Policy,
+    old_site_label: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -175,6 +178,7 @@ impl Settings {
         Ok(Self {
             exemptions: spec.encryption.exemptions,
             stances: spec.policy.sites,
+            old_site_label: spec.old_site_label,
             sites: grants(spec.sites).map_err(|why| format!("spec.sites: {why}"))?,
             protected: spec.protected_addresses,
             listen_port: spec.wireguard.listen_port,
@@ -202,6 +206,7 @@ mod tests {
             ]},
             "wireguard": {"listenPort": 51821, "persistentKeepalive": 0}, "underlay": {"mtu": 1400},
             "vxlan": {"vni": 77, "port": 8472},
+            "oldSiteLabel": true,
         }))
         .unwrap();
         assert_eq!(settings.sites[&"aws".parse().unwrap()].len(), 2);
@@ -210,6 +215,7 @@ mod tests {
             (Some(51821), Some(0), Some(1400))
         );
         assert_eq!(settings.exemptions.len(), 1);
+        assert_eq!(settings.old_site_label, Some(true));
         assert_eq!((settings.vxlan_vni, settings.vxlan_port), (Some(77), Some(8472)));
         assert_eq!(Settings::from_spec(json!({})), Ok(Settings::default()));
         let text = serde_json::to_string(&settings).unwrap();

@@ -12,7 +12,7 @@ use mesh_keyring::{NodeName, PublicKey, SiteName};
 use serde::{Deserialize, Serialize};
 
 use crate::address;
-use crate::advertisement::{Advertisement, AdvertisementError};
+use crate::advertisement::{Advertisement, AdvertisementError, SITE_LABEL};
 use crate::endpoint::Endpoint;
 use crate::local::{Grants, LocalNode};
 use crate::peer::Peer;
@@ -62,7 +62,10 @@ pub enum Refusal {
     #[error("annotation sennit.dev/public-key: nodes {} claim the same key", names(.0))]
     KeyContested(Vec<NodeName>),
     /// The site claimed is not the one that the operator labelled.
-    #[error("annotation sennit.dev/site says {claimed}, the label sennit.dev/site says {label}")]
+    #[error(
+        "annotation sennit.dev/site says {claimed}, and the operator says {label} (a cluster's Node without the label \
+         {SITE_LABEL} counts as {label}): set that label, or `site` in the node's agent.yaml"
+    )]
     Site {
         /// What the node says.
         claimed: SiteName,

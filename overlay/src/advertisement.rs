@@ -19,6 +19,9 @@ pub const PUBLIC_KEY: &str = "sennit.dev/public-key";
 pub const EPOCH: &str = "sennit.dev/epoch";
 /// The node's site.
 pub const SITE: &str = "sennit.dev/site";
+/// The label by which the operator says in which site a Node stands. Kubernetes lets no kubelet write
+/// labels of this suffix (admission plugin NodeRestriction).
+pub const SITE_LABEL: &str = "sennit.dev.node-restriction.kubernetes.io/site";
 /// Endpoints for peers of other sites, comma separated.
 pub const ENDPOINTS: &str = "sennit.dev/endpoints";
 /// Endpoints for peers of the same site, comma separated.

@@ -81,6 +81,8 @@ pub struct Settings {
     pub failsafe: FailSafe,
     /// Whether addresses in this node's prefixes that no known pod has may speak, and be spoken to.
     pub strangers: bool,
+    /// Whether a pod is believed that it has an address in no node's prefixes.
+    pub outside: bool,
     /// Whether packets of local pods have to come in by the interface that a route leads back by (Linux 5.19). Not where a CNI routes
     /// the two ways differently.
     pub check_sources: bool,
@@ -167,6 +169,7 @@ impl Compiler {
 
     /// These are the node's settings, and all nodes.
     pub fn configure(&mut self, settings: Settings, nodes: BTreeMap<String, Node>) {
+        self.state.world.set_bounds(&settings.scope, settings.outside);
         let moved = self.state.world.set_nodes(nodes);
         self.stale |= moved.is_some() || self.settings != settings;
         self.touched.addresses.extend(moved.into_iter().flatten());

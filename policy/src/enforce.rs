@@ -220,6 +220,7 @@ mod tests {
             own: ["10.0.1.0/24".parse().unwrap()].into(),
             address: None,
             strangers: false,
+            outside: true,
             carriers: [].into(),
             failsafe: crate::failsafe::FailSafe::default(),
             resolvers: None,

@@ -241,12 +241,18 @@ impl State {
         touched.subjects.insert(Subject::Hosts(LabelSelector::default()));
     }
 
-    /// What people are told of objects that were refused, or of which a part was.
+    /// What people are told of objects that were refused, or of which a part was, and of addresses that do not count.
     pub fn refusals(&self) -> impl Iterator<Item = String> {
-        self.faults.iter().map(|(id, fault)| match self.policies.get(id) {
+        let objects = self.faults.iter().map(|(id, fault)| match self.policies.get(id) {
             Some(policy) => refusal(policy, fault),
             None => referent::refusal(id, fault, self.referents.contains_key(id)),
-        })
+        });
+        self.world.address_refusals().chain(objects)
+    }
+
+    /// How many that are.
+    pub fn refused(&self) -> usize {
+        self.world.refused_addresses() + self.faults.len()
     }
 
     // Both return to whom something different applies now.

@@ -1,5 +1,7 @@
 //! Who is behind an address: pods, namespaces, nodes and their sites.
 
+mod claims;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use crate::names::Names;
 use crate::object::{Account, Key, NamedPort, Namespace, Pod};
 use crate::protocol::Protocol;
 use crate::selector::LabelSelector;
+use claims::{Claim, Refused};
 
 /// A node or host of the mesh.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -99,8 +102,17 @@ pub struct World {
     named: BTreeMap<IpAddr, BTreeSet<ObjectId>>,
     slices: Slices,
     nodes: BTreeMap<String, Node>,
-    // Who claims an address; the last is who has it.
-    claims: HashMap<IpAddr, Vec<Key>>,
+    // Who claims an address, and who has it.
+    claims: HashMap<IpAddr, Claim>,
+    // The claims that do not count.
+    refused: BTreeSet<(Key, IpAddr)>,
+    // The nodes as they were said, and what of their status does not count.
+    said: BTreeMap<String, Node>,
+    refused_status: Vec<Refused>,
+    mesh: BTreeSet<IpNet>,
+    outside: bool,
+    // The two above are others than when nodes were set.
+    unbound: bool,
     // Whose prefix, and which lengths there are of each family.
     prefixes: BTreeMap<IpNet, String>,
     lengths: BTreeSet<(bool, u8)>,
@@ -125,7 +137,7 @@ impl World {
         // What a pod in the host's network has is its node's.
         for address in pod.addresses.iter().filter(|_| !pod.host_network) {
             touched.insert(*address);
-            self.claims.entry(*address).or_default().push(pod.key.clone());
+            self.claims.entry(*address).or_default().keys.insert(pod.key.clone());
             self.settle(*address);
         }
         touched
@@ -138,24 +150,16 @@ impl World {
             return BTreeSet::new();
         }
         for address in &pod.addresses {
-            if let Some(claims) = self.claims.get_mut(address) {
-                claims.retain(|claim| claim != key);
-                if claims.is_empty() {
+            self.refused.remove(&(key.clone(), *address));
+            if let Some(claim) = self.claims.get_mut(address) {
+                claim.keys.remove(key);
+                if claim.keys.is_empty() {
                     self.claims.remove(address);
                 }
+                self.settle(*address);
             }
         }
         pod.addresses.clone()
-    }
-
-    // An address that was given to somebody else belongs to the newer one: it can only have been free by then.
-    fn settle(&mut self, address: IpAddr) {
-        let pods = &self.pods;
-        if let Some(claims) = self.claims.get_mut(&address).filter(|claims| claims.len() > 1) {
-            claims.sort_by_cached_key(|key| {
-                pods.get(key).map(|pod| (!pod.terminating, pod.created.clone(), pod.uid.clone(), key.clone()))
-            });
-        }
     }
 
     /// A namespace is there, or is different now. Returns the addresses of whose holders something may be different.
@@ -360,10 +364,12 @@ impl World {
 
     /// These are all nodes. If that changed anything, returns the addresses of pods that may have other holders by it.
     pub fn set_nodes(&mut self, nodes: BTreeMap<String, Node>) -> Option<BTreeSet<IpAddr>> {
-        if self.nodes == nodes {
+        let unbound = std::mem::take(&mut self.unbound);
+        if self.said == nodes && !unbound {
             return None;
         }
-        let before = std::mem::take(&mut self.node_addresses);
+        self.said.clone_from(&nodes);
+        let before = (std::mem::take(&mut self.node_addresses), std::mem::take(&mut self.prefixes));
         let all = || nodes.iter();
         self.prefixes = all()
             .flat_map(|(name, node)| node.prefixes.iter().map(|net| (net.trunc(), name.clone())))
@@ -372,16 +378,17 @@ impl World {
         self.node_addresses = all()
             .flat_map(|(name, node)| node.addresses.iter().map(|address| (*address, name.clone())))
             .collect();
+        let mut nodes = nodes;
+        self.refused_status = self.refuse_status(&mut nodes);
         self.claimants.clear();
-        for (name, node) in all() {
+        for (name, node) in &nodes {
             for address in node.addresses.union(&node.status_addresses) {
                 self.claimants.entry(*address).or_default().push(name.clone());
             }
         }
         self.nodes = nodes;
-        let both = before.keys().chain(self.node_addresses.keys()).copied();
-        let moved = both.filter(|address| before.get(address) != self.node_addresses.get(address));
-        Some(moved.filter(|address| self.claims.contains_key(address)).collect())
+        let same = (&before.0, &before.1) == (&self.node_addresses, &self.prefixes) && !unbound;
+        Some(if same { BTreeSet::new() } else { self.settle_all() })
     }
 
     /// A pod by its key.
@@ -401,12 +408,9 @@ impl World {
         self.pods.range(first..).map(|(_, pod)| pod).take_while(move |pod| pod.key.namespace == namespace)
     }
 
-    /// The pod that has an address. None has one of a node's own, but that node's: whoever runs another may say so.
+    /// The pod that has an address, by the word of the node whose address it is.
     pub fn holder(&self, address: IpAddr) -> Option<&Arc<Pod>> {
-        let node = self.node_at(address);
-        let claims = self.claims.get(&address)?.iter().rev();
-        let mut pods = claims.filter_map(|key| self.pods.get(key));
-        pods.find(|pod| node.is_none_or(|node| pod.node.as_deref() == Some(node)))
+        self.pods.get(self.claims.get(&address)?.holder.as_ref()?)
     }
 
     /// The addresses that this pod has, and no newer one.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use interpreter::{Packet, passes};
+use mesh_policy::compile::Settings;
 use mesh_policy::interface::Interface;
 use mesh_policy::model::{
     Action, Direction, End, Namespaces, ObjectId, Order, PodSelector, Policy, Reach, Rule, Subject, Tier,
@@ -312,14 +313,15 @@ fn a_pod_has_no_address_of_another_node_whichever_is_known_first() {
     client.addresses = [taken].into();
     let mut taken_by = nodes();
     taken_by.get_mut("n2").unwrap().addresses.insert(taken);
-    let mut compiler = Compiler::new(settings("n1"));
-    compiler.configure(settings("n1"), nodes());
+    let settings = || Settings { outside: true, ..settings("n1") };
+    let mut compiler = Compiler::new(settings());
+    compiler.configure(settings(), nodes());
     for event in [Event::Pod(server), Event::Pod(client), Event::Policy(policy)] {
         compiler.take(event);
     }
     let flow = Flow::new(taken, "10.0.1.0".parse().unwrap(), Protocol::TCP, 80);
     for (nodes, expected) in [(nodes(), true), (taken_by, false), (nodes(), true)] {
-        compiler.configure(settings("n1"), nodes);
+        compiler.configure(settings(), nodes);
         compiler.update();
         compiler.turn_epoch(Some(0x100));
         let routed = routed(compiler.state(), flow);

@@ -10,6 +10,7 @@ use mesh_overlay::link::ObservedUnderlay;
 use mesh_overlay::{Admission, Grants, Kept, LocalNode, MeshPlan, Ratchet, prefix};
 
 use super::Agent;
+use crate::registry::{Problem, Snapshot};
 
 /// How often prefixes that nobody holds are made older.
 const OLDER: Duration = Duration::from_secs(60);
@@ -97,6 +98,27 @@ impl Agent {
         self.held = held.keys().copied().collect();
         for (net, kept) in self.last_good.guarded.sight(held, elapsed, grace) {
             tracing::warn!(%net, holder = kept.holder, "the guard lets go of a prefix: its grace is over");
+        }
+    }
+
+    /// Keeps a DNS answer from opening the guard: an address that only the API server's name leads to, and that lies
+    /// in what is guarded already, is let alone only if it was before.
+    pub(super) fn leave_guarded(&self, snapshot: &mut Snapshot) {
+        let peers = self.last_good.peers.0.values();
+        let guarded: Vec<IpNet> = peers
+            .flat_map(|peer| peer.prefixes.iter().chain(&peer.withheld))
+            .chain(&self.last_good.accepted)
+            .copied()
+            .collect();
+        for ip in std::mem::take(&mut snapshot.named) {
+            let known = self.last_good.servers.contains(&ip);
+            let Some(net) = guarded.iter().find(|net| net.contains(&ip)).filter(|_| !known) else { continue };
+            snapshot.servers.remove(&ip);
+            let text = format!(
+                "the API server's name leads to {ip}, which lies inside of {net}: it stays guarded; if it is right, add it to \
+                 protectedAddresses"
+            );
+            snapshot.problems.push(Problem { node: None, text });
         }
     }
 

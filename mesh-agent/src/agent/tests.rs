@@ -601,3 +601,20 @@ fn a_mesh_in_force_is_not_undone_by_an_address() {
     assert!(wide(&desired, "10.2.77.0/24"));
     assert!(desired.refused.is_empty(), "{:?}", desired.refused);
 }
+
+#[test]
+fn a_dns_answer_opens_no_guard() {
+    let mut agent = agent(config(""), LastGood::default());
+    agent.snapshot(snapshot(&three()), start()).unwrap();
+    agent.desired(start());
+    let answer: BTreeSet<IpAddr> = ["10.2.1.5".parse().unwrap(), "192.0.2.99".parse().unwrap()].into();
+    let said = || Snapshot { servers: answer.clone(), named: answer.clone(), servers_known: true, ..snapshot(&three()) };
+    agent.snapshot(said(), start()).unwrap();
+    let desired = agent.desired(start());
+    assert!(desired.plan.guard.outside.is_empty() && peers(&desired) == ["a", "b"]);
+    assert!(desired.refused.iter().any(|one| one.text.contains("10.2.1.5")), "{:?}", desired.refused);
+    assert!(agent.grants().protected.contains(&"192.0.2.99".parse().unwrap()));
+    // What the cluster itself says counts.
+    agent.snapshot(Snapshot { named: BTreeSet::new(), ..said() }, start()).unwrap();
+    assert_eq!(agent.desired(start()).plan.guard.outside.len(), 1);
+}

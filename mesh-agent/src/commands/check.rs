@@ -102,13 +102,14 @@ pub(super) async fn check(mut config: Config, output: StatusOutput) -> anyhow::R
 }
 
 async fn registry(config: &mut Config, findings: &mut Findings) -> Option<Snapshot> {
-    let (mut registry, servers) = match Registry::open(&config.registry, &config.grants.mesh, false).await {
-        Ok(opened) => opened,
-        Err(e) => {
-            findings.obstacle("registry", e.to_string());
-            return None;
-        }
-    };
+    let (mut registry, servers) =
+        match Registry::open(&config.registry, &config.grants.mesh, &config.site, false).await {
+            Ok(opened) => opened,
+            Err(e) => {
+                findings.obstacle("registry", e.to_string());
+                return None;
+            }
+        };
     config.grants.protected.extend(servers);
     let until = Instant::now() + READING;
     let snapshot = loop {

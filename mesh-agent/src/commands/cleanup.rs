@@ -26,7 +26,7 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
         }
     };
     // The publication first: the others stop sending before the device goes.
-    let withdrawn = match Registry::open(&config.registry, &config.grants.mesh, false).await {
+    let withdrawn = match Registry::open(&config.registry, &config.grants.mesh, &config.site, false).await {
         Ok((registry, _)) => registry.withdraw(&config.node).await,
         Err(e) => Err(e),
     };

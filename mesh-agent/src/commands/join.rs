@@ -8,13 +8,14 @@ use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::Kubeconfig;
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, ResourceExt as _};
 use mesh_keyring::{ClusterName, MeshName, NodeName, SiteName};
 use mesh_overlay::prefix;
 use serde_json::{Value, json};
 
 use super::{print, shown};
 use crate::atomic;
+use crate::registry::kube::budget::{Budget, client};
 use crate::registry::kube::{GROUP, LINK, VERSION, api_config, mesh_nodes, meshes as meshes_kind, reason};
 
 /// The namespace of the host's service account.
@@ -75,7 +76,7 @@ pub(super) async fn join(asked: &Join) -> anyhow::Result<()> {
     }
     let config = api_config(Some(&asked.kubeconfig)).await?;
     let server = config.cluster_url.to_string();
-    let client = Client::try_from(config).with_context(|| format!("credentials for {server}"))?;
+    let (client, _) = client(config, Budget::OWN).with_context(|| format!("credentials for {server}"))?;
     let said =
         |what: String| move |e: kube::Error| anyhow::anyhow!("{what}: API server {server}: {}", reason(&e));
 

@@ -1,6 +1,8 @@
 //! `mesh-agent policy`
 
 #[cfg(test)]
+mod claimed;
+#[cfg(test)]
 mod examples;
 mod import;
 mod replay;
@@ -58,7 +60,7 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
             let mut node = policy_node(record, &mesh);
             if let Some(host) = said_of.get(record.name.as_str()) {
                 node.labels = Some(host.labels.clone());
-                node.addresses.extend(&host.addresses);
+                node.status_addresses.clone_from(&host.addresses);
             }
             (record.name.to_string(), node)
         })
@@ -79,9 +81,13 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
     stand_in(&mut events);
     let mut state = State::default();
     state.world.failsafe = config.map(|config| config.policy.failsafe()).unwrap_or_default();
+    let outside = config.is_none_or(policing::outside);
+    let mesh = IpNet::from(address::mesh_prefix(&mesh));
+    state.world.set_bounds(&[mesh].into(), outside);
     state.world.set_nodes(nodes);
     events.iter().for_each(|event| drop(state.take(event.clone())));
-    Ok(Loaded { state, events, mesh: address::mesh_prefix(&mesh).into(), problems })
+    problems.extend(state.world.address_refusals());
+    Ok(Loaded { state, events, mesh, problems })
 }
 
 /// Pods of manifests that no cluster has seen have no addresses. They are judged by who they are all the same: by addresses that
@@ -162,6 +168,7 @@ fn compile(dir: &Path, node: &str, config: Option<&Path>) -> anyhow::Result<()> 
             .collect(),
         own: own.prefixes.clone(),
         address: own.addresses.iter().find(|own| loaded.mesh.contains(&IpNet::from(**own))).copied(),
+        outside: config.as_ref().is_none_or(policing::outside),
         ..policing::settings(&policy, strangers)
     };
     let mut compiler = Compiler::new(settings.clone());

@@ -48,6 +48,9 @@ pub struct Policy {
     /// What becomes of traffic of addresses in this node's prefixes that no known pod has; absent: on nodes of a cluster `deny`, on
     /// other hosts, whose pods nobody knows, `allow`.
     pub unknown: Option<Stance>,
+    /// Whether a pod has an address that lies in no node's prefixes, by its own status; absent: over a cluster's API `deny`, and
+    /// `allow` in a directory, whose manifests are the operator's.
+    pub outside_prefixes: Option<Stance>,
     /// Whether packets of local pods have to come in by the interface that a route leads back by.
     pub check_sources: bool,
     /// Which bits of conntrack's mark are ours.
@@ -161,6 +164,7 @@ impl Default for Policy {
         Self {
             mode: Mode::default(),
             unknown: None,
+            outside_prefixes: None,
             check_sources: false,
             ct_mark_mask: MASK,
             log: FlowLog::default(),

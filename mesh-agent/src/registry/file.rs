@@ -33,6 +33,8 @@ use words::{Files, Name};
 pub const PUBLISHED: &str = "published";
 /// The most files that are read.
 const FILES_MOST: usize = 20_000;
+/// The most bytes of all files of the operator together.
+const BYTES_MOST: u64 = 256 << 20;
 /// The most files of strangers that are named.
 const STRANGERS_MOST: usize = 16;
 /// How long a directory that cannot be watched is left before it is looked at again.
@@ -93,6 +95,8 @@ pub struct FileRegistry {
     told: Files,
     /// Objects of policy in there that do not count, since others of the same name came first.
     twice: BTreeMap<Name, Vec<String>>,
+    /// How much of the operator's files is read.
+    bytes_most: u64,
 }
 
 #[derive(Debug)]
@@ -131,6 +135,7 @@ impl FileRegistry {
             withheld: true,
             told: Files::new(),
             twice: BTreeMap::new(),
+            bytes_most: BYTES_MOST,
         }
     }
 
@@ -146,15 +151,21 @@ impl FileRegistry {
     /// [`RegistryError::Away`] when the directory cannot be listed; what was read before is kept.
     pub fn read(&mut self) -> Result<Snapshot, RegistryError> {
         let away = |dir: &Path, source| RegistryError::Away { path: dir.display().to_string(), source };
-        let mut paths = list(&self.dir).map_err(|e| away(&self.dir, e))?;
-        let surplus = paths.len().saturating_sub(FILES_MOST);
-        paths.truncate(FILES_MOST);
+        let (paths, surplus) = list(&self.dir, FILES_MOST).map_err(|e| away(&self.dir, e))?;
+        let mut room = self.bytes_most;
         let mut before = std::mem::take(&mut self.known);
         let mut news = false;
         for path in paths {
             // One that was away with all others held what it held when that was taken for the operator's will.
             let held = before.remove(&path).or_else(|| self.vanished.remove(&path));
-            match (look(&path, held.clone(), Author::Operator), held) {
+            let length = fs::metadata(&path).map_or(0, |meta| meta.len().min(Author::Operator.most()));
+            let fits = length <= room;
+            room = room.saturating_sub(length);
+            let found = match fits {
+                true => look(&path, held.clone(), Author::Operator),
+                false => Some(left_out(held.clone(), self.bytes_most)),
+            };
+            match (found, held) {
                 (Some(known), held) => {
                     news |= held.is_none_or(|held| !Arc::ptr_eq(&held.good, &known.good));
                     self.known.insert(path, known);
@@ -390,18 +401,37 @@ fn own_path(dir: &Path, node: &NodeName) -> PathBuf {
     dir.join(PUBLISHED).join(format!("{node}.yaml"))
 }
 
-fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
+/// The first manifests by name, and how many there are beside them.
+fn list(dir: &Path, most: usize) -> io::Result<(Vec<PathBuf>, usize)> {
+    let (mut found, mut surplus) = (BTreeSet::new(), 0);
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         let hidden = path.file_name().is_none_or(|n| n.to_string_lossy().starts_with('.'));
         let manifest = path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
         if manifest && !hidden {
-            found.push(path);
+            found.insert(path);
+        }
+        if found.len() > most {
+            found.pop_last();
+            surplus += 1;
         }
     }
-    found.sort();
-    Ok(found)
+    Ok((found.into_iter().collect(), surplus))
+}
+
+/// A file for which there is no room: it counts with what it last held, and is looked at again.
+fn left_out(before: Option<Known>, most: u64) -> Known {
+    let never_read = before.as_ref().is_none_or(|known| known.never_read);
+    let after = if never_read { "" } else { "; what it held before stays in force" };
+    Known {
+        stamp: Stamp { inode: 0, length: 0, modified: (0, 0) },
+        good: before.map(|known| known.good).unwrap_or_default(),
+        problem: Some(format!(
+            "is not read: the files of the directory are larger than {} MiB together; take some away{after}",
+            most >> 20
+        )),
+        never_read,
+    }
 }
 
 /// Reads a file where it changed. `None`: it is gone.

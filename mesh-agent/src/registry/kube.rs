@@ -4,6 +4,8 @@
 //! the agent. What policy is decided from goes into a [`Feed`] instead. The library's own watcher does not tell when a connection is back that brings nothing new, and
 //! status has to.
 
+pub mod budget;
+mod census;
 pub mod directory;
 mod events;
 pub mod listing;
@@ -13,6 +15,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -30,10 +33,11 @@ use tokio::time::{Instant, timeout};
 
 use super::feed::Feed;
 use super::{Notice, RegistryError, Snapshot};
+use budget::Budget;
 pub use directory::LINK;
-use directory::{Directory, Entry, Kind, MeshNode, MeshObject, Node};
-use listing::Named as _;
-use watch::{Shelf, Watch};
+use directory::{Directory, Entry, Kind, MeshNode, MeshObject, Node, SiteRule};
+use listing::{Named as _, Partial};
+use watch::{Reading, Shelf, Watch};
 
 /// Our group of custom resources.
 pub const GROUP: &str = "sennit.dev";
@@ -78,6 +82,8 @@ pub struct KubeRegistry {
     feed: Feed,
     watches: Watches,
     policy: Option<Watches>,
+    reading: Reading,
+    read: Arc<AtomicU64>,
     // A change was taken notice of that `changed` has not answered for yet.
     stirred: bool,
 }
@@ -140,7 +146,25 @@ impl KubeRegistry {
         cluster: Option<ClusterName>,
         mesh: &MeshName,
     ) -> Result<Self, RegistryError> {
-        Self::begin(config, cluster, Some(mesh.clone()), Arc::default())
+        Self::within(config, cluster, mesh, Budget::OWN)
+    }
+
+    /// The same within a budget.
+    ///
+    /// # Errors
+    /// As [`KubeRegistry::new`].
+    pub fn within(
+        config: kube::Config,
+        cluster: Option<ClusterName>,
+        mesh: &MeshName,
+        budget: Budget,
+    ) -> Result<Self, RegistryError> {
+        Self::begin(config, cluster, Some(mesh.clone()), Arc::default(), budget)
+    }
+
+    /// Sets who says in which site the cluster's Nodes stand.
+    pub fn sites(&mut self, rule: SiteRule) {
+        self.shared.directory.lock().sites(rule, self.mesh.clone());
     }
 
     /// Finds out where the name leads that the API is reached by; later changes of that are not noticed.
@@ -165,8 +189,8 @@ impl KubeRegistry {
         }));
     }
 
-    /// The same for nodes alone, without what is said for the mesh as a whole, and with a bell of the caller's that is
-    /// rung at each change.
+    /// The same for nodes alone, without what is said for the mesh as a whole, with a bell of the caller's that is
+    /// rung at each change, and within a budget.
     ///
     /// # Errors
     /// As [`KubeRegistry::new`].
@@ -174,8 +198,9 @@ impl KubeRegistry {
         config: kube::Config,
         cluster: Option<ClusterName>,
         bell: Arc<Notify>,
+        budget: Budget,
     ) -> Result<Self, RegistryError> {
-        Self::begin(config, cluster, None, bell)
+        Self::begin(config, cluster, None, bell, budget)
     }
 
     fn begin(
@@ -183,33 +208,61 @@ impl KubeRegistry {
         cluster: Option<ClusterName>,
         mesh: Option<MeshName>,
         bell: Arc<Notify>,
+        budget: Budget,
     ) -> Result<Self, RegistryError> {
         let server = config.cluster_url.to_string();
-        let client = Client::try_from(config).map_err(|e| RegistryError::Credentials {
+        let (client, read) = budget::client(config, budget).map_err(|e| RegistryError::Credentials {
             what: format!("credentials for {server}"),
             reason: e.to_string(),
         })?;
-        let shared =
-            Arc::new(Shared { directory: Mutex::new(Directory::new(mesh.is_some())), changed: bell });
-        let nodes =
-            Shelf { known: true, listing: |all| all.listing(Kind::Node), shared: Arc::clone(&shared) };
-        let mesh_nodes =
-            Shelf { known: false, listing: |all| all.listing(Kind::MeshNode), shared: Arc::clone(&shared) };
+        let directory = Mutex::new(Directory::new(mesh.is_some()).within(budget));
+        let shared = Arc::new(Shared { directory, changed: bell });
+        let reading = Reading::new(budget);
+        let (partial, shared_too) = (|| Partial::new(budget), || Arc::clone(&shared));
+        let nodes = Shelf {
+            known: true,
+            listing: |all| all.listing(Kind::Node),
+            shared: shared_too(),
+            partial: partial(),
+            budget,
+        };
+        let mesh_nodes = Shelf {
+            known: false,
+            listing: |all| all.listing(Kind::MeshNode),
+            shared: shared_too(),
+            partial: partial(),
+            budget,
+        };
         let mut watches = vec![
-            Watch { fields: None, sink: nodes }.begin::<Node>(api(&client, &resource(Kind::Node))),
-            Watch { fields: None, sink: mesh_nodes }
+            Watch { reading: reading.clone(), fields: None, sink: nodes }
+                .begin::<Node>(api(&client, &resource(Kind::Node))),
+            Watch { reading: reading.clone(), fields: None, sink: mesh_nodes }
                 .begin::<MeshNode>(api(&client, &resource(Kind::MeshNode))),
         ];
         if mesh.is_some() {
-            let shared = Arc::clone(&shared);
-            let meshes = Shelf { known: false, listing: Directory::meshes, shared: Arc::clone(&shared) };
+            let meshes = Shelf {
+                known: false,
+                listing: Directory::meshes,
+                shared: shared_too(),
+                partial: Partial::new(budget),
+                budget,
+            };
             let kind = custom("Mesh", "meshes");
-            watches.push(Watch { fields: None, sink: meshes }.begin::<MeshObject>(api(&client, &kind)));
+            watches.push(
+                Watch { reading: reading.clone(), fields: None, sink: meshes }
+                    .begin::<MeshObject>(api(&client, &kind)),
+            );
             // The one that every API server keeps of itself.
             let fields = Some("metadata.name=kubernetes");
-            let servers = Shelf { known: true, listing: Directory::servers, shared };
+            let servers = Shelf {
+                known: true,
+                listing: Directory::servers,
+                shared: shared_too(),
+                partial: Partial::new(budget),
+                budget,
+            };
             let api = Api::<EndpointSlice>::namespaced(client.clone(), "default");
-            watches.push(Watch { fields, sink: servers }.begin(api));
+            watches.push(Watch { reading: reading.clone(), fields, sink: servers }.begin(api));
         }
         Ok(Self {
             client,
@@ -220,13 +273,15 @@ impl KubeRegistry {
             feed: Feed::new(),
             watches: Watches(watches),
             policy: None,
+            reading,
+            read,
             stirred: false,
         })
     }
 
     /// Begins to watch pods, namespaces and policies, too; what they say goes into the feed. Once.
     pub fn watch_policy(&mut self) {
-        let begin = || policy::watch(&self.client, self.cluster.as_ref(), &self.feed);
+        let begin = || policy::watch(&self.client, self.cluster.as_ref(), &self.feed, &self.reading);
         self.policy.get_or_insert_with(begin);
     }
 
@@ -239,6 +294,11 @@ impl KubeRegistry {
     pub fn has_kubelet(&self, node: &NodeName) -> Option<bool> {
         let directory = self.shared.directory.lock();
         directory.find(node, self.cluster.as_ref()).map(|(kind, _)| kind == Kind::Node)
+    }
+
+    /// Returns how many bytes of answers were read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
     }
 
     /// What is known.
@@ -255,6 +315,7 @@ impl KubeRegistry {
                 if let Some(name) = &self.mesh {
                     snapshot.mesh = directory.mesh(name);
                     (snapshot.servers, snapshot.servers_known) = directory.server_addresses();
+                    snapshot.named = directory.named();
                 }
                 Ok(snapshot)
             }
@@ -466,6 +527,7 @@ pub fn reason(error: &kube::Error) -> String {
         kube::Error::Api(status) => format!("{} ({})", cut(&status.message), status.code),
         kube::Error::Service(source) => root(source.as_ref()),
         kube::Error::HyperError(source) => root(source),
+        kube::Error::ReadEvents(source) => root(source),
         // It would quote the answer.
         kube::Error::SerdeError(_) => "the answer is not what was asked for".into(),
         other => other.to_string(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mesh_keyring::NodeName;
 use mesh_overlay::NodeRecord;
-use mesh_overlay::advertisement::{DOMAIN, SITE};
+use mesh_overlay::advertisement::{DOMAIN, SITE, SITE_LABEL};
 
 use super::{Problem, Snapshot};
 use crate::manifest::{Node, NodeSpec, Object, Parsed};
@@ -106,8 +106,11 @@ pub fn publication(record: &mut NodeRecord, source: &Source, problems: &mut Vec<
 
 fn operator_node(node: &Node) -> Result<NodeRecord, String> {
     let name: NodeName = node.metadata.name.parse().map_err(|e| format!("Node: {e}"))?;
-    let site_label = match node.metadata.labels.get(SITE) {
-        Some(site) => Some(site.parse().map_err(|e| format!("Node {name}: label {SITE}: {e}"))?),
+    // The operator writes these files himself, so that the old label counts, too.
+    let labels = [SITE_LABEL, SITE].into_iter();
+    let label = labels.filter_map(|label| Some((label, node.metadata.labels.get(label)?))).next();
+    let site_label = match label {
+        Some((label, site)) => Some(site.parse().map_err(|e| format!("Node {name}: label {label}: {e}"))?),
         None => None,
     };
     Ok(NodeRecord {
@@ -174,6 +177,17 @@ mod tests {
             assert!(record.annotations.is_empty());
             assert!(problems.len() == 1 && problems[0].text.len() < 300, "{problems:?}");
         }
+    }
+
+    #[test]
+    fn the_new_site_label_wins() {
+        let site = |labels: &str| {
+            let text = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: a, labels: {{{labels}}}}}\n");
+            operator(&[source("a.yaml", &text)]).nodes[0].site_label.as_ref().map(ToString::to_string)
+        };
+        assert_eq!(site("sennit.dev/site: aws").as_deref(), Some("aws"));
+        let both = "sennit.dev/site: aws, sennit.dev.node-restriction.kubernetes.io/site: gcp";
+        assert_eq!(site(both).as_deref(), Some("gcp"));
     }
 
     #[test]

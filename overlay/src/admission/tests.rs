@@ -206,7 +206,7 @@ fn the_operators_site_label_overrules_the_claim() {
     labelled.site_label = Some("aws".parse().unwrap());
     let admission = judge(&[labelled], &Memory::default());
     assert!(admission.peers.is_empty());
-    assert!(why(&admission, "a").contains("the label sennit.dev/site says aws"));
+    assert!(why(&admission, "a").contains("the operator says aws"));
 }
 
 #[test]

@@ -149,6 +149,7 @@ mod tests {
     #[test]
     fn an_index_finds_what_asking_each_pod_finds() {
         let mut world = World::default();
+        world.set_bounds(&BTreeSet::new(), true);
         for name in ["a", "b", "c"] {
             world.put_namespace(Namespace::new(name, [("team".to_owned(), name.to_owned())].into()));
         }

@@ -36,6 +36,7 @@ pub(crate) fn settings(node: &str) -> Settings {
         .into(),
         address: Some(format!("fd00:ffff::{}", &node[1..]).parse().unwrap()),
         strangers: false,
+        outside: false,
         carriers: [51820].into(),
         failsafe: FailSafe::default(),
         resolvers: None,

@@ -27,6 +27,7 @@ fn settings() -> Settings {
         failsafe: FailSafe::default(),
         resolvers: None,
         strangers: false,
+        outside: true,
         check_sources: false,
         audit: false,
         log: Logging { group: 5, denied: 10, allowed: 1 },

@@ -86,7 +86,7 @@ fn manifests() -> String {
         let node = json!({
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": name, "labels": {"sennit.dev/site": site}},
+            "metadata": {"name": name, "labels": {"sennit.dev.node-restriction.kubernetes.io/site": site}},
             "spec": {"podCIDRs": [format!("10.{n}.1.0/24"), format!("fd00:{n}:0:1::/64")]},
         });
         text + &format!("---\n{node}\n")

@@ -16,7 +16,7 @@ fn node(n: u32) -> anyhow::Result<Value> {
     let cidr = format!("10.{}.{}.{}/26", 100 + n / 1024, (n / 4) % 256, (n % 4) * 64);
     Ok(json!({
         "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": format!("stranger-{n}"), "annotations": {
+        "metadata": {"name": format!("stranger-{n}"), "labels": {"sennit.dev.node-restriction.kubernetes.io/site": "far"}, "annotations": {
             "sennit.dev/public-key": PrivateKey::from_bytes(&secret)?.public().to_string(),
             "sennit.dev/epoch": "1", "sennit.dev/site": "far",
         }},

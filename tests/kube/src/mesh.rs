@@ -183,7 +183,7 @@ impl Mesh {
             cluster.apply(&json!({
                 "apiVersion": "v1",
                 "kind": "Node",
-                "metadata": {"name": node, "labels": {"sennit.dev/site": host.site(), "kubernetes.io/os": "linux"}},
+                "metadata": {"name": node, "labels": {"sennit.dev.node-restriction.kubernetes.io/site": host.site(), "kubernetes.io/os": "linux"}},
                 "spec": spec,
             }))?;
         }

@@ -19,7 +19,7 @@ const KUSTOMIZATIONS: [&str; 7] = [
     "examples/kubernetes/west",
 ];
 
-const EVERYTHING: [&str; 16] = [
+const EVERYTHING: [&str; 17] = [
     "--set=federation.enabled=true",
     "--set=cluster=east",
     "--set=site=aws",

@@ -156,7 +156,7 @@ fn annotations_edited_by_hand_are_put_right_and_a_copied_key_takes_nothing() {
     // A node that nobody runs, with the key of another.
     let thief = json!({
         "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": "thief", "annotations": {
+        "metadata": {"name": "thief", "labels": {"sennit.dev.node-restriction.kubernetes.io/site": "gcp"}, "annotations": {
             "sennit.dev/public-key": key, "sennit.dev/epoch": "1", "sennit.dev/site": "gcp",
         }},
         "spec": {"podCIDR": "10.200.0.0/24", "podCIDRs": ["10.200.0.0/24"]},
@@ -268,7 +268,7 @@ fn strangers(kind: As, numbers: std::ops::Range<u32>) -> Value {
         let key = PrivateKey::from_bytes(&secret).unwrap().public().to_string();
         let cidr = format!("10.{}.{}.0/26", 100 + n / 1024, (n / 4) % 256);
         let cidr = cidr.replace(".0/26", &format!(".{}/26", (n % 4) * 64));
-        let metadata = json!({"name": format!("stranger-{n}"), "annotations": {
+        let metadata = json!({"name": format!("stranger-{n}"), "labels": {"sennit.dev.node-restriction.kubernetes.io/site": "far"}, "annotations": {
             "sennit.dev/public-key": key, "sennit.dev/epoch": "1", "sennit.dev/site": "far",
         }});
         match kind {

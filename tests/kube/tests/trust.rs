@@ -6,6 +6,8 @@ use kube_tests::programs;
 use netlab::{HostSpec, Lab, LabSpec, SiteSpec};
 use serde_json::{Value, json};
 
+const SITE_LABEL: &str = "sennit.dev.node-restriction.kubernetes.io/site";
+
 struct Stage {
     cluster: Cluster,
     _lab: Lab,
@@ -18,7 +20,8 @@ fn stage() -> Stage {
     let cluster = Cluster::start(lab.host("cp").unwrap(), dir.path()).unwrap();
     cluster.deploy().unwrap();
     for name in ["node-1", "node-2"] {
-        let metadata = json!({"name": name, "labels": {"a": "b"}, "annotations": {"other.io/k": "v"}});
+        let labels = json!({"a": "b", (SITE_LABEL): "aws", "sennit.dev/site": "aws"});
+        let metadata = json!({"name": name, "labels": labels, "annotations": {"other.io/k": "v"}});
         cluster.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata})).unwrap();
         cluster.apply(&mesh_node(name, "10.1.0.0/24")).unwrap();
     }
@@ -48,6 +51,10 @@ fn stage() -> Stage {
         ("federate", "sennit-federate", Bound::Node("node-1")),
     ] {
         cluster.kubeconfig(who, &cluster.token_of(account, bound).unwrap()).unwrap();
+    }
+    for node in ["node-1", "node-3"] {
+        let user = format!("system:node:{node}");
+        cluster.client(&format!("kubelet-{node}"), &user, Some("system:nodes")).unwrap();
     }
     Stage { cluster, _lab: lab, _dir: dir }
 }
@@ -169,6 +176,84 @@ fn each_token_changes_its_own_nodes_mesh_annotations_and_nothing_else() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What the kubelet of `node-1` may write, by name of the change.
+const OF_A_KUBELET: &[(&str, &[&str], &str, bool)] = &[
+    (
+        "site",
+        &["node", "node-1"],
+        r#"{"metadata":{"labels":{"sennit.dev.node-restriction.kubernetes.io/site":"gcp"}}}"#,
+        false,
+    ),
+    ("old site", &["node", "node-1"], r#"{"metadata":{"labels":{"sennit.dev/site":"gcp"}}}"#, false),
+    ("old site away", &["node", "node-1"], r#"{"metadata":{"labels":{"sennit.dev/site":null}}}"#, false),
+    ("a label of ours", &["node", "node-1"], r#"{"metadata":{"labels":{"sennit.dev/new":"x"}}}"#, false),
+    (
+        "prefixes",
+        &["node", "node-1"],
+        r#"{"spec":{"podCIDR":"10.9.0.0/24","podCIDRs":["10.9.0.0/24"]}}"#,
+        false,
+    ),
+    (
+        "another's annotation",
+        &["node", "node-2"],
+        r#"{"metadata":{"annotations":{"sennit.dev/epoch":"1"}}}"#,
+        false,
+    ),
+    ("the MeshNode of its name", &["meshnode", "node-1"], r#"{"spec":{"podCIDRs":["10.9.0.0/24"]}}"#, false),
+    // Its Node's credentials are as good as its agent's.
+    ("own annotation", &["node", "node-1"], r#"{"metadata":{"annotations":{"sennit.dev/epoch":"1"}}}"#, true),
+    ("another label", &["node", "node-1"], r#"{"metadata":{"labels":{"example.com/rack":"r1"}}}"#, true),
+];
+
+#[test]
+fn a_kubelet_writes_neither_site_nor_prefixes() {
+    if !programs::can_run("a_kubelet_writes_neither_site_nor_prefixes") {
+        return;
+    }
+    let stage = stage();
+    let mut wrong = Vec::new();
+    let mut judge = |what: &str, may: bool, output: netlab::Output| {
+        let told = format!("{}{}", output.stdout_text(), output.stderr_text());
+        if output.success() != may || output.success() == told.contains("orbidden") {
+            wrong.push(format!("{what}: {told}"));
+        }
+    };
+    for (what, target, patch, may) in OF_A_KUBELET {
+        let args = [&["patch"], *target, &["--type=merge", "-p", patch]].concat();
+        judge(what, *may, stage.cluster.kubectl_as("kubelet-node-1", &args, "").unwrap());
+    }
+    // kubectl would read the status first, which no kubelet may.
+    let put = |change: fn(&mut Value)| {
+        let mut node = stage.cluster.get("node", "node-1").unwrap();
+        change(&mut node);
+        let args = ["replace", "--raw", "/api/v1/nodes/node-1/status", "-f", "-"];
+        stage.cluster.kubectl_as("kubelet-node-1", &args, &node.to_string()).unwrap()
+    };
+    let old_site = |node: &mut Value| node["metadata"]["labels"]["sennit.dev/site"] = json!("gcp");
+    judge("old site by its status", false, put(old_site));
+    // Agents judge what it says there.
+    let addresses = |node: &mut Value| {
+        node["status"]["addresses"] = json!([{"type": "InternalIP", "address": "10.2.0.66"}]);
+    };
+    judge("own addresses", true, put(addresses));
+    let registered = |labels: Value, spec: Value| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-3", "labels": labels}, "spec": spec});
+    for (what, node, may) in [
+        ("registers with a site", registered(json!({(SITE_LABEL): "aws"}), json!({})), false),
+        ("registers with an old site", registered(json!({"sennit.dev/site": "aws"}), json!({})), false),
+        ("registers with prefixes", registered(json!({}), json!({"podCIDRs": ["10.9.0.0/24"]})), false),
+        ("registers with a prefix", registered(json!({}), json!({"podCIDR": "10.9.0.0/24"})), false),
+        ("registers", registered(json!({"example.com/rack": "r1"}), json!({})), true),
+    ] {
+        let args = ["create", "-f", "-"];
+        judge(what, may, stage.cluster.kubectl_as("kubelet-node-3", &args, &node.to_string()).unwrap());
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let node = stage.cluster.get("node", "node-1").unwrap();
+    assert_eq!(node["metadata"]["labels"][SITE_LABEL], "aws");
+    assert_eq!(node["metadata"]["labels"]["sennit.dev/site"], "aws");
+    assert!(node["spec"]["podCIDRs"].is_null(), "{node}");
 }
 
 #[test]

@@ -58,7 +58,7 @@ pub fn nodes_manifest(layout: &Layout) -> String {
                 "labels": {
                     "kubernetes.io/hostname": node.name,
                     "topology.kubernetes.io/zone": node.site,
-                    "sennit.dev/site": node.site,
+                    "sennit.dev.node-restriction.kubernetes.io/site": node.site,
                 },
             },
             "spec": {"podCIDR": cidrs.first(), "podCIDRs": cidrs},
@@ -234,7 +234,7 @@ mesh:
         let (_, layout) = Scenario::parse(SCENARIO, "demo").unwrap();
         let text = nodes_manifest(&layout);
         assert_eq!(text.matches("\"kind\": \"Node\"").count(), 3);
-        assert_eq!(text.matches("\"sennit.dev/site\": \"aws\"").count(), 2);
+        assert_eq!(text.matches("\"sennit.dev.node-restriction.kubernetes.io/site\": \"aws\"").count(), 2);
         assert!(text.contains("10.2.0.0/24") && text.contains("fd00:2::/64"), "{text}");
     }
 }

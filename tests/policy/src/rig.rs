@@ -68,6 +68,7 @@ pub fn settings() -> Settings {
         own: BTreeSet::new(),
         address: None,
         strangers: false,
+        outside: true,
         carriers: BTreeSet::new(),
         failsafe: FailSafe::default(),
         resolvers: None,

@@ -43,6 +43,7 @@
 {{- define "sennit.configuration" -}}
 {{- $kube := dict -}}
 {{- with .Values.cluster }}{{ $_ := set $kube "cluster" . }}{{ end -}}
+{{- if not (kindIs "invalid" .Values.oldSiteLabel) }}{{ $_ := set $kube "oldSiteLabel" .Values.oldSiteLabel }}{{ end -}}
 {{- $wireguard := dict "externalDevice" true -}}
 {{- range $key, $value := .Values.wireguard }}{{ if not (kindIs "invalid" $value) }}{{ $_ := set $wireguard $key $value }}{{ end }}{{ end -}}
 {{- $own := dict "mesh" .Values.mesh "site" .Values.site "registry" (dict "kube" $kube) "wireguard" $wireguard -}}

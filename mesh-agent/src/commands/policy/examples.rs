@@ -25,7 +25,7 @@ fn pod(namespace: &str, name: &str, node: &str, address: &str, labels: Value) ->
 fn state(examples: &[&str]) -> State {
     let node = |name: &str, site: &str, net: &str| {
         json!({
-            "apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"sennit.dev/site": site}},
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"sennit.dev.node-restriction.kubernetes.io/site": site}},
             "spec": {"podCIDRs": [net]},
         })
     };

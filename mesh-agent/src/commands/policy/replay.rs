@@ -276,6 +276,7 @@ mod tests {
         let items = [pod("web", "10.1.0.1"), pod("db", "10.1.0.2"), pod("client", "10.1.0.3"), policy];
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
         let mut state = State::default();
+        state.world.set_bounds(&[].into(), true);
         for object in manifest::parse(list.as_bytes()).unwrap().objects {
             match object {
                 Object::Pod(pod) => drop(state.take(Event::Pod(Pod::clone(&pod)))),

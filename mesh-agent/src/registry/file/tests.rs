@@ -288,3 +288,37 @@ fn policy_is_told_of_what_was_accepted_and_of_nothing_half_read() {
     registry.accepted();
     assert_eq!(told(&registry, &mut state), Some(0));
 }
+
+#[test]
+fn files_beyond_the_budget_keep_what_they_held() {
+    let (dir, mut registry) = registry();
+    for name in ["a", "b"] {
+        fs::write(dir.path().join(format!("{name}.yaml")), node(name)).unwrap();
+    }
+    registry.bytes_most = 1 << 20;
+    assert_eq!(registry.read().unwrap().nodes.len(), 2);
+    // A large file comes first by name, and none that was known is lost by it.
+    fs::write(dir.path().join("0.yaml"), format!("# {}\n", "x".repeat((1 << 20) - 100))).unwrap();
+    fs::write(dir.path().join("c.yaml"), node("c")).unwrap();
+    let snapshot = registry.read().unwrap();
+    assert_eq!(snapshot.nodes.len(), 2);
+    assert!(snapshot.incomplete, "node c is not known");
+    let told: Vec<&str> = snapshot.problems.iter().map(|problem| problem.text.as_str()).collect();
+    assert!(told.iter().any(|told| told.contains("b.yaml") && told.contains("stays in force")), "{told:?}");
+    assert!(told.iter().any(|told| told.contains("c.yaml") && told.contains("take some away")), "{told:?}");
+    fs::remove_file(dir.path().join("0.yaml")).unwrap();
+    let snapshot = registry.read().unwrap();
+    assert_eq!((snapshot.nodes.len(), snapshot.incomplete), (3, false));
+    assert_eq!(snapshot.problems, []);
+}
+
+#[test]
+fn of_too_many_files_the_first_count() {
+    let dir = tempfile::tempdir().unwrap();
+    for n in 0..10 {
+        fs::write(dir.path().join(format!("{n}.yaml")), "").unwrap();
+    }
+    let (files, surplus) = list(dir.path(), 4).unwrap();
+    let names: Vec<_> = files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!((names, surplus), (vec!["0.yaml", "1.yaml", "2.yaml", "3.yaml"], 6));
+}

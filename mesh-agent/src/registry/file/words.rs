@@ -97,6 +97,7 @@ pub fn hosts(files: &Files) -> BTreeMap<String, Host> {
             hosts.entry(node.metadata.name.clone()).or_insert_with(|| Host {
                 labels: node.metadata.labels.clone(),
                 addresses: node.status.addresses(),
+                prefixes: node.spec.prefixes().iter().filter_map(|text| text.parse().ok()).collect(),
             });
         }
     }

@@ -1,35 +1,70 @@
 //! What a cluster's API holds of nodes, as far as the mesh reads it. Pure: events go in, a snapshot comes out.
 
+mod sent;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::ObjectMeta;
-use mesh_keyring::{ClusterName, MeshName, NodeName};
+use mesh_keyring::{ClusterName, MeshName, NodeName, SiteName};
 use mesh_overlay::NodeRecord;
-use mesh_overlay::advertisement::{KNOWN, SITE};
-use serde::{Deserialize, Serialize};
+use mesh_overlay::advertisement::{SITE, SITE_LABEL};
+use serde::Deserialize;
 
+use super::budget::Budget;
 use super::listing::{Listing, Named};
-use crate::manifest::{NodeSpec, NodeStatus};
 use crate::registry::{Host, MeshWord, Problem, Snapshot};
 use crate::settings::Settings;
+use sent::{LABELS_MOST, Sent, Text, Unread, few};
 
 /// The parts of a Node that are read.
-pub type Node = kube::core::Object<NodeSpec, NodeStatus>;
+pub type Node = Sent<NodeSpec, NodeStatus>;
 /// A host without a Node object, or the operator's grant for a Node that the cluster gives no prefixes.
-pub type MeshNode = kube::core::Object<MeshNodeSpec, kube::core::NotUsed>;
+pub type MeshNode = Sent<MeshNodeSpec, Unread>;
+
+/// `spec` of a Node.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<Text>,
+    #[serde(rename = "podCIDRs", deserialize_with = "few::<_, Text, String>")]
+    pod_cidrs: Vec<String>,
+}
+
+/// `status` of a Node.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    #[serde(deserialize_with = "few::<_, NodeAddress, NodeAddress>")]
+    addresses: Vec<NodeAddress>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct NodeAddress {
+    address: Text,
+}
 
 /// `spec` of a MeshNode: the operator's word.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct MeshNodeSpec {
     /// The site that the host stands in.
-    pub site: Option<String>,
+    site: Option<Text>,
     /// The prefixes that it holds.
-    #[serde(rename = "podCIDRs")]
-    pub pod_cidrs: Vec<String>,
+    #[serde(rename = "podCIDRs", deserialize_with = "few::<_, Text, String>")]
+    pod_cidrs: Vec<String>,
+}
+
+/// Who says in which site a Node stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SiteRule {
+    /// The label `sennit.dev/site`, which kubelets may write, counts as well; absent: as the Mesh says.
+    pub old_label: Option<bool>,
+    /// The site of Nodes that no label tells of; absent: what they say themselves.
+    pub unlabelled: Option<SiteName>,
 }
 
 /// What counts of one object. Two that are equal say the same, whatever else of the object changed: heartbeats do.
@@ -37,6 +72,9 @@ pub struct MeshNodeSpec {
 pub struct Entry {
     name: String,
     site: Option<String>,
+    // By the label that its kubelet may write.
+    old_site: Option<String>,
+    labels_over: bool,
     pod_cidrs: Vec<String>,
     annotations: BTreeMap<String, String>,
     host: Host,
@@ -49,28 +87,38 @@ pub const LINK: &str = "sennit.dev/link";
 
 impl From<Node> for Entry {
     fn from(node: Node) -> Self {
-        let labels = node.metadata.labels.clone().unwrap_or_default();
-        let site = labels.get(SITE).cloned();
-        let addresses = node.status.map(|status| status.addresses()).unwrap_or_default();
-        Self { host: Host { labels, addresses }, ..Self::new(node.metadata, site, node.spec.prefixes()) }
+        let labels = node.labels();
+        let site = |label: &str| labels.get(label).cloned();
+        let (site, old_site) = (site(SITE_LABEL), site(SITE));
+        let spec = &node.spec;
+        let pod_cidrs = match &spec.pod_cidrs[..] {
+            [] => spec.pod_cidr.iter().cloned().map(String::from).collect(),
+            all => all.to_vec(),
+        };
+        let addresses = node.status.iter().flat_map(|status| &status.addresses);
+        let addresses = addresses.filter_map(|entry| String::from(entry.address.clone()).parse().ok());
+        let host = Host { addresses: addresses.collect(), labels, ..Host::default() };
+        Self { host, old_site, ..Self::new(&node, site, pod_cidrs) }
     }
 }
 
 impl From<MeshNode> for Entry {
     fn from(node: MeshNode) -> Self {
-        let link = node.metadata.labels.as_ref().and_then(|labels| labels.get(LINK)).cloned();
-        Self { link, ..Self::new(node.metadata, node.spec.site, node.spec.pod_cidrs) }
+        let link = node.labels().get(LINK).cloned();
+        let MeshNodeSpec { site, pod_cidrs } = node.spec.clone();
+        Self { link, ..Self::new(&node, site.map(String::from), pod_cidrs) }
     }
 }
 
 impl Entry {
-    fn new(metadata: ObjectMeta, site: Option<String>, pod_cidrs: Vec<String>) -> Self {
-        let all = metadata.annotations.unwrap_or_default();
+    fn new<Spec, Status>(object: &Sent<Spec, Status>, site: Option<String>, pod_cidrs: Vec<String>) -> Self {
         Self {
-            name: metadata.name.unwrap_or_default(),
+            name: object.name(),
             site,
+            old_site: None,
+            labels_over: object.has_too_many_labels(),
             pod_cidrs,
-            annotations: all.into_iter().filter(|(key, _)| KNOWN.contains(&key.as_str())).collect(),
+            annotations: object.annotations(),
             host: Host::default(),
             link: None,
         }
@@ -82,16 +130,22 @@ impl Entry {
     }
 
     // In a mesh of several clusters a Node is known as NODE.CLUSTER; MeshNodes bear their names in the mesh already.
-    fn record(&self, kind: Kind, cluster: Option<&ClusterName>) -> Result<NodeRecord, String> {
+    fn record(
+        &self,
+        kind: Kind,
+        cluster: Option<&ClusterName>,
+        rule: &SiteRule,
+    ) -> Result<NodeRecord, String> {
         let name = match cluster.filter(|_| kind == Kind::Node) {
             Some(cluster) => format!("{}.{cluster}", self.name),
             None => self.name.clone(),
         };
-        let kind = kind.as_str();
-        let name: NodeName = name.parse().map_err(|e| format!("{kind} {:?}: {e}", self.shown()))?;
-        let site_label = match &self.site {
-            Some(site) => Some(site.parse().map_err(|e| format!("{kind} {name}: site: {e}"))?),
-            None => None,
+        let shown = kind.as_str();
+        let name: NodeName = name.parse().map_err(|e| format!("{shown} {:?}: {e}", self.shown()))?;
+        let old = self.old_site.as_ref().filter(|_| rule.old_label == Some(true));
+        let site_label = match self.site.as_ref().or(old) {
+            Some(site) => Some(site.parse().map_err(|e| format!("{shown} {name}: site: {e}"))?),
+            None => rule.unlabelled.clone().filter(|_| kind == Kind::Node),
         };
         Ok(NodeRecord {
             name,
@@ -99,6 +153,26 @@ impl Entry {
             pod_cidrs: self.pod_cidrs.clone(),
             annotations: self.annotations.clone(),
         })
+    }
+
+    /// What of it does not count, each as a sentence with the remedy.
+    fn problems<'a>(&'a self, name: &'a NodeName, rule: &'a SiteRule) -> impl Iterator<Item = String> + 'a {
+        let unread = self.old_site.as_ref().filter(|_| self.site.is_none() && rule.old_label != Some(true));
+        let unread = unread.map(|site| {
+            let site = site.parse::<SiteName>().map_or("SITE".to_owned(), |site| site.to_string());
+            format!(
+                "Node {name}: its label {SITE} does not count, because its kubelet may write it: `kubectl label \
+                 node {} {SITE_LABEL}={site}`, or allow the old label by registry.kube.oldSiteLabel",
+                self.shown()
+            )
+        });
+        let over = self.labels_over.then(|| {
+            format!(
+                "Node {name}: its labels are larger than {} KiB together, and none of them counts: remove some",
+                LABELS_MOST >> 10
+            )
+        });
+        unread.into_iter().chain(over)
     }
 
     fn shown(&self) -> String {
@@ -132,6 +206,13 @@ impl Named for Entry {
     fn name(&self) -> &str {
         &self.name
     }
+
+    fn weight(&self) -> usize {
+        let pairs = self.annotations.iter().chain(&self.host.labels);
+        let pairs: usize = pairs.map(|(key, value)| key.len() + value.len() + 64).sum();
+        let prefixes: usize = self.pod_cidrs.iter().map(|text| text.len() + 24).sum();
+        256 + self.name.len() + pairs + prefixes + 32 * self.host.addresses.len()
+    }
 }
 
 /// The operator's word for a mesh, or what is wrong with it.
@@ -144,6 +225,11 @@ pub struct Mesh {
 impl Named for Mesh {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn weight(&self) -> usize {
+        let sites = self.settings.as_ref().map_or(0, |settings| settings.sites.values().map(Vec::len).sum());
+        4096 + 64 * sites
     }
 }
 
@@ -168,6 +254,10 @@ impl Named for Servers {
     fn name(&self) -> &str {
         &self.name
     }
+
+    fn weight(&self) -> usize {
+        256 + 32 * self.addresses.len()
+    }
 }
 
 impl From<EndpointSlice> for Servers {
@@ -190,6 +280,9 @@ pub struct Directory {
     servers: Option<Listing<Servers>>,
     // Where the name leads that the API is reached by, if it is one; empty until that is known.
     name: Option<BTreeSet<IpAddr>>,
+    rule: SiteRule,
+    // The Mesh that counts.
+    mesh: Option<MeshName>,
 }
 
 impl Directory {
@@ -201,7 +294,34 @@ impl Directory {
             meshes: settings.then(|| Listing::new("Mesh")),
             servers: settings.then(|| Listing::new("EndpointSlice")),
             name: None,
+            rule: SiteRule::default(),
+            mesh: None,
         }
+    }
+
+    /// The same within a budget.
+    pub fn within(self, budget: Budget) -> Self {
+        Self {
+            nodes: self.nodes.within(budget),
+            mesh_nodes: self.mesh_nodes.within(budget),
+            meshes: self.meshes.map(|listing| listing.within(budget)),
+            servers: self.servers.map(|listing| listing.within(budget)),
+            ..self
+        }
+    }
+
+    /// Sets who says where Nodes stand, beside the Mesh of this name.
+    pub fn sites(&mut self, rule: SiteRule, mesh: Option<MeshName>) {
+        (self.rule, self.mesh) = (rule, mesh);
+    }
+
+    /// The rule that is in force.
+    fn rule(&self) -> SiteRule {
+        let said = match self.mesh.as_ref().map(|name| self.mesh(name)) {
+            Some(MeshWord::Said(settings)) => settings.old_site_label,
+            _ => None,
+        };
+        SiteRule { old_label: self.rule.old_label.or(said), ..self.rule.clone() }
     }
 
     /// The API is reached by a name.
@@ -225,6 +345,13 @@ impl Directory {
     /// The Meshes.
     pub fn meshes(&mut self) -> &mut Listing<Mesh> {
         self.meshes.get_or_insert_with(|| Listing::new("Mesh"))
+    }
+
+    /// Where only the API server's name leads, and no EndpointSlice.
+    pub fn named(&self) -> BTreeSet<IpAddr> {
+        let slices = self.servers.iter().flat_map(|listing| listing.entries.values());
+        let listed: BTreeSet<IpAddr> = slices.flat_map(|servers| servers.addresses.iter().copied()).collect();
+        self.name.iter().flatten().filter(|ip| !listed.contains(ip)).copied().collect()
     }
 
     /// The API's own EndpointSlices.
@@ -298,8 +425,9 @@ impl Directory {
         cluster: Option<&ClusterName>,
     ) -> (Snapshot, BTreeMap<String, Vec<NodeRecord>>) {
         let mut mirrors: BTreeMap<String, Vec<NodeRecord>> = BTreeMap::new();
+        let rule = self.rule();
         for entry in self.mesh_nodes.entries.values() {
-            if let (Some(link), Ok(record)) = (&entry.link, entry.record(Kind::MeshNode, cluster)) {
+            if let (Some(link), Ok(record)) = (&entry.link, entry.record(Kind::MeshNode, cluster, &rule)) {
                 mirrors.entry(link.clone()).or_default().push(record);
             }
         }
@@ -310,9 +438,15 @@ impl Directory {
         let mut nodes: BTreeMap<NodeName, NodeRecord> = BTreeMap::new();
         let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
         let mut problems = Vec::new();
+        let rule = self.rule();
         for (kind, listing) in self.listings() {
             for entry in listing.entries.values().filter(|entry| counts(entry)) {
-                match entry.record(kind, cluster) {
+                let record = entry.record(kind, cluster, &rule);
+                if let Ok(NodeRecord { name, .. }) = &record {
+                    let node = || Some(name.clone());
+                    problems.extend(entry.problems(name, &rule).map(|text| Problem { node: node(), text }));
+                }
+                match record {
                     Ok(record) => match nodes.get_mut(&record.name) {
                         Some(node) if node.pod_cidrs.is_empty() => node.pod_cidrs = record.pod_cidrs,
                         Some(_) => {}
@@ -329,6 +463,11 @@ impl Directory {
                     }
                 }
             }
+        }
+        for (name, host) in &mut hosts {
+            let record = name.parse::<NodeName>().ok().and_then(|name| nodes.get(&name));
+            let granted = record.into_iter().flat_map(|record| &record.pod_cidrs);
+            host.prefixes = granted.filter_map(|text| text.parse().ok()).collect();
         }
         Snapshot {
             nodes: nodes.into_values().collect(),

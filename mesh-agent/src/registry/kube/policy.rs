@@ -7,8 +7,6 @@ mod calico;
 mod report;
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
-use std::marker::PhantomData;
 use std::time::Duration;
 
 use kube::api::ObjectMeta;
@@ -17,9 +15,9 @@ use kube::{Api, Client};
 use mesh_keyring::ClusterName;
 use mesh_policy::kind::KINDS;
 use mesh_policy::model::Labels;
-use mesh_policy::object::{Key, Metadata, Namespace, Pod, PodStatus};
+use mesh_policy::object::{Key, Metadata, Namespace, ObjectError, Pod, PodStatus};
 use mesh_policy::referent::What;
-use mesh_policy::{Event, Said, clusternetworkpolicy, meshpolicy, networkpolicy};
+use mesh_policy::{Event, Said, calico as projectcalico, clusternetworkpolicy, meshpolicy, networkpolicy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
@@ -27,8 +25,8 @@ use tokio::task::JoinHandle;
 
 use report::{Condition, Reporter, Seen};
 
-use super::watch::{RETRY_MOST, Sink, Watch};
-use super::{Watches, reason};
+use super::Watches;
+use super::watch::{Reading, Watch};
 use crate::registry::feed::{Feed, Kind};
 
 // What gives an agent the right that it lacks.
@@ -43,45 +41,50 @@ const MISSED: u32 = 4;
 const UNKNOWN: Duration = Duration::from_secs(300);
 
 /// Watches all kinds. In a mesh of several clusters, `cluster` is the name of this one.
-pub(super) fn watch(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> Watches {
-    let (calico_client, calico_cluster) = (client.clone(), cluster.cloned());
-    let calico = calico::follow(calico_client, calico_cluster, feed.clone());
+pub(super) fn watch(
+    client: &Client,
+    cluster: Option<&ClusterName>,
+    feed: &Feed,
+    reading: &Reading,
+) -> Watches {
+    let from = &From { client: client.clone(), cluster: cluster.cloned(), reading: reading.clone() };
+    let calico = calico::follow(from.clone(), feed.clone());
     let (reporter, reporting) = Reporter::new(client.clone());
     let told = |reporter: &Reporter| Some(reporter.clone());
     Watches(vec![
-        begin::<Namespace>(client, cluster, feed, None),
-        begin::<Told<NETWORK_POLICY>>(client, cluster, feed, None),
-        begin::<Told<CLUSTER_NETWORK_POLICY>>(client, cluster, feed, told(&reporter)),
-        begin::<Told<MESH_POLICY>>(client, cluster, feed, told(&reporter)),
-        begin::<Pod>(client, cluster, feed, None),
+        begin::<Namespace>(from, feed, None),
+        begin::<Told<NETWORK_POLICY>>(from, feed, None),
+        begin::<Told<CLUSTER_NETWORK_POLICY>>(from, feed, told(&reporter)),
+        begin::<Told<MESH_POLICY>>(from, feed, told(&reporter)),
+        begin::<Pod>(from, feed, None),
         tokio::spawn(calico),
         tokio::spawn(reporting),
     ])
 }
 
-fn begin<T: Counted>(
-    client: &Client,
-    cluster: Option<&ClusterName>,
-    feed: &Feed,
-    reporter: Option<Reporter>,
-) -> JoinHandle<()> {
-    let sink = Intake::<T> {
-        feed: feed.clone(),
-        cluster: cluster.cloned(),
-        reporter,
-        refused: BTreeSet::new(),
-        known: false,
-        unknown: false,
-        missed: 0,
-        kind: PhantomData,
-    };
-    Watch { fields: None, sink }.begin(Api::<Item<T>>::all(client.clone()))
+/// Where objects come from.
+#[derive(Clone)]
+struct From {
+    client: Client,
+    // In a mesh of several, the name of this one.
+    cluster: Option<ClusterName>,
+    reading: Reading,
+}
+
+fn begin<T: Counted>(from: &From, feed: &Feed, reporter: Option<Reporter>) -> JoinHandle<()> {
+    let sink = Intake::<T>::new(from, feed, reporter);
+    Watch { reading: from.reading.clone(), fields: None, sink }
+        .begin(Api::<Item<T>>::all(from.client.clone()))
 }
 
 /// What counts of an object.
 trait Counted: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {
     /// Not every cluster knows the kind.
     const OPTIONAL: bool = false;
+    /// Above the bound some of the objects can do without the others; where they cannot, the kind fails.
+    const PARTS: bool = true;
+    /// A namespace of which not all objects are kept keeps none.
+    const ENTIRE: bool = false;
 
     fn kind() -> Kind;
     /// Group and version, as in manifests.
@@ -99,6 +102,14 @@ trait Counted: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {
     /// In a mesh of several clusters, with the mesh's names.
     fn named(self, _cluster: Option<&ClusterName>) -> Self {
         self
+    }
+    /// Roughly the bytes that are kept of it, of which the object had `sent`.
+    fn weight(&self, sent: usize) -> usize {
+        sent
+    }
+    /// What stands for the objects of a namespace of which not all are kept.
+    fn instead(_namespace: &str) -> Option<Self> {
+        None
     }
     fn all(objects: Vec<Self>) -> Event;
     fn there(self) -> Event;
@@ -129,6 +140,10 @@ impl Counted for Pod {
 
     fn key(&self) -> (Option<&str>, &str) {
         (Some(&self.key.namespace), &self.key.name)
+    }
+
+    fn weight(&self, _sent: usize) -> usize {
+        64 * (self.ports.len() + self.addresses.len()) + label_weight(&self.labels)
     }
 
     // A Node is known as NODE.CLUSTER there, as in the directory.
@@ -169,6 +184,10 @@ impl Counted for Namespace {
         (None, &self.name)
     }
 
+    fn weight(&self, _sent: usize) -> usize {
+        label_weight(&self.labels)
+    }
+
     fn all(objects: Vec<Self>) -> Event {
         Event::Namespaces(objects)
     }
@@ -188,6 +207,14 @@ struct Told<const PLACE: usize, const STORED: bool = false> {
     said: Said,
     generation: i64,
     conditions: Vec<Condition>,
+}
+
+/// The name of the policy that isolates a namespace of which not all policies are kept. No object can have it.
+const OVER: &str = "over:limit";
+
+/// Whether policies of a namespace decide what its pods may do.
+const fn is_about_pods(name: &str) -> bool {
+    same(name, networkpolicy::KIND) || same(name, projectcalico::NAMESPACED)
 }
 
 /// The place of a kind among all.
@@ -221,6 +248,10 @@ impl<const PLACE: usize, const STORED: bool> Told<PLACE, STORED> {
 
 impl<const PLACE: usize, const STORED: bool> Counted for Told<PLACE, STORED> {
     const OPTIONAL: bool = !KINDS[PLACE].everywhere;
+    // Policies of the whole cluster mean anybody: without one of them nobody's verdict is known.
+    const PARTS: bool = KINDS[PLACE].namespaced;
+    // Of a namespace's policies one may deny what another allows.
+    const ENTIRE: bool = KINDS[PLACE].namespaced && is_about_pods(KINDS[PLACE].name);
 
     fn kind() -> Kind {
         Kind::of(Self::OF.name)
@@ -262,6 +293,26 @@ impl<const PLACE: usize, const STORED: bool> Counted for Told<PLACE, STORED> {
             current: self.conditions.iter().find(|condition| condition.kind == kind).cloned(),
             wanted: Condition::of(kind, self.generation, &refusals, staged),
         })
+    }
+
+    fn instead(namespace: &str) -> Option<Self> {
+        let spec = match Self::OF.name {
+            networkpolicy::KIND => json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}),
+            projectcalico::NAMESPACED => json!({
+                "selector": "all()", "types": ["Ingress", "Egress"],
+                "ingress": [{"action": "Deny"}], "egress": [{"action": "Deny"}],
+            }),
+            _ => return None,
+        };
+        let mut said =
+            Self::OF.read(&json!({"metadata": {"name": OVER, "namespace": namespace}, "spec": spec}));
+        if let Said::Policy(read) = &mut said {
+            let reason = "the namespace has more policies than are read, none of them counts, and all of its pods \
+                          are isolated: delete some";
+            read.fault =
+                Some(ObjectError { field: "metadata.namespace".to_owned(), reason: reason.to_owned() });
+        }
+        Some(Self { said, generation: 0, conditions: Vec::new() })
     }
 
     fn key(&self) -> (Option<&str>, &str) {
@@ -321,6 +372,33 @@ struct SentMetadata {
     resource_version: Option<String>,
 }
 
+/// The most bytes of all labels of an object.
+const LABELS_MOST: usize = 32 << 10;
+
+impl Sent {
+    /// Roughly the bytes that may be kept of it, and those of its labels.
+    fn weight(&self) -> (usize, usize) {
+        let labels = self.metadata.labels.as_ref().map_or(0, label_weight);
+        let parts = [&self.spec, &self.endpoints, &self.ports];
+        (labels + parts.into_iter().map(size).sum::<usize>(), labels)
+    }
+}
+
+fn label_weight(labels: &Labels) -> usize {
+    labels.iter().map(|(key, value)| key.len() + value.len() + 64).sum()
+}
+
+// Without recursion deeper than the parser's own.
+fn size(value: &Value) -> usize {
+    let inner = match value {
+        Value::String(text) => text.len(),
+        Value::Array(all) => all.iter().map(size).sum(),
+        Value::Object(all) => all.iter().map(|(key, value)| key.len() + 32 + size(value)).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    };
+    inner + 16
+}
+
 fn part<T: DeserializeOwned + Default>(field: &str, value: Value) -> Result<T, String> {
     if value.is_null() {
         return Ok(T::default());
@@ -334,6 +412,8 @@ struct Item<T> {
     // Name, namespace and version alone.
     metadata: ObjectMeta,
     read: Result<T, String>,
+    // Roughly the bytes that are kept of it.
+    weight: usize,
 }
 
 impl<'de, T: Counted> Deserialize<'de> for Item<T> {
@@ -345,7 +425,16 @@ impl<'de, T: Counted> Deserialize<'de> for Item<T> {
             resource_version: sent.metadata.resource_version.clone(),
             ..ObjectMeta::default()
         };
-        Ok(Self { metadata, read: T::read(sent) })
+        let (sent_weight, labels) = sent.weight();
+        let read = match labels <= LABELS_MOST {
+            true => T::read(sent),
+            false => Err(format!(
+                "metadata.labels: they are larger than {} KiB together: remove some",
+                LABELS_MOST >> 10
+            )),
+        };
+        let weight = read.as_ref().map_or(0, |object| object.weight(sent_weight));
+        Ok(Self { metadata, read, weight })
     }
 }
 
@@ -379,7 +468,10 @@ impl<T: Counted> Resource for Item<T> {
 }
 
 /// The same without what the watch alone needs.
-struct Found<T>(Result<T, Refusal>);
+struct Found<T> {
+    read: Result<T, Refusal>,
+    weight: usize,
+}
 
 struct Refusal {
     namespace: Option<String>,
@@ -387,144 +479,20 @@ struct Refusal {
     reason: String,
 }
 
-impl<T> From<Item<T>> for Found<T> {
-    fn from(Item { metadata, read }: Item<T>) -> Self {
-        Self(read.map_err(|reason| Refusal {
+impl<T> std::convert::From<Item<T>> for Found<T> {
+    fn from(Item { metadata, read, weight }: Item<T>) -> Self {
+        let read = read.map_err(|reason| Refusal {
             namespace: metadata.namespace,
             name: metadata.name.unwrap_or_default(),
             reason,
-        }))
+        });
+        Self { read, weight }
     }
 }
 
-/// The way of a kind into the feed.
-struct Intake<T> {
-    feed: Feed,
-    cluster: Option<ClusterName>,
-    // Who writes back what became of an object.
-    reporter: Option<Reporter>,
-    // Keys of those that the feed knows as refused.
-    refused: BTreeSet<String>,
-    // They were listed.
-    known: bool,
-    // The cluster does not know the kind, and the feed was told that there are none.
-    unknown: bool,
-    // How often in succession it did not.
-    missed: u32,
-    kind: PhantomData<fn(T)>,
-}
-
-impl<T: Counted> Intake<T> {
-    fn title((namespace, name): (Option<&str>, &str)) -> String {
-        let namespace = namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
-        format!("{} {namespace}{name}", T::kind().as_str())
-    }
-
-    fn refuse(&mut self, title: String, reason: String) {
-        self.refused.insert(title.clone());
-        self.feed.refuse(title, Some(super::cut(&reason)));
-    }
-
-    fn report(&self, object: &T) {
-        if let (Some(reporter), Some(seen)) = (&self.reporter, object.seen()) {
-            reporter.saw(seen);
-        }
-    }
-
-    fn mended(&mut self, key: (Option<&str>, &str)) {
-        if !self.refused.is_empty() {
-            let title = Self::title(key);
-            self.refused.remove(&title);
-            self.feed.refuse(title, None);
-        }
-    }
-}
-
-impl<T: Counted> Sink for Intake<T> {
-    type Entry = Found<T>;
-
-    fn listed(&mut self, entries: Vec<Found<T>>) {
-        let mut objects = Vec::with_capacity(entries.len());
-        let mut mended = std::mem::take(&mut self.refused);
-        for Found(found) in entries {
-            match found {
-                Ok(object) => {
-                    self.report(&object);
-                    objects.push(object.named(self.cluster.as_ref()));
-                }
-                Err(Refusal { namespace, name, reason }) => {
-                    let title = Self::title((namespace.as_deref(), &name));
-                    mended.remove(&title);
-                    self.refuse(title, reason);
-                }
-            }
-        }
-        for title in mended {
-            self.feed.refuse(title, None);
-        }
-        (self.known, self.unknown, self.missed) = (true, false, 0);
-        self.feed.trouble(T::kind().as_str(), None);
-        self.feed.push(T::all(objects));
-    }
-
-    fn connected(&mut self) {
-        self.feed.trouble(T::kind().as_str(), None);
-    }
-
-    fn there(&mut self, Found(found): Found<T>) {
-        match found {
-            Ok(object) => {
-                self.report(&object);
-                self.mended(object.key());
-                self.feed.push(object.named(self.cluster.as_ref()).there());
-            }
-            // What it was before, it may be no longer.
-            Err(Refusal { namespace, name, reason }) => {
-                self.refuse(Self::title((namespace.as_deref(), &name)), reason);
-                self.feed.push(T::gone(namespace.as_deref(), &name));
-            }
-        }
-    }
-
-    fn gone(&mut self, object: &ObjectMeta) {
-        let (namespace, name) = (object.namespace.as_deref(), object.name.as_deref().unwrap_or_default());
-        self.mended((namespace, name));
-        self.feed.push(T::gone(namespace, name));
-    }
-
-    fn failed(&mut self, error: &kube::Error) {
-        if T::OPTIONAL && matches!(error, kube::Error::Api(status) if status.code == 404) {
-            self.missed += 1;
-            // One server may know less than another, for a moment.
-            if self.known && self.missed < MISSED {
-                let told = format!("the cluster does not know the kind any more: {}", reason(error));
-                self.feed.trouble(T::kind().as_str(), Some(told));
-            } else if !self.known && !self.unknown && self.missed < MISSED_FIRST {
-                // Right after its start a server may not know yet what it will.
-            } else if self.known || !self.unknown || self.feed.lost(T::kind()) {
-                self.listed(Vec::new());
-                (self.known, self.unknown) = (false, true);
-            } else {
-                self.feed.trouble(T::kind().as_str(), None);
-            }
-            return;
-        }
-        self.unknown = false;
-        let told = match error {
-            kube::Error::Api(status) if status.code == 403 => format!("{}; {REMEDY}", reason(error)),
-            error => reason(error),
-        };
-        self.feed.trouble(T::kind().as_str(), Some(told));
-    }
-
-    fn whole(&self) -> bool {
-        self.missed == 0 && !self.feed.lost(T::kind())
-    }
-
-    fn retry_most(&self) -> Duration {
-        if self.unknown { UNKNOWN } else { RETRY_MOST }
-    }
-}
+#[path = "policy/intake.rs"]
+mod intake;
+use intake::Intake;
 
 #[cfg(test)]
 #[path = "policy/tests.rs"]

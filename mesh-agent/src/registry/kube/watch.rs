@@ -6,21 +6,26 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use kube::Api;
 use kube::api::{ListParams, ObjectMeta, WatchEvent, WatchParams};
-use kube::core::Resource;
+use kube::core::{ObjectList, Request, Resource};
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use super::budget::{Budget, PAGE_LEAST, Several, Size, is_exceeded};
 use super::directory::Directory;
-use super::listing::{Listing, Named};
+use super::listing::{Listing, Named, Partial, TooMany};
 use super::{Shared, reason};
 
-// The most objects of a kind that are read.
-const OBJECTS_MOST: usize = 50_000;
 // For an answer to a list or the beginning of a watch.
 const ANSWER: Duration = Duration::from_secs(30);
-// Objects in one answer of a list.
+// For all pages of a list together.
+const LIST: Duration = Duration::from_secs(600);
+// Objects in one answer of a list, and by how much fewer are asked for when that is too large.
 const PAGE: u32 = 500;
+const FEWER: u32 = 10;
+// Pages of one server that are read at the same time.
+const PAGES_MOST: usize = 4;
 // The server ends a watch after this many seconds, in which it need not have said anything; later the connection is dead.
 const WATCH_SECONDS: u32 = 240;
 // The first wait after a failure, and the longest.
@@ -41,8 +46,15 @@ pub(super) trait Sink: Send + Sync + 'static {
     /// What counts of an object.
     type Entry: Send;
 
-    /// These are all objects.
-    fn listed(&mut self, entries: Vec<Self::Entry>);
+    /// A list begins: nothing of it counts before its end.
+    fn begins(&mut self);
+    /// One of the listed objects.
+    ///
+    /// # Errors
+    /// [`TooMany`], and nothing of the list will count.
+    fn lists(&mut self, entry: Self::Entry) -> Result<(), TooMany>;
+    /// Those were all objects.
+    fn listed(&mut self);
     /// They can be watched.
     fn connected(&mut self);
     /// One is there, or is different now.
@@ -61,8 +73,23 @@ pub(super) trait Sink: Send + Sync + 'static {
     }
 }
 
+/// How much is read of one server, by all that watch it.
+#[derive(Debug, Clone)]
+pub(super) struct Reading {
+    pub(super) budget: Budget,
+    gate: Arc<Semaphore>,
+}
+
+impl Reading {
+    pub(super) fn new(budget: Budget) -> Self {
+        Self { budget, gate: Arc::new(Semaphore::new(PAGES_MOST)) }
+    }
+}
+
 /// How a kind is watched.
 pub(super) struct Watch<S> {
+    /// How much is read.
+    pub(super) reading: Reading,
     /// Which of the kind's objects, by their fields; absent: all.
     pub(super) fields: Option<&'static str>,
     /// Where they go.
@@ -77,12 +104,25 @@ pub(super) struct Shelf<T> {
     pub(super) listing: fn(&mut Directory) -> &mut Listing<T>,
     /// The directory.
     pub(super) shared: Arc<Shared>,
+    /// What was listed so far.
+    pub(super) partial: Partial<T>,
+    /// How much is kept.
+    pub(super) budget: Budget,
 }
 
-impl<T: Named + Send + 'static> Sink for Shelf<T> {
+impl<T: Named + Send + Sync + 'static> Sink for Shelf<T> {
     type Entry = T;
 
-    fn listed(&mut self, entries: Vec<T>) {
+    fn begins(&mut self) {
+        self.partial = Partial::new(self.budget);
+    }
+
+    fn lists(&mut self, entry: T) -> Result<(), TooMany> {
+        self.partial.add(entry)
+    }
+
+    fn listed(&mut self) {
+        let entries = std::mem::replace(&mut self.partial, Partial::new(self.budget)).into_entries();
         self.shared.update(|directory| (self.listing)(directory).replace(entries));
     }
 
@@ -99,7 +139,12 @@ impl<T: Named + Send + 'static> Sink for Shelf<T> {
         self.shared.update(|directory| (self.listing)(directory).delete(name));
     }
 
+    fn whole(&self) -> bool {
+        (self.listing)(&mut self.shared.directory.lock()).whole()
+    }
+
     fn failed(&mut self, error: &kube::Error) {
+        self.partial = Partial::new(self.budget);
         self.shared.update(|directory| {
             let listing = (self.listing)(directory);
             match error {
@@ -128,9 +173,9 @@ impl<S: Sink> Watch<S> {
     async fn run<K: Object + Into<S::Entry>>(mut self, api: Api<K>) {
         let mut failures = 0;
         'list: loop {
-            let mut version = match self.list(&api).await {
-                Ok((entries, version)) => {
-                    self.sink.listed(entries);
+            let mut version = match within(LIST, self.list(&api)).await {
+                Ok(version) => {
+                    self.sink.listed();
                     version
                 }
                 Err(error) => {
@@ -152,7 +197,7 @@ impl<S: Sink> Watch<S> {
                         if brief {
                             pause(&mut failures, RETRY_MOST).await;
                         }
-                        if let Again::List = again {
+                        if matches!(again, Again::List) || !self.sink.whole() {
                             continue 'list;
                         }
                     }
@@ -168,23 +213,43 @@ impl<S: Sink> Watch<S> {
         }
     }
 
-    async fn list<K: Object + Into<S::Entry>>(
-        &self,
-        api: &Api<K>,
-    ) -> Result<(Vec<S::Entry>, String), kube::Error> {
-        let mut entries = Vec::new();
-        let mut parameters = ListParams::default().limit(PAGE);
-        parameters.field_selector = self.fields.map(str::to_owned);
+    async fn list<K: Object + Into<S::Entry>>(&mut self, api: &Api<K>) -> Result<String, kube::Error> {
+        let Reading { budget, gate } = self.reading.clone();
+        self.sink.begins();
+        let (mut size, mut token, mut read) = (PAGE, None::<String>, 0);
         loop {
-            let page = answered(api.list(&parameters)).await?;
-            if entries.len() + page.items.len() > OBJECTS_MOST {
-                return Err(kube::Error::Service(format!("it has more than {OBJECTS_MOST} objects").into()));
+            let mut parameters = ListParams::default().limit(size);
+            parameters.field_selector = self.fields.map(str::to_owned);
+            parameters.continue_token = token.clone();
+            // Held until nothing of the page is left but what counts.
+            let _turn = gate.acquire().await;
+            let page = match within(ANSWER, page(api, &parameters, size)).await {
+                Ok((page, bytes)) => {
+                    read += bytes.max(PAGE_LEAST);
+                    Some(page)
+                }
+                Err(error) if size > 1 && is_exceeded(&error) => {
+                    read += budget.page;
+                    None
+                }
+                Err(error) => return Err(error),
+            };
+            if read > budget.list {
+                let why = format!("a list of more than {} is not read", Size(budget.list));
+                return Err(kube::Error::Service(why.into()));
             }
-            entries.extend(page.items.into_iter().map(Into::into));
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => parameters = parameters.continue_token(&token),
-                None => return Ok((entries, page.metadata.resource_version.unwrap_or_default())),
+            let Some(page) = page else {
+                size = (size / FEWER).max(1);
+                continue;
+            };
+            for object in page.items {
+                self.sink.lists(object.into()).map_err(|e| kube::Error::Service(e.into()))?;
             }
+            token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if token.is_none() {
+                return Ok(page.metadata.resource_version.unwrap_or_default());
+            }
+            size = (size * FEWER).min(PAGE);
         }
     }
 
@@ -195,7 +260,7 @@ impl<S: Sink> Watch<S> {
     ) -> Result<Again, kube::Error> {
         let mut parameters = WatchParams::default().timeout(WATCH_SECONDS);
         parameters.field_selector = self.fields.map(str::to_owned);
-        let events = match answered(api.watch(&parameters, version)).await {
+        let events = match within(ANSWER, api.watch(&parameters, version)).await {
             Err(kube::Error::Api(status)) if status.code == 410 => return Ok(Again::List),
             result => result?,
         };
@@ -223,9 +288,28 @@ impl<S: Sink> Watch<S> {
     }
 }
 
-async fn answered<T>(asked: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
-    let silence = |_| kube::Error::Service(format!("no answer within {} s", ANSWER.as_secs()).into());
-    timeout(ANSWER, asked).await.map_err(silence)?
+/// One page of a list, and how many bytes it had.
+async fn page<K: Object>(
+    api: &Api<K>,
+    parameters: &ListParams,
+    size: u32,
+) -> Result<(ObjectList<K>, u64), kube::Error> {
+    let mut request = Request::new(api.resource_url()).list(parameters).map_err(kube::Error::BuildRequest)?;
+    if size > 1 {
+        request.extensions_mut().insert(Several);
+    }
+    // Not `Api::list`, which logs an answer that it cannot read.
+    let text = api.clone().into_client().request_text(request).await?;
+    let page = serde_json::from_str(&text).map_err(kube::Error::SerdeError)?;
+    Ok((page, text.len() as u64))
+}
+
+async fn within<T>(
+    most: Duration,
+    asked: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, kube::Error> {
+    let silence = |_| kube::Error::Service(format!("no whole answer within {} s", most.as_secs()).into());
+    timeout(most, asked).await.map_err(silence)?
 }
 
 fn take_version<K: Resource>(object: &K, version: &mut String) {

@@ -8,6 +8,7 @@ use mesh_policy::model::{
 };
 use mesh_policy::networkpolicy::Read;
 use mesh_policy::nft::{Foreign, Watch};
+use mesh_policy::object::Pod;
 use mesh_policy::world::Node;
 use policy_tests::objects::{only, pod, policy, remote};
 use policy_tests::rig::settings;
@@ -265,7 +266,8 @@ fn sites_are_denied_unless_they_or_a_policy_allow_it() {
         ]
         .into();
         rig.enforcer.compiler.configure(own(), nodes);
-        rig.tell([Event::Pod(pod("a", "a", &A)), Event::Pod(remote("s", "s", &["10.0.3.1"])), stance()])?;
+        let there = Pod { node: Some("s".to_owned()), ..remote("s", "s", &["10.0.3.1"]) };
+        rig.tell([Event::Pod(pod("a", "a", &A)), Event::Pod(there), stance()])?;
         let passes = |rig: &mut Rig| {
             let mut from = |source: &str| {
                 let packet = first(rig, source, A[0], TCP);

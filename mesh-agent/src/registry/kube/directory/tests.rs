@@ -221,3 +221,65 @@ fn names_that_are_none_of_ours_harm_only_themselves() {
     assert_eq!(snapshot.nodes.len(), 2);
     assert!(snapshot.problems[0].text.contains("MeshNode host: site"), "{:?}", snapshot.problems);
 }
+
+fn labelled(labels: serde_json::Value) -> Entry {
+    let node: Node = serde_json::from_value(json!({"metadata": {"name": "a", "labels": labels}})).unwrap();
+    node.into()
+}
+
+fn site_by(rule: &SiteRule, labels: serde_json::Value) -> (Option<String>, Vec<Problem>) {
+    let mut directory = Directory::new(false);
+    directory.sites(rule.clone(), None);
+    directory.listing(Kind::Node).replace([labelled(labels)]);
+    directory.listing(Kind::MeshNode).replace([]);
+    let snapshot = directory.snapshot(None);
+    (snapshot.nodes[0].site_label.as_ref().map(ToString::to_string), snapshot.problems)
+}
+
+#[test]
+fn the_old_site_label_counts_where_it_may() {
+    let closed = SiteRule { old_label: None, unlabelled: Some("home".parse().unwrap()) };
+    let open = SiteRule { old_label: Some(true), ..closed.clone() };
+    let (old, new) = (json!({"sennit.dev/site": "gcp"}), json!({(SITE_LABEL): "aws"}));
+    let both = json!({"sennit.dev/site": "gcp", (SITE_LABEL): "aws"});
+    for (rule, labels, wanted) in [
+        (&closed, &new, "aws"),
+        (&closed, &both, "aws"),
+        (&closed, &old, "home"),
+        (&closed, &json!({}), "home"),
+        (&open, &old, "gcp"),
+        (&open, &both, "aws"),
+    ] {
+        let (site, problems) = site_by(rule, labels.clone());
+        assert_eq!(site.as_deref(), Some(wanted), "{labels} {rule:?}");
+        let is_told = labels == &old && rule == &closed;
+        assert_eq!(problems.len(), usize::from(is_told), "{problems:?}");
+        let remedy = format!("kubectl label node a {SITE_LABEL}=gcp");
+        assert!(!is_told || problems[0].text.contains(&remedy), "{problems:?}");
+    }
+}
+
+#[test]
+fn a_mesh_allows_the_old_site_label() {
+    let mut directory = Directory::new(true);
+    let name: MeshName = "m".parse().unwrap();
+    directory.sites(SiteRule::default(), Some(name));
+    directory.listing(Kind::Node).replace([labelled(json!({"sennit.dev/site": "gcp"}))]);
+    let site = |directory: &Directory| directory.snapshot(None).nodes[0].site_label.clone();
+    assert_eq!(site(&directory), None);
+    let mesh: MeshObject = serde_json::from_value(json!({
+        "apiVersion": "sennit.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "m"}, "spec": {"oldSiteLabel": true},
+    }))
+    .unwrap();
+    directory.meshes().replace([mesh.into()]);
+    assert_eq!(site(&directory).map(|site| site.to_string()).as_deref(), Some("gcp"));
+}
+
+#[test]
+fn granted_prefixes_come_with_the_host() {
+    let mut directory = listed();
+    directory.listing(Kind::MeshNode).apply(mesh_node("b", "aws", &["10.2.0.0/24"]));
+    let hosts = directory.snapshot(None).hosts;
+    assert_eq!(hosts["a"].prefixes, ["10.1.0.0/24".parse().unwrap()].into());
+    assert_eq!(hosts["b"].prefixes, ["10.2.0.0/24".parse().unwrap()].into());
+}

@@ -9,12 +9,11 @@ use std::time::Duration;
 use kube::Client;
 use kube::api::GetParams;
 use kube::core::Request;
-use mesh_keyring::ClusterName;
 use mesh_policy::calico::{API_VERSION, STORED_VERSION};
 use mesh_policy::endpoints;
 use mesh_policy::kind::{ACCOUNT, KINDS};
 
-use super::{Told, UNKNOWN, begin, place};
+use super::{From, Told, UNKNOWN, begin, place};
 use crate::registry::feed::Feed;
 use crate::registry::kube::watch::RETRY_MOST;
 use crate::registry::kube::{Watches, reason};
@@ -35,18 +34,18 @@ enum Group {
 }
 
 /// Watches them as soon as the cluster knows them, in the group in which it does. Dropped, it watches no more.
-pub(super) async fn follow(client: Client, cluster: Option<ClusterName>, feed: Feed) {
+pub(super) async fn follow(from: From, feed: Feed) {
     let mut watched: Option<(Group, Watches)> = None;
     let (mut missed, mut wait) = (0, RETRY);
     loop {
-        wait = match group(&client).await {
+        wait = match group(&from.client).await {
             Ok(Some(group)) => {
                 feed.trouble(NAME, None);
                 if watched.as_ref().is_none_or(|(before, _)| *before != group) {
                     // Those of before end first: what they find missing would be taken for gone.
                     drop(watched.take());
                     let begin = if group == Group::Stored { all::<true> } else { all::<false> };
-                    watched = Some((group, begin(&client, cluster.as_ref(), &feed)));
+                    watched = Some((group, begin(&from, &feed)));
                 }
                 missed = 0;
                 AGAIN
@@ -112,18 +111,18 @@ async fn versions(client: &Client) -> Result<Vec<String>, kube::Error> {
     }
 }
 
-fn all<const STORED: bool>(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> Watches {
+fn all<const STORED: bool>(from: &From, feed: &Feed) -> Watches {
     Watches(vec![
-        begin::<Told<{ place("ServiceAccount") }>>(client, cluster, feed, None),
-        begin::<Told<{ place("EndpointSlice") }>>(client, cluster, feed, None),
-        begin::<Told<{ place("Tier") }, STORED>>(client, cluster, feed, None),
-        begin::<Told<{ place("NetworkSet") }, STORED>>(client, cluster, feed, None),
-        begin::<Told<{ place("GlobalNetworkSet") }, STORED>>(client, cluster, feed, None),
-        begin::<Told<{ place("HostEndpoint") }, STORED>>(client, cluster, feed, None),
-        begin::<Told<{ place("GlobalNetworkPolicy") }, STORED>>(client, cluster, feed, None),
-        begin::<Told<{ place("NetworkPolicy.projectcalico.org") }, STORED>>(client, cluster, feed, None),
-        begin::<Told<{ place("StagedGlobalNetworkPolicy") }, STORED>>(client, cluster, feed, None),
-        begin::<Told<{ place("StagedNetworkPolicy") }, STORED>>(client, cluster, feed, None),
-        begin::<Told<{ place("StagedKubernetesNetworkPolicy") }, STORED>>(client, cluster, feed, None),
+        begin::<Told<{ place("ServiceAccount") }>>(from, feed, None),
+        begin::<Told<{ place("EndpointSlice") }>>(from, feed, None),
+        begin::<Told<{ place("Tier") }, STORED>>(from, feed, None),
+        begin::<Told<{ place("NetworkSet") }, STORED>>(from, feed, None),
+        begin::<Told<{ place("GlobalNetworkSet") }, STORED>>(from, feed, None),
+        begin::<Told<{ place("HostEndpoint") }, STORED>>(from, feed, None),
+        begin::<Told<{ place("GlobalNetworkPolicy") }, STORED>>(from, feed, None),
+        begin::<Told<{ place("NetworkPolicy.projectcalico.org") }, STORED>>(from, feed, None),
+        begin::<Told<{ place("StagedGlobalNetworkPolicy") }, STORED>>(from, feed, None),
+        begin::<Told<{ place("StagedNetworkPolicy") }, STORED>>(from, feed, None),
+        begin::<Told<{ place("StagedKubernetesNetworkPolicy") }, STORED>>(from, feed, None),
     ])
 }

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
 use super::super::KubeRegistry;
+use super::super::budget::Budget;
 use super::*;
 
 const PODS: &str = "/api/v1/pods";
@@ -414,4 +415,98 @@ async fn nobody_asks_for_pods_who_was_not_told_to() {
     assert_eq!(server.served.lock().asked.len(), 3, "one of them asks");
     until(told.feed(), &mut State::default(), |_| told.feed().complete()).await;
     assert!(!untold.feed().complete());
+}
+
+fn in_namespace(mut object: Value, namespace: &str, name: &str) -> Value {
+    object["metadata"]["namespace"] = json!(namespace);
+    object["metadata"]["name"] = json!(name);
+    object
+}
+
+const FEW: Budget = Budget { objects: 20, ..Budget::OWN };
+
+/// A server with this many pods and policies in namespace `big`, and two of each in `small`.
+async fn crowded(pods: usize, policies: usize) -> (Server, KubeRegistry) {
+    let (server, _) = Server::start().await;
+    let crowd = |count: usize| (0..count).map(|n| ("big", n)).chain((0..2).map(|n| ("small", n)));
+    {
+        let mut served = server.served.lock();
+        let place = |(namespace, n): (&str, usize)| {
+            let third = if namespace == "big" { 1 } else { 2 };
+            in_namespace(pod("", "node-1", &format!("10.0.{third}.{n}")), namespace, &format!("p-{n:02}"))
+        };
+        served.objects.insert(PODS, crowd(pods).map(place).collect());
+        let all =
+            crowd(policies).map(|(namespace, n)| in_namespace(policy(""), namespace, &format!("p-{n:02}")));
+        served.objects.insert(POLICIES, all.collect());
+    }
+    let config = kube::Config::new(server.served.lock().url.parse().unwrap());
+    let mut registry = KubeRegistry::within(config, None, &"m".parse().unwrap(), FEW).unwrap();
+    registry.watch_policy();
+    (server, registry)
+}
+
+fn count_of(state: &State, namespace: &str) -> (usize, usize) {
+    let policies = state.policies.iter().filter(|policy| policy.id.namespace.as_deref() == Some(namespace));
+    (state.world.pods_of(namespace).count(), policies.count())
+}
+
+#[tokio::test]
+async fn too_many_objects_of_one_namespace_spare_others() {
+    let (server, registry) = crowded(30, 30).await;
+    let feed = registry.feed().clone();
+    let mut state = State::default();
+    // A new agent comes to know everything that it may, though there are too many.
+    until(&feed, &mut state, |_| feed.complete()).await;
+    until(&feed, &mut state, |state| count_of(state, "small") == (2, 2)).await;
+    assert_eq!(count_of(&state, "big").0, 18);
+    let told = feed.staleness().unwrap();
+    assert!(told.contains("more objects than the 20") && told.contains("big"), "{told}");
+    // No policy of the namespace counts but one that isolates all of its pods.
+    let isolating: Vec<_> =
+        state.policies.iter().filter(|policy| policy.id.namespace.as_deref() == Some("big")).collect();
+    assert_eq!(isolating.len(), 1);
+    let policy = isolating[0];
+    assert!(
+        policy.ingress.as_ref().is_some_and(Vec::is_empty)
+            && policy.egress.as_ref().is_some_and(Vec::is_empty)
+    );
+    assert!(
+        state.refusals().any(|told| told.contains("NetworkPolicy big") && told.contains("delete some")),
+        "it is named"
+    );
+    // It recovers when there are fewer, as soon as it is listed anew.
+    server.served.lock().objects.get_mut(POLICIES).unwrap().drain(..25);
+    server.watched(&[POLICIES]).await;
+    let gone = json!({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old", "reason": "Expired"}});
+    server.served.lock().watches[POLICIES].send(format!("{gone}\n")).unwrap();
+    until(&feed, &mut state, |state| count_of(state, "big").1 == 5).await;
+    assert!(!state.refusals().any(|told| told.contains("NetworkPolicy big")));
+}
+
+#[tokio::test]
+async fn a_watch_keeps_no_more_than_a_list() {
+    let (server, registry) = crowded(17, 17).await;
+    let feed = registry.feed().clone();
+    let mut state = State::default();
+    until(&feed, &mut state, |_| feed.complete()).await;
+    server.watched(&[PODS, POLICIES]).await;
+    for n in 50..70 {
+        let name = format!("p-{n}");
+        server.say(PODS, "ADDED", &in_namespace(pod("", "node-1", &format!("10.0.3.{n}")), "big", &name));
+        server.say(POLICIES, "ADDED", &in_namespace(policy(""), "big", &name));
+    }
+    server.say(PODS, "ADDED", &in_namespace(pod("", "node-1", "10.0.4.1"), "small", "new"));
+    server.say(POLICIES, "ADDED", &in_namespace(policy(""), "small", "new"));
+    until(&feed, &mut state, |state| count_of(state, "small") == (3, 3)).await;
+    assert_eq!(count_of(&state, "big"), (17, 1), "isolated as a whole");
+}
+
+#[test]
+fn labels_above_the_bound_refuse_the_object() {
+    let mut large = pod("a", "node-1", "10.0.0.1");
+    let labels: BTreeMap<String, String> = (0..500).map(|n| (format!("l-{n}"), "v".repeat(60))).collect();
+    large["metadata"]["labels"] = json!(labels);
+    let why = parsed::<Pod>(large).read.unwrap_err();
+    assert!(why.contains("metadata.labels") && why.contains("32 KiB"), "{why}");
 }
