@@ -87,6 +87,10 @@ trait Counted: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {
     const ENTIRE: bool = false;
 
     fn kind() -> Kind;
+    /// Whether it isolates those that it selects, so that it is never refused for what does not matter.
+    fn isolates() -> bool {
+        false
+    }
     /// Group and version, as in manifests.
     fn version() -> &'static str {
         "v1"
@@ -257,6 +261,10 @@ impl<const PLACE: usize, const STORED: bool> Counted for Told<PLACE, STORED> {
         Kind::of(Self::OF.name)
     }
 
+    fn isolates() -> bool {
+        Self::OF.has_policies()
+    }
+
     fn version() -> &'static str {
         Self::OF.stored.filter(|_| STORED).unwrap_or(Self::OF.version)
     }
@@ -418,14 +426,18 @@ struct Item<T> {
 
 impl<'de, T: Counted> Deserialize<'de> for Item<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let sent = Sent::deserialize(deserializer)?;
+        let mut sent = Sent::deserialize(deserializer)?;
         let metadata = ObjectMeta {
             name: sent.metadata.name.clone(),
             namespace: sent.metadata.namespace.clone(),
             resource_version: sent.metadata.resource_version.clone(),
             ..ObjectMeta::default()
         };
-        let (sent_weight, labels) = sent.weight();
+        let (sent_weight, mut labels) = sent.weight();
+        // Of a policy they mean nothing, and without the policy its pods would be open.
+        if T::isolates() {
+            (sent.metadata.labels, labels) = (None, 0);
+        }
         let read = match labels <= LABELS_MOST {
             true => T::read(sent),
             false => Err(format!(

@@ -35,20 +35,25 @@ try:
     def addressed(pod, address):
         patch(f"{pod}/status", {"status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}})
 
+    def own(pod):
+        """An address in the prefix of the pod's node, as src/crowd.rs has them."""
+        node = pod % 1000
+        return f"10.100.{node // 4 % 256}.{node % 4 * 64 + 1 + pod // 1000}"
+
     def label(app):
         patch("client", {"metadata": {"labels": {"app": app}}})
 
     for n in range(pods):
-        addressed(f"pod-{n}", f"10.{181 + n // 62500}.{n // 250 % 250}.{1 + n % 250}")
+        addressed(f"pod-{n}", own(n))
     addressed("server", "10.1.0.99")
-    addressed("client", "10.180.0.1")
+    addressed("client", "10.100.0.60")
     held = waited(
         "the client's address in a set",
-        lambda: re.search(r"set (\w_s_\w+4) \{[^}]*elements = \{[^}]*10\.180\.0\.1", table()),
+        lambda: re.search(r"set (\w_s_\w+4) \{[^}]*elements = \{[^}]*10\.100\.0\.60", table()),
     )
-    get = ["nft", "get", "element", "inet", "sennit-policy", held.group(1), "{ 10.180.0.1 }"]
+    get = ["nft", "get", "element", "inet", "sennit-policy", held.group(1), "{ 10.100.0.60 }"]
     # What came before is behind it.
-    waited("the last pod's address", lambda: f"10.{181 + (pods - 1) // 62500}.{(pods - 1) // 250 % 250}.{1 + (pods - 1) % 250}" in table())
+    waited("the last pod's address", lambda: own(pods - 1) in table())
     agent = next(
         pid
         for pid in glob.glob("/proc/[0-9]*")

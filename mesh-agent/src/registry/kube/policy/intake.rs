@@ -208,7 +208,6 @@ impl<T: Counted> Sink for Intake<T> {
     fn there(&mut self, Found { read, weight }: Found<T>) {
         match read {
             Ok(object) => {
-                self.report(&object);
                 self.mended(object.key());
                 let before = self.census.over().len();
                 let key = owned(object.key());
@@ -227,7 +226,10 @@ impl<T: Counted> Sink for Intake<T> {
                     self.feed.push(T::gone(namespace, name));
                 }
                 match place {
-                    Place::Kept => self.feed.push(object.named(self.cluster.as_ref()).there()),
+                    Place::Kept => {
+                        self.report(&object);
+                        self.feed.push(object.named(self.cluster.as_ref()).there());
+                    }
                     // What it was before, it may be no longer.
                     Place::Over => self.feed.push(T::gone(namespace, name)),
                 }
