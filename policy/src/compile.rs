@@ -30,7 +30,7 @@ use crate::object::Pod;
 use crate::ruleset::{Chain, Change, Element, Family, Kind, Ruleset, Verdict};
 use crate::state::{Event, State, Touched};
 use crate::world::{Judged, Node};
-use class::{Applying, Class, SetUse, Source};
+use class::{Applying, Class, Composition, SetUse, Source};
 use edit::Edit;
 use members::Index;
 use node::Anybody;
@@ -285,16 +285,22 @@ impl Compiler {
             }
         }
         let classes = &mut self.classes;
+        // Pods with other labels may have the same policies: those are compiled once.
+        let mut compiled: HashMap<Composition, String> = HashMap::new();
         let mut class_of = |judged: Judged, direction: Direction, untracked: Option<Verdict>| {
             let tiers = policies.applying(world, judged, direction);
             let proposed = policies.proposed(world, judged, direction);
             let closed = world.closed_by(judged);
-            let class =
-                class::compile(world, settings, direction, &Applying { tiers, proposed, closed, untracked });
-            let name = class.name.clone();
-            // One of the same rules may have other names for them.
-            classes.insert(name.clone(), Arc::new(class));
-            name
+            let applying = Applying { tiers, proposed, closed, untracked };
+            let known = compiled.entry(Composition::of(direction, &applying));
+            let name = known.or_insert_with(|| {
+                let class = class::compile(world, settings, direction, &applying);
+                let name = class.name.clone();
+                // One of the same rules may have other names for them.
+                classes.insert(name.clone(), Arc::new(class));
+                name
+            });
+            name.clone()
         };
         // Replicas have the same policies.
         let mut memo: HashMap<(&str, &Labels, Option<&str>), Local> = HashMap::new();

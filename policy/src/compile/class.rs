@@ -26,8 +26,10 @@ pub(super) enum Source {
     Pods(BTreeSet<PodSelector>),
     /// These ranges, for good: others are another set.
     Ranges(BTreeSet<Element>),
-    /// Every pod's port of this name.
-    Named(String, Protocol),
+    /// Protocol and ranges of ports, for good: others are another set.
+    Numbers(BTreeSet<Element>),
+    /// Every pod's ports of these names.
+    Named(BTreeSet<(String, Protocol)>),
     /// What these names have, or had until not long ago.
     Domains(BTreeSet<Domain>, Resolves),
     /// The addresses of a Service's endpoints.
@@ -50,6 +52,7 @@ impl Source {
         match self {
             Self::Pods(_) | Self::Domains(..) | Self::Service(_) => Kind::Addresses,
             Self::Ranges(_) => Kind::Ranges,
+            Self::Numbers(_) => Kind::Numbers,
             Self::Named(..) | Self::Serves(_) => Kind::Ports,
         }
     }
@@ -129,6 +132,32 @@ pub(super) struct Applying<'a> {
     pub(super) untracked: Option<Verdict>,
 }
 
+/// Tells what is compiled apart: the policies by their places in memory, which they keep while they are borrowed.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Composition {
+    direction: Direction,
+    enforced: Vec<*const Policy>,
+    proposed: Option<(bool, Vec<*const Policy>)>,
+    closed: Option<ObjectId>,
+    untracked: Option<Verdict>,
+}
+
+impl Composition {
+    pub(super) fn of(direction: Direction, applying: &Applying<'_>) -> Self {
+        let places = |layers: &[Layer<'_>]| {
+            let policies = layers.iter().flat_map(|layer| &layer.policies);
+            policies.map(|policy| std::ptr::from_ref::<Policy>(policy)).collect()
+        };
+        Self {
+            direction,
+            enforced: places(&applying.tiers),
+            proposed: applying.proposed.as_ref().map(|one| (one.replaces, places(&one.layers))),
+            closed: applying.closed.cloned(),
+            untracked: applying.untracked.clone(),
+        }
+    }
+}
+
 /// Compiles what applies to an endpoint in a direction.
 pub(super) fn compile(
     world: &World,
@@ -196,7 +225,7 @@ pub(super) fn compile(
     let used: BTreeSet<&String> = rules
         .flat_map(|rule| &rule.matches)
         .filter_map(|condition| match condition {
-            Match::In { set, .. } | Match::Named { set, .. } => Some(set),
+            Match::In { set, .. } | Match::Named { set, .. } | Match::AnyOf { set, .. } => Some(set),
             _ => None,
         })
         .collect();
