@@ -195,7 +195,8 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     agent.underlay(net.observe(&config.wireguard.interface, &config.routing).await?.underlay);
     let desired = agent.desired(std::time::Instant::now());
     let probing = Probing::start(stored.key.clone())?;
-    let policing = Policing::start(config.clone(), registry.feed().clone());
+    let policing =
+        Policing::start(config.clone(), registry.feed().clone()).context("starting the thread of policy")?;
     let reconciler = Reconciler::new(wireguard(&config, Some(public_key))?, net, Nft::new(), stored.key);
     let server = server::Server::bind(&config.socket())?;
     let mut metrics = metrics::Server::bind(config.metrics.listen).await?;
@@ -267,7 +268,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
             break;
         }
     }
-    running.policing.stop();
+    running.policing.stop().await;
     notify("STOPPING=1");
     tracing::info!("stopping; tunnels, routes and guard stay as they are");
     Ok(())
@@ -306,7 +307,7 @@ impl Running {
             strangers: self.agent.has_strangers(),
             unpoliced: self.agent.was_unpoliced(),
         };
-        self.desired.judged = self.policing.follow(&self.desired.plan, known);
+        self.desired.judged = self.policing.follow(&self.desired.plan, known).await;
         if let Some(unpoliced) = self.policing.unpoliced() {
             self.agent.unpoliced(unpoliced);
             self.desired.last_good.unpoliced = Some(unpoliced);
@@ -498,7 +499,7 @@ impl Running {
                 carrier_drops: guard.carrier_drops,
                 cleartext_drops: guard.cleartext_drops,
             },
-            policy: self.policing.status(),
+            policy: self.policing.status().await,
         }
     }
 }

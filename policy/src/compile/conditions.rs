@@ -347,6 +347,9 @@ impl Writer<'_> {
 
     fn set(&mut self, letter: &str, family: Family, source: Source, allows: bool) -> String {
         let name = set_name(letter, &source, family);
+        if let Some(namespace) = &self.namespace {
+            self.owned.entry(namespace.clone()).or_default().insert(name.clone());
+        }
         let entry = self.sets.entry(name.clone()).or_insert(SetUse { family, source, allows });
         entry.allows &= allows;
         name

@@ -19,6 +19,10 @@ impl<'a> Edit<'a> {
         Self { standing, changes: Vec::new(), revokes: false, fresh: BTreeSet::new() }
     }
 
+    pub(super) fn standing(&self) -> &Ruleset {
+        self.standing
+    }
+
     fn make(&mut self, change: Change) {
         self.standing.apply(std::slice::from_ref(&change));
         self.changes.push(change);

@@ -43,6 +43,7 @@ pub(crate) fn settings(node: &str) -> Settings {
         audit: false,
         log: Logging { group: 5, denied: 10, allowed: 0 },
         mask: MASK,
+        budgets: Default::default(),
     }
 }
 
