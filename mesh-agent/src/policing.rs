@@ -26,7 +26,7 @@ use tokio::sync::{Notify, watch};
 use crate::config::{Config, Mode, Policy, SiteStances, Stance};
 use crate::registry::Host;
 use crate::registry::feed::Feed;
-use crate::status::PolicyStatus;
+use crate::status::{OverBudgetStatus, PolicyStatus};
 pub use enforcing::remove;
 pub use flows::aside;
 pub use names::FILE as NAMES;
@@ -164,6 +164,7 @@ struct Seen {
     ready: bool,
     unpoliced: Option<bool>,
     failures: Vec<String>,
+    over: Vec<OverBudgetStatus>,
     status: PolicyStatus,
     ended: bool,
 }
@@ -257,7 +258,12 @@ impl Policing {
         failures
     }
 
-    /// Waits until readiness may have changed. Safe to drop and call again.
+    /// Lists what is over a budget.
+    pub fn over_budget(&self) -> Vec<OverBudgetStatus> {
+        self.seen.borrow().over.clone()
+    }
+
+    /// Waits until readiness, or what is over a budget, may have changed. Safe to drop and call again.
     pub async fn changed(&self) {
         self.line.news.notified().await;
     }

@@ -1,6 +1,7 @@
 //! The running agent: one level-triggered loop. Whatever happens only says "look again"; inputs that come
 //! together are handled in one pass.
 
+mod budgets;
 mod metrics;
 mod server;
 
@@ -151,6 +152,7 @@ struct Running {
     health: Health,
     errors: Errors,
     refused: Vec<RefusedStatus>,
+    budgets: budgets::Told,
     // To whom packets travel in clear, and why.
     in_clear: BTreeMap<NodeName, Exemption>,
     desired: Desired,
@@ -213,6 +215,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         health: Health::default(),
         errors: Errors::default(),
         refused: Vec::new(),
+        budgets: budgets::Told::default(),
         in_clear: BTreeMap::new(),
         desired,
         pass: Pass::default(),
@@ -365,6 +368,10 @@ impl Running {
         self.changes += pass.changes;
         self.pass = pass;
         self.tell_refusals();
+        for notice in self.budgets.fresh(&self.policing.over_budget(), std::time::Instant::now()) {
+            tracing::warn!("{}: {}", notice.reason, notice.note);
+            self.registry.tell(&self.config.node, notice);
+        }
         if self.agent.is_synced() {
             self.tell_exemptions();
         }

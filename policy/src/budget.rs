@@ -15,6 +15,9 @@ const RULE_BYTES: u64 = 1024;
 /// The same for an element of a set.
 const ELEMENT_BYTES: u64 = 256;
 
+/// Of what a node has, a namespace may have one part of so many.
+const SHARE: usize = 4;
+
 /// What something costs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost {
@@ -99,6 +102,11 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// What one namespace may have of it.
+    pub fn share(&self) -> Self {
+        Self { rules: self.rules / SHARE, elements: self.elements / SHARE, bytes: self.bytes / SHARE as u64 }
+    }
+
     /// The first unit of which the cost is more.
     pub fn exceeded(&self, cost: Cost) -> Option<(Unit, u64, u64)> {
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
@@ -118,7 +126,7 @@ pub struct Budgets {
     pub namespace: Budget,
     /// Of the namespaced policies that judge one endpoint in one direction.
     pub class: Budget,
-    /// Of all classes of a node, with the elements that their sets have there.
+    /// Of all classes of a node, with the elements that their sets have there. One namespace may have a quarter.
     pub node: Budget,
     /// Of all policies that belong to no namespace.
     pub operator: Budget,
@@ -128,10 +136,10 @@ impl Default for Budgets {
     fn default() -> Self {
         const MIB: u64 = 1 << 20;
         Self {
-            namespace: Budget { rules: 8_192, elements: 32_768, bytes: 12 * MIB },
-            class: Budget { rules: 4_096, elements: 32_768, bytes: 10 * MIB },
-            node: Budget { rules: 65_536, elements: 524_288, bytes: 192 * MIB },
-            operator: Budget { rules: 16_384, elements: 131_072, bytes: 48 * MIB },
+            namespace: Budget { rules: 32_768, elements: 32_768, bytes: 40 * MIB },
+            class: Budget { rules: 32_768, elements: 32_768, bytes: 40 * MIB },
+            node: Budget { rules: 131_072, elements: 1_048_576, bytes: 384 * MIB },
+            operator: Budget { rules: 32_768, elements: 131_072, bytes: 64 * MIB },
         }
     }
 }
@@ -143,8 +151,10 @@ pub enum Which {
     Namespace,
     /// [`Budgets::class`], in this direction.
     Class(Direction),
-    /// [`Budgets::node`].
+    /// [`Budgets::node`], with all others.
     Node,
+    /// [`Budgets::node`], by itself.
+    Share,
     /// [`Budgets::operator`].
     Operator,
 }
@@ -155,7 +165,7 @@ impl Which {
         match self {
             Self::Namespace => "namespace",
             Self::Class(_) => "class",
-            Self::Node => "node",
+            Self::Node | Self::Share => "node",
             Self::Operator => "operator",
         }
     }
@@ -191,7 +201,13 @@ impl fmt::Display for Excess {
             Which::Class(direction) => {
                 write!(f, "the policies of one of its pods for {} are {used} {unit}; ", direction.as_str())
             }
-            Which::Node => write!(f, "its pods on this node need {used} {unit} of the node's; "),
+            Which::Node => write!(f, "all pods on this node need {used} {unit}, and its own most of them; "),
+            Which::Share => {
+                return write!(
+                    f,
+                    "its pods on this node need {used} {unit}; a quarter of policy.budgets.{field}.{unit} is {most}"
+                );
+            }
             Which::Operator => write!(f, "with the smaller policies of no namespace it is {used} {unit}; "),
         }?;
         write!(f, "policy.budgets.{field}.{unit} is {most}")

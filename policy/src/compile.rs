@@ -282,6 +282,7 @@ impl Compiler {
         let before = (self.locals.clone(), self.anybody.clone());
         let most = settings.budgets.node;
         let (mut ahead, mut in_all) = (BTreeMap::<String, Cost>::new(), Cost::default());
+        let mut is_much = false;
         let mut addresses = touched.addresses.clone();
         match stale {
             true => {
@@ -309,13 +310,15 @@ impl Compiler {
             let known = compiled.entry(Composition::of(direction, &applying));
             let name = known.or_insert_with(|| {
                 for (namespace, cost) in class::costs(direction, &applying) {
-                    if let Some(namespace) = namespace {
+                    // From who is closed nothing more can be taken.
+                    if let Some(namespace) = namespace.filter(|one| !policies.is_shut().contains_key(one)) {
                         let all = ahead.entry(namespace).or_default();
                         (*all, in_all) = (*all + cost, in_all + cost);
+                        is_much |= most.share().exceeded(*all).is_some() || most.exceeded(in_all).is_some();
                     }
                 }
                 // It will be compiled when somebody is closed.
-                if most.exceeded(in_all).is_some() {
+                if is_much {
                     return String::new();
                 }
                 let class = class::compile(world, settings, direction, &applying);

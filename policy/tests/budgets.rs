@@ -106,7 +106,7 @@ fn an_endpoint_with_too_many_policies_is_closed_alone() {
 
 #[test]
 fn who_takes_most_of_a_node_is_closed_there() {
-    let budgets = Budgets { node: Budget { rules: 300, ..AMPLE }, ..ample() };
+    let budgets = Budgets { node: Budget { rules: 1200, ..AMPLE }, ..ample() };
     let mut compiler = compiler(budgets);
     compiler.take(pod("b", "victim", "10.1.0.200", json!({})));
     compiler.take(opens("p", "victim", 5));
@@ -131,8 +131,35 @@ fn who_takes_most_of_a_node_is_closed_there() {
 }
 
 #[test]
+fn a_budget_of_nothing_closes_all_and_ends() {
+    let none = Budget { rules: 0, elements: 0, bytes: 0 };
+    let mut compiler = compiler(Budgets { namespace: none, class: none, node: none, operator: none });
+    for n in 0..5 {
+        compiler.take(pod(&format!("a{n}"), &format!("t{n}"), &format!("10.1.0.{n}"), json!({})));
+        compiler.take(opens("p", &format!("t{n}"), 5));
+    }
+    compiler.update();
+    assert!((0..5).all(|n| !reaches(&compiler, &format!("10.1.0.{n}"))));
+    let chains: BTreeSet<_> = compiler.ruleset().chains.keys().collect();
+    assert!(!chains.iter().any(|name| name.is_empty()));
+    let budgets = Budgets { node: none, ..ample() };
+    compiler = self::compiler(budgets);
+    compiler.take(pod("a", "t", "10.1.0.2", json!({})));
+    compiler.take(opens("p", "t", 5));
+    compiler.update();
+    assert!(!reaches(&compiler, "10.1.0.2"));
+    for set in compiler.ruleset().sets.values() {
+        for element in &set.elements {
+            if let mesh_policy::ruleset::Element::Chain(_, chain) = element {
+                assert!(compiler.ruleset().chains.contains_key(chain), "{chain:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn sets_of_many_pods_count_as_they_are() {
-    let budgets = Budgets { node: Budget { elements: 500, ..AMPLE }, ..ample() };
+    let budgets = Budgets { node: Budget { elements: 2000, ..AMPLE }, ..ample() };
     let mut compiler = compiler(budgets);
     for n in 0..100 {
         compiler.take(pod(&format!("a{n}"), "victim", &format!("10.1.0.{n}"), json!({})));

@@ -79,6 +79,7 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
     stand_in(&mut events);
     let mut state = State::default();
     state.world.failsafe = config.map(|config| config.policy.failsafe()).unwrap_or_default();
+    state.policies.set_budgets(config.map(|config| config.policy.budgets.budgets()).unwrap_or_default());
     state.world.set_nodes(nodes);
     events.iter().for_each(|event| drop(state.take(event.clone())));
     Ok(Loaded { state, events, mesh: address::mesh_prefix(&mesh).into(), problems })
@@ -176,6 +177,9 @@ fn compile(dir: &Path, node: &str, config: Option<&Path>) -> anyhow::Result<()> 
 fn warn(loaded: &Loaded) {
     for problem in &loaded.problems {
         eprintln!("refused: {problem}");
+    }
+    for over in loaded.state.excesses() {
+        eprintln!("over budget: {}: {}; its policies deny whom they select", over.object, over.excess);
     }
 }
 

@@ -143,7 +143,10 @@ impl Worker {
         let known = enforcer.filter(|_| self.complete).map(|enforcer| enforcer.compiler.state());
         let unpoliced = known.map(|state| state.policies.iter().next().is_none());
         let failures: Vec<String> = self.failures().collect();
+        let over: Vec<OverBudgetStatus> = enforcer.into_iter().flat_map(over_budget).collect();
         let status = (asked > publish.borrow().answered).then(|| self.status());
+        let verdicts = over.iter().map(|over| (over.object.clone(), over.reason.clone()));
+        self.feed.judge(verdicts.collect());
         let held = {
             let mut orders = line.orders.lock();
             orders.planned == planned && std::mem::take(&mut orders.held)
@@ -152,6 +155,8 @@ impl Worker {
         publish.send_modify(|seen| {
             let before = (seen.ready, seen.unpoliced, seen.stands);
             news = before != (ready, unpoliced, stands) || held && seen.followed < planned;
+            news |= seen.over != over;
+            seen.over = over;
             (seen.ready, seen.unpoliced, seen.stands) = (ready, unpoliced, stands);
             (seen.followed, seen.failures) = (planned, failures);
             if let Some(status) = status {
@@ -385,13 +390,17 @@ impl Worker {
             if let Some(more) = state.faults.len().checked_sub(PROBLEMS_MOST + 1) {
                 status.problems.push(format!("and {} objects more", more + 1));
             }
-            let over = enforcer.compiler.excesses();
-            status.over_budget_total = over.len();
-            status.over_budget = over.into_iter().take(PROBLEMS_MOST).map(OverBudgetStatus::from).collect();
+            status.over_budget_total = enforcer.compiler.excesses().len();
+            status.over_budget = over_budget(enforcer).collect();
         }
         (status.flows_written, status.flows_lost) = self.flows.counts();
         status
     }
+}
+
+/// What is over a budget, as far as it is named.
+fn over_budget(enforcer: &Enforcer<Table>) -> impl Iterator<Item = OverBudgetStatus> + use<> {
+    enforcer.compiler.excesses().into_iter().take(PROBLEMS_MOST).map(OverBudgetStatus::from)
 }
 
 fn mode(config: &Config) -> &'static str {

@@ -45,7 +45,8 @@ impl Compiler {
     fn too_much(&mut self, standing: &Ruleset) -> BTreeMap<String, Excess> {
         let budget = self.settings.budgets.node;
         let mut costs = std::mem::take(&mut self.burden.ahead);
-        if budget.exceeded(costs.values().copied().sum()).is_none() {
+        let is_much = |cost: &Cost| budget.share().exceeded(*cost).is_some();
+        if !costs.values().any(is_much) && budget.exceeded(costs.values().copied().sum()).is_none() {
             costs = self.costs(standing);
         }
         // Who is closed already takes what cannot be taken from anybody.
@@ -55,9 +56,11 @@ impl Compiler {
         let mut by_cost: Vec<(String, Cost)> = costs.into_iter().collect();
         // By name where they cost the same: the same on every run.
         by_cost.sort_by(|a, b| (b.1.bytes(), &a.0).cmp(&(a.1.bytes(), &b.0)));
-        let mut closed = BTreeMap::new();
+        let (mut closed, share) = (BTreeMap::new(), budget.share());
         for (namespace, cost) in by_cost {
-            let Some(excess) = Excess::of(Which::Node, &budget, total) else { break };
+            let excess = Excess::of(Which::Share, &share, cost);
+            let excess = excess.or_else(|| Excess::of(Which::Node, &budget, total));
+            let Some(excess) = excess else { continue };
             total = total - cost;
             closed.insert(namespace, excess);
         }

@@ -46,7 +46,7 @@ const UNKNOWN: Duration = Duration::from_secs(300);
 pub(super) fn watch(client: &Client, cluster: Option<&ClusterName>, feed: &Feed) -> Watches {
     let (calico_client, calico_cluster) = (client.clone(), cluster.cloned());
     let calico = calico::follow(calico_client, calico_cluster, feed.clone());
-    let (reporter, reporting) = Reporter::new(client.clone());
+    let (reporter, reporting) = Reporter::new(client.clone(), feed.verdicts());
     let told = |reporter: &Reporter| Some(reporter.clone());
     Watches(vec![
         begin::<Namespace>(client, cluster, feed, None),

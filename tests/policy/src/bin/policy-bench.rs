@@ -32,6 +32,9 @@ struct Cli {
     /// Policies of five tiers and three APIs, instead of NetworkPolicies alone.
     #[arg(long)]
     tiers: bool,
+    /// Only what the policies of one tenant cost the others.
+    #[arg(long)]
+    tenants: bool,
 }
 
 const APPS: u32 = 200;
@@ -132,6 +135,10 @@ fn told(what: &str, mut times: Vec<Duration>) {
 #[expect(clippy::print_stdout, reason = "its output is what it is run for")]
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    if cli.tenants {
+        print!("{}", policy_tests::tenants::measure()?);
+        return Ok(());
+    }
     let own: Vec<IpNet> = vec!["10.1.0.0/25".parse()?];
     let settings = Settings { own: own.into_iter().collect(), strangers: true, ..settings() };
     let mut rig = Rig::new(settings, Default::default()).context("it needs root")?;
