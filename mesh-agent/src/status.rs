@@ -205,6 +205,7 @@ impl From<OverBudget> for OverBudgetStatus {
     fn from(OverBudget { object, excess }: OverBudget) -> Self {
         let field = format!("policy.budgets.{}.{}", excess.which.as_str(), excess.unit.as_str());
         let more = match excess.which {
+            Which::Kept => "write it again once they are fewer, or restart the agent",
             Which::Node | Which::Share => "have fewer policies, or labels that differ in less",
             _ => "list fewer ports, prefixes and selectors, or have fewer rules",
         };

@@ -18,6 +18,9 @@ const ELEMENT_BYTES: u64 = 256;
 /// Of what a node has, a namespace may have one part of so many.
 const SHARE: usize = 4;
 
+/// Of a namespace's policies, so many times its budget are remembered. Beyond that only what they cost is.
+const KEPT: usize = 8;
+
 /// What something costs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost {
@@ -107,6 +110,13 @@ impl Budget {
         Self { rules: self.rules / SHARE, elements: self.elements / SHARE, bytes: self.bytes / SHARE as u64 }
     }
 
+    /// So much of it is remembered at most, to count again when the rest is less.
+    pub fn kept(&self) -> Self {
+        let more = |count: usize| count.saturating_mul(KEPT);
+        let bytes = self.bytes.saturating_mul(KEPT as u64);
+        Self { rules: more(self.rules), elements: more(self.elements), bytes }
+    }
+
     /// The first unit of which the cost is more.
     pub fn exceeded(&self, cost: Cost) -> Option<(Unit, u64, u64)> {
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
@@ -157,13 +167,15 @@ pub enum Which {
     Share,
     /// [`Budgets::operator`].
     Operator,
+    /// [`Budgets::namespace`], so often that it was not even remembered.
+    Kept,
 }
 
 impl Which {
     /// The field of `policy.budgets`.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Namespace => "namespace",
+            Self::Namespace | Self::Kept => "namespace",
             Self::Class(_) => "class",
             Self::Node | Self::Share => "node",
             Self::Operator => "operator",
@@ -200,6 +212,12 @@ impl fmt::Display for Excess {
             Which::Namespace => write!(f, "its policies are {used} {unit}; "),
             Which::Class(direction) => {
                 write!(f, "the policies of one of its pods for {} are {used} {unit}; ", direction.as_str())
+            }
+            Which::Kept => {
+                return write!(
+                    f,
+                    "when one of its policies was read they were {used} {unit}, more than is remembered ({most})"
+                );
             }
             Which::Node => write!(f, "all pods on this node need {used} {unit}, and its own most of them; "),
             Which::Share => {

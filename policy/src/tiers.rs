@@ -16,6 +16,8 @@ pub struct PolicySet {
     // Namespaces whose policies are more than they may be, and policies of no namespace that are one too many.
     over: BTreeMap<String, Excess>,
     outsized: BTreeMap<ObjectId, Excess>,
+    // Policies that were too much to be remembered: they are closed until they are read again.
+    stripped: BTreeMap<ObjectId, Excess>,
     // Namespaces that are closed on this node alone.
     shut: BTreeMap<String, Excess>,
 }
@@ -129,7 +131,8 @@ impl PolicySet {
 
     /// A policy is there, or is different now. Returns the one before.
     pub fn put(&mut self, policy: Policy) -> Option<Policy> {
-        let entry = Entry::new(policy);
+        let mut entry = Entry::new(policy);
+        self.strip(&mut entry);
         let (id, cost) = (entry.policy.id.clone(), entry.cost());
         let counts = is_counted(&entry.policy);
         let before = self.policies.insert(id.clone(), entry);
@@ -139,9 +142,33 @@ impl PolicySet {
 
     /// A policy is gone.
     pub fn remove(&mut self, id: &ObjectId) -> Option<Policy> {
+        self.stripped.remove(id);
         let before = self.policies.remove(id)?;
         self.charge(id, Some(&before), Cost::default());
         Some(before.policy)
+    }
+
+    /// Forgets the rules of a policy where the namespace has far too many already; what they cost still counts.
+    fn strip(&mut self, entry: &mut Entry) {
+        let id = &entry.policy.id;
+        let before = self.policies.get(id);
+        // The same with another tier: its rules were forgotten before.
+        if is_replaced(&entry.policy) && self.stripped.contains_key(id) {
+            if let Some(before) = before {
+                (entry.egress, entry.ingress) = (before.egress, before.ingress);
+            }
+            return;
+        }
+        let known = self.costs.get(&id.namespace).copied().unwrap_or_default();
+        let total = known - before.map_or(Cost::default(), Entry::cost) + entry.cost();
+        let excess = Excess::of(Which::Kept, &self.budgets.namespace.kept(), total);
+        match excess.filter(|_| id.namespace.is_some()) {
+            Some(excess) => {
+                self.stripped.insert(id.clone(), excess);
+                entry.policy = entry.closed.clone();
+            }
+            None => drop(self.stripped.remove(id)),
+        }
     }
 
     fn charge(&mut self, id: &ObjectId, before: Option<&Entry>, now: Cost) {
@@ -220,7 +247,10 @@ impl PolicySet {
     /// The budget that a policy is over, if it is.
     pub fn excess(&self, id: &ObjectId) -> Option<&Excess> {
         match &id.namespace {
-            Some(namespace) => self.over.get(namespace).or_else(|| self.shut.get(namespace)),
+            Some(namespace) => {
+                let whole = self.over.get(namespace).or_else(|| self.shut.get(namespace));
+                whole.or_else(|| self.stripped.get(id))
+            }
             None => self.outsized.get(id),
         }
     }
@@ -228,7 +258,14 @@ impl PolicySet {
     /// Namespaces that are closed, and how their budget was exceeded.
     pub fn closed_namespaces(&self) -> impl Iterator<Item = (&String, &Excess)> {
         let shut = self.shut.iter().filter(|(namespace, _)| !self.over.contains_key(*namespace));
-        self.over.iter().chain(shut)
+        let closed =
+            |namespace: &String| self.over.contains_key(namespace) || self.shut.contains_key(namespace);
+        let stripped = self.stripped.iter().filter_map(|(id, excess)| Some((id.namespace.as_ref()?, excess)));
+        // One policy after the other of the same namespace: the first stands for all.
+        let mut last = None;
+        let stripped = stripped
+            .filter(move |(namespace, _)| !closed(namespace) && last.replace(*namespace) != Some(*namespace));
+        self.over.iter().chain(shut).chain(stripped)
     }
 
     /// Policies of no namespace that are closed.

@@ -200,3 +200,29 @@ fn of_the_operators_policies_the_largest_is_closed() {
     assert_eq!((goes("10.1.0.2"), goes("10.1.0.3")), (false, true));
     assert_eq!(objects(&compiler), ["ClusterNetworkPolicy large".to_owned()].into());
 }
+
+#[test]
+fn far_too_many_policies_are_not_remembered() {
+    let budgets = Budgets { namespace: Budget { elements: 100, ..AMPLE }, ..ample() };
+    let mut compiler = compiler(budgets);
+    compiler.take(pod("a", "t", "10.1.0.2", json!({})));
+    for n in 0..50 {
+        compiler.take(opens(&format!("p{n:02}"), "t", 50));
+    }
+    compiler.update();
+    let listed = |compiler: &mesh_policy::Compiler| -> usize {
+        let policies = compiler.state().policies.iter();
+        policies.flat_map(|policy| policy.conditions().collect::<Vec<_>>()).count()
+    };
+    assert_eq!(listed(&compiler), 16, "eight times the budget");
+    assert_eq!(compiler.state().policies.cost_of("t").elements, 2500);
+    // All of them gone but one that was not remembered: it stays closed, is named, and counts when it is read again.
+    (0..49).for_each(|n| compiler.take(gone(&format!("p{n:02}"), "t")));
+    compiler.update();
+    assert!(!reaches(&compiler, "10.1.0.2"));
+    assert_eq!(objects(&compiler), ["Namespace t".to_owned()].into());
+    compiler.take(opens("p49", "t", 50));
+    compiler.update();
+    assert!(reaches(&compiler, "10.1.0.2") && objects(&compiler).is_empty());
+    assert_eq!(compiler.state().policies.cost_of("t").elements, 50);
+}
