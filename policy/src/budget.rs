@@ -146,8 +146,8 @@ impl Default for Budgets {
     fn default() -> Self {
         const MIB: u64 = 1 << 20;
         Self {
-            namespace: Budget { rules: 32_768, elements: 32_768, bytes: 40 * MIB },
-            class: Budget { rules: 32_768, elements: 32_768, bytes: 40 * MIB },
+            namespace: Budget { rules: 16_384, elements: 32_768, bytes: 24 * MIB },
+            class: Budget { rules: 16_384, elements: 32_768, bytes: 24 * MIB },
             node: Budget { rules: 131_072, elements: 1_048_576, bytes: 384 * MIB },
             operator: Budget { rules: 32_768, elements: 131_072, bytes: 64 * MIB },
         }

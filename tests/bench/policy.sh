@@ -88,7 +88,7 @@ mode() {
   cat <<END
 name: policy-cost
 sites: [{name: aws}, {name: gcp}]
-mesh: {config: {policy: {mode: enforce}}}
+mesh: {config: {policy: {mode: enforce, budgets: {namespace: {rules: 40000, bytes: 100000000}, class: {rules: 40000, bytes: 100000000}}}}}
 steps:
   - apply: {file: pods.json, source: pods.json}
   - handshakes: all
