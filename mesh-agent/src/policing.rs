@@ -216,7 +216,10 @@ impl Policing {
         let config = &self.line.config;
         let settings = around(config, plan, known.strangers);
         let nodes = nodes(config, plan, &known.hosts);
-        let surroundings = Surroundings { settings, nodes, known };
+        self.order(Surroundings { settings, nodes, known }).await
+    }
+
+    async fn order(&self, surroundings: Surroundings) -> bool {
         let planned = {
             let mut orders = self.line.orders.lock();
             if orders.surroundings.as_deref() != Some(&surroundings) {
@@ -295,5 +298,76 @@ impl Policing {
         let mut seen = self.seen.clone();
         // A commit that hangs must not keep the agent from ending.
         let _ = tokio::time::timeout(ENDS, seen.wait_for(|seen| seen.ended)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = "site: aws\nmesh: prod\nregistry:\n  file:\n    dir: /etc/sennit/registry\n";
+
+    /// Without a thread: what that would publish, the test does.
+    fn alone() -> (Policing, watch::Sender<Seen>) {
+        let config = Config::parse("agent.yaml", CONFIG, Some("n1")).unwrap();
+        let line = Line {
+            config,
+            feed: Feed::new(),
+            orders: Mutex::default(),
+            wake: Notify::new(),
+            news: Notify::new(),
+            busy: Mutex::new(Some(Instant::now())),
+        };
+        let (publish, seen) = watch::channel(Seen::default());
+        (Policing { line: Arc::new(line), seen }, publish)
+    }
+
+    fn surroundings(policing: &Policing, strangers: bool) -> Surroundings {
+        let settings = settings(&policing.line.config.policy, strangers);
+        Surroundings { settings, nodes: BTreeMap::new(), known: Known::default() }
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), test).await.unwrap() });
+    }
+
+    #[test]
+    fn nothing_is_brought_up_before_its_plan_stands() {
+        run(async {
+            let (policing, publish) = alone();
+            assert!(!policing.order(surroundings(&policing, true)).await, "the thread is at work");
+            assert!(policing.line.orders.lock().held);
+            publish.send_modify(|seen| (seen.followed, seen.stands) = (1, true));
+            assert!(policing.order(surroundings(&policing, true)).await);
+            assert!(!policing.order(surroundings(&policing, false)).await, "another plan");
+            publish.send_modify(|seen| (seen.followed, seen.stands) = (2, false));
+            assert!(!policing.order(surroundings(&policing, false)).await, "the table could not be written");
+        });
+    }
+
+    #[test]
+    fn a_status_does_not_wait_for_the_thread() {
+        run(async {
+            let (policing, publish) = alone();
+            publish.send_modify(|seen| seen.status.policies = 7);
+            let status = policing.status().await;
+            assert_eq!((status.policies, status.behind_seconds.is_some()), (7, true));
+            publish.send_modify(|seen| (seen.answered, seen.status.policies) = (2, 8));
+            let status = policing.status().await;
+            assert_eq!((status.policies, status.behind_seconds), (8, None));
+        });
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_ever() {
+        run(async {
+            let (policing, publish) = alone();
+            policing.stop().await;
+            assert!(policing.line.orders.lock().ends && policing.failures().is_empty());
+            drop(publish);
+            policing.stop().await;
+            assert_eq!(policing.failures().len(), 1, "nobody enforces any more");
+        });
     }
 }
