@@ -6,6 +6,7 @@
 use std::fmt;
 use std::ops::{Add, Sub};
 
+use crate::compile::ranges::pieces;
 use crate::model::{Condition, Direction, Peer, PodSelector, Policy, PortMatch, Rule};
 use crate::protocol::Family;
 use crate::selector::LabelSelector;
@@ -20,6 +21,9 @@ const SHARE: usize = 4;
 
 /// Of a namespace's policies, so many times its budget are remembered. Beyond that only what they cost is.
 const KEPT: usize = 8;
+
+/// So many prefixes, of which a block with exceptions consists, cost as much as one element.
+const PIECES: usize = 2;
 
 /// What something costs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -338,7 +342,8 @@ fn of_peer(peer: &Peer) -> usize {
     let labels = |selector: &LabelSelector| 1 + selector.values();
     match peer {
         Peer::Pods(PodSelector { pods, accounts, .. }) => labels(pods) + accounts.as_ref().map_or(0, labels),
-        Peer::Block(block) => 1 + block.except.len(),
+        // What the kernel makes of a range that is no prefix: a lookup in so many.
+        Peer::Block(block) => (1 + block.except.len()).max(pieces(block) / PIECES),
         Peer::Nodes(selector) => labels(selector),
         Peer::Networks(selector) => labels(&selector.labels),
         Peer::Domains(domains) => domains.len(),
@@ -376,7 +381,19 @@ mod tests {
             json!([{"podSelector": {}}, {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}]);
         // Pods and blocks of each family, times names on the way and on the way back, or the number.
         let both = cost(json!([{"from": from, "ports": [{"port": "web"}, {"port": 80}]}]));
-        assert_eq!(both, Cost { rules: 12, elements: 5 });
+        assert_eq!(both, Cost { rules: 12, elements: 7 });
+    }
+
+    #[test]
+    fn exceptions_cost_what_the_kernel_makes_of_them() {
+        let with = |except: Vec<String>| {
+            cost(json!([{"from": [{"ipBlock": {"cidr": "2001:db8::/32", "except": except}}]}])).elements
+        };
+        assert_eq!(with(vec![]), 1);
+        let scattered: Vec<String> = (1..1000).map(|n| format!("2001:db8:{n:x}:{n:x}::{n:x}/128")).collect();
+        assert!(with(scattered.clone()) > 32_768, "{}", with(scattered));
+        let aligned: Vec<String> = (0..1000).map(|n| format!("2001:db8:{n:x}::/48")).collect();
+        assert!(with(aligned) < 1_100);
     }
 
     #[test]

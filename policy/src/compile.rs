@@ -16,7 +16,7 @@ mod edit;
 mod host;
 mod members;
 mod node;
-mod ranges;
+pub(crate) mod ranges;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
