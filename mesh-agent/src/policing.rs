@@ -1,12 +1,15 @@
-//! Enforces policy beside the agent's loop: what the registry says of pods and policies reaches the kernel without waiting for a turn.
+//! Enforces policy beside the agent's loop, in a thread of its own: what the registry says of pods and policies reaches the kernel
+//! without waiting for a turn, and a ruleset that takes long to compile or to commit keeps nobody waiting.
+//!
+//! The loop tells the thread which plan to follow, and reads what it has published last ([`Seen`]).
 
+mod enforcing;
 mod flows;
 mod names;
+mod queue;
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,28 +18,25 @@ use mesh_keyring::NodeName;
 use mesh_overlay::address::{Carried, carrier_prefix};
 use mesh_overlay::{MeshPlan, prefix};
 use mesh_policy::compile::{Logging, Settings};
-use mesh_policy::enforce::Backend as _;
-use mesh_policy::model::{Labels, ObjectId};
-use mesh_policy::nft::{Foreign, Ownership, Table, Watch};
+use mesh_policy::model::Labels;
 use mesh_policy::world::Node;
-use mesh_policy::{Compiler, Enforcer, Event};
-use tokio::sync::Notify;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
 
 use crate::config::{Config, Mode, Policy, RegistryChoice, SiteStances, Stance};
 use crate::registry::Host;
 use crate::registry::feed::Feed;
-use crate::status::{PolicyCounters, PolicyStatus};
-use flows::Flows;
+use crate::status::{OverBudgetStatus, PolicyStatus};
+pub use enforcing::remove;
 pub use flows::aside;
-use names::Answers;
 pub use names::FILE as NAMES;
 
-/// How often a table that others may change is looked after.
-const LOOK: Duration = Duration::from_millis(500);
-/// The most refused policies that are named.
-const PROBLEMS_MOST: usize = 64;
-/// After a failure the table is tried again this soon.
-const RETRY: Duration = Duration::from_secs(2);
+/// How long a pass waits for the surroundings of a new plan to be enforced, before it goes on without bringing anything up.
+const FOLLOWS: Duration = Duration::from_millis(300);
+/// How long a status waits for what is so now, before it tells what was so last.
+const ANSWERS: Duration = Duration::from_millis(200);
+/// How long the end waits for what is still to be written.
+const ENDS: Duration = Duration::from_secs(1);
 
 /// What the configuration says to the compiler. Node, interfaces and addresses are left to who knows them. `strangers`: whether local
 /// addresses that no known pod has may speak, where the configuration does not say.
@@ -57,6 +57,7 @@ pub fn settings(policy: &Policy, strangers: bool) -> Settings {
         audit: policy.mode == Mode::Audit,
         log: Logging { group: policy.log.group, denied: policy.log.denied, allowed: policy.log.allowed },
         mask: policy.ct_mark_mask,
+        budgets: policy.budgets.budgets(),
     }
 }
 
@@ -128,7 +129,7 @@ fn nodes(config: &Config, plan: &MeshPlan, said: &BTreeMap<String, Host>) -> BTr
 }
 
 /// What the agent knows beside its plan.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Known {
     /// What the Mesh says that sites may do to each other.
     pub stances: SiteStances,
@@ -142,384 +143,243 @@ pub struct Known {
     pub unpoliced: bool,
 }
 
-struct Shared {
-    config: Config,
-    feed: Feed,
-    enforcer: Option<Enforcer<Table>>,
-    // As long as there is no table.
-    compiler: Option<Compiler>,
-    watch: Option<Watch>,
-    // Surroundings and nodes as of the last plan, and what was known beside it.
-    followed: Option<(Settings, BTreeMap<String, Node>, Known)>,
-    // The registry has said all once.
-    complete: bool,
-    // This process has written the table, or taken it away.
-    written: bool,
-    // The sites' policies that count now.
-    stances: Vec<ObjectId>,
-    failure: Option<String>,
-    retry_at: Option<Instant>,
-    flows: Flows,
-    answers: Answers,
-    counters: BTreeMap<String, (u64, u64)>,
-    passes: u64,
-    writes: u64,
+/// What the compiler is told of a plan.
+#[derive(Debug, Clone, PartialEq)]
+struct Surroundings {
+    settings: Settings,
+    nodes: BTreeMap<String, Node>,
+    known: Known,
 }
 
-/// Policy with its task.
+/// What the loop asks of the thread. The last word counts.
+#[derive(Debug, Default)]
+struct Orders {
+    // The plan to follow, and how many there were before.
+    surroundings: Option<Arc<Surroundings>>,
+    planned: u64,
+    // How often the status was asked for.
+    asked: u64,
+    // Somebody waits for a plan to be followed no more, and wants to know when it is.
+    held: bool,
+    ends: bool,
+}
+
+/// What the thread has published last.
+#[derive(Debug, Clone, Default)]
+struct Seen {
+    // The plan that was followed last, by its number.
+    followed: u64,
+    // The question that was answered last.
+    answered: u64,
+    // A ruleset judges packets, this agent's or one before.
+    stands: bool,
+    ready: bool,
+    unpoliced: Option<bool>,
+    failures: Vec<String>,
+    over: Vec<OverBudgetStatus>,
+    status: PolicyStatus,
+    ended: bool,
+}
+
+/// What both sides have.
+struct Line {
+    config: Config,
+    feed: Feed,
+    orders: Mutex<Orders>,
+    wake: Notify,
+    news: Notify,
+    // Since when the thread is at work; `None`: it waits.
+    busy: Mutex<Option<Instant>>,
+}
+
+/// Policy with its thread.
 #[derive(Clone)]
 pub struct Policing {
-    shared: Rc<RefCell<Shared>>,
-    followed: Rc<Notify>,
-    news: Rc<Notify>,
+    line: Arc<Line>,
+    seen: watch::Receiver<Seen>,
 }
 
 impl Policing {
-    /// Begins to enforce what the feed says, once a plan is known. Needs a `LocalSet`.
-    pub fn start(config: Config, feed: Feed) -> Self {
-        let flows = Flows::new(&config);
-        let answers = Answers::new(&config);
-        let policing = Self {
-            shared: Rc::new(RefCell::new(Shared {
-                config,
-                feed,
-                enforcer: None,
-                compiler: None,
-                watch: None,
-                followed: None,
-                complete: false,
-                written: false,
-                stances: Vec::new(),
-                failure: None,
-                retry_at: None,
-                flows,
-                answers,
-                counters: BTreeMap::new(),
-                passes: 0,
-                writes: 0,
-            })),
-            followed: Rc::default(),
-            news: Rc::default(),
-        };
-        tokio::task::spawn_local(policing.clone().run());
-        policing
+    /// Begins to enforce what the feed says, once a plan is known.
+    ///
+    /// # Errors
+    /// When the thread cannot be had.
+    pub fn start(config: Config, feed: Feed) -> std::io::Result<Self> {
+        let line = Arc::new(Line {
+            config,
+            feed,
+            orders: Mutex::default(),
+            wake: Notify::new(),
+            news: Notify::new(),
+            busy: Mutex::default(),
+        });
+        let seen = enforcing::start(line.clone())?;
+        Ok(Self { line, seen })
     }
 
-    /// Enforces for the surroundings of this plan. Whether the mesh may be brought up: policy stands, or is off.
-    pub fn follow(&self, plan: &MeshPlan, known: Known) -> bool {
-        let stands = self.shared.borrow_mut().follow(plan, known);
-        self.followed.notify_one();
-        stands
+    fn is_off(&self) -> bool {
+        self.line.config.policy.mode == Mode::Off
+    }
+
+    /// Enforces for the surroundings of this plan. Whether the mesh may be brought up: policy stands for this plan, or is off.
+    ///
+    /// Where that takes long it answers "not yet"; [`Policing::changed`] tells when to ask again.
+    pub async fn follow(&self, plan: &MeshPlan, known: Known) -> bool {
+        let config = &self.line.config;
+        let settings = around(config, plan, known.strangers);
+        let nodes = nodes(config, plan, &known.hosts);
+        self.order(Surroundings { settings, nodes, known }).await
+    }
+
+    async fn order(&self, surroundings: Surroundings) -> bool {
+        let planned = {
+            let mut orders = self.line.orders.lock();
+            if orders.surroundings.as_deref() != Some(&surroundings) {
+                orders.surroundings = Some(Arc::new(surroundings));
+                orders.planned += 1;
+            }
+            orders.held = false;
+            orders.planned
+        };
+        self.line.wake.notify_one();
+        let mut seen = self.seen.clone();
+        let followed = tokio::time::timeout(FOLLOWS, seen.wait_for(|seen| seen.followed >= planned)).await;
+        let follows = match followed {
+            Ok(Ok(seen)) => return self.is_off() || seen.stands,
+            _ => self.seen.borrow().followed >= planned,
+        };
+        self.line.orders.lock().held = !follows;
+        // It may just have been followed.
+        let seen = self.seen.borrow();
+        self.is_off() || seen.followed >= planned && seen.stands
     }
 
     /// Whether all policies are known and stand, or policy is off.
     pub fn is_ready(&self) -> bool {
-        let shared = self.shared.borrow();
-        shared.is_off() || shared.complete && shared.written && shared.failure.is_none()
+        self.is_off() || self.seen.borrow().ready
     }
 
     /// Whether there is no policy and no word of sites, where that is known.
     pub fn unpoliced(&self) -> Option<bool> {
-        let shared = self.shared.borrow();
-        let enforcer = shared.enforcer.as_ref().filter(|_| shared.complete)?;
-        Some(enforcer.compiler.state().policies.iter().next().is_none())
+        self.seen.borrow().unpoliced
     }
 
-    /// What is wrong.
-    pub fn failures(&self) -> impl Iterator<Item = String> {
-        let shared = self.shared.borrow();
-        let half = shared.feed.staleness().filter(|_| !shared.complete && !shared.is_off());
-        let half = half.map(|why| format!("policy: pods and policies are not all known: {why}"));
-        let compiler = shared.enforcer.as_ref().map(|enforcer| &enforcer.compiler);
-        let unheard = compiler.and_then(|compiler| shared.answers.failure(compiler));
-        [shared.failure.clone(), half, shared.flows.failure(), unheard].into_iter().flatten()
+    /// Lists what is wrong.
+    pub fn failures(&self) -> Vec<String> {
+        let mut failures = self.seen.borrow().failures.clone();
+        if self.seen.has_changed().is_err() {
+            failures.push("policy: its thread has ended; what stands stays: restart the agent".to_owned());
+        }
+        failures
     }
 
-    /// Waits until readiness may have changed. Safe to drop and call again.
+    /// Lists what is over a budget.
+    pub fn over_budget(&self) -> Vec<OverBudgetStatus> {
+        self.seen.borrow().over.clone()
+    }
+
+    /// Waits until readiness, or what is over a budget, may have changed. Safe to drop and call again.
     pub async fn changed(&self) {
-        self.news.notified().await;
+        self.line.news.notified().await;
     }
 
-    /// What the status says of policy.
-    pub fn status(&self) -> PolicyStatus {
-        self.shared.borrow_mut().status()
-    }
-
-    /// Writes what is still to be told. What is enforced stays.
-    pub fn stop(&self) {
-        let mut shared = self.shared.borrow_mut();
-        let Shared { enforcer, flows, answers, .. } = &mut *shared;
-        if let Some(enforcer) = enforcer {
-            flows.turn(&enforcer.compiler, true);
-            answers.keep(&enforcer.compiler);
-        }
-    }
-
-    async fn run(self) {
-        let feed = self.shared.borrow().feed.clone();
-        loop {
-            let wake = self.shared.borrow().wake_at();
-            let sleep = async {
-                match wake {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let listener = self.shared.borrow().flows.listener();
-            let answers = self.shared.borrow().answers.listener();
-            let readable = |socket: Option<flows::Socket>| async move {
-                match socket {
-                    Some(socket) => flows::readable(&socket).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let (logged, answered) = (readable(listener), readable(answers));
-            tokio::select! {
-                () = feed.changed() => {}
-                () = self.followed.notified() => {}
-                () = sleep => {}
-                () = logged => {}
-                () = answered => {}
-            }
-            let before = (self.is_ready(), self.unpoliced());
-            self.shared.borrow_mut().turn(Instant::now());
-            if before != (self.is_ready(), self.unpoliced()) {
-                self.news.notify_one();
-            }
-        }
-    }
-}
-
-impl Shared {
-    fn is_off(&self) -> bool {
-        self.config.policy.mode == Mode::Off
-    }
-
-    fn follow(&mut self, plan: &MeshPlan, known: Known) -> bool {
-        if self.is_off() {
-            self.leave();
-            return true;
-        }
-        let around = around(&self.config, plan, known.strangers);
-        let nodes = nodes(&self.config, plan, &known.hosts);
-        self.followed = Some((around, nodes, known));
-        self.configure();
-        self.turn(Instant::now());
-        self.enforcer.as_ref().is_some_and(|enforcer| enforcer.backend.stands())
-    }
-
-    /// Tells the compiler what was followed last.
-    fn configure(&mut self) {
-        let Some((mut settings, nodes, known)) = self.followed.clone() else { return };
-        // As long as half is known, nobody is let through who may turn out to be isolated; where nothing was denied before, nobody is
-        // kept.
-        if !self.complete {
-            settings.strangers = known.unpoliced;
-        }
-        if !self.flows.hears() {
-            (settings.log.denied, settings.log.allowed) = (0, 0);
-        }
-        settings.resolvers = settings.resolvers.filter(|_| self.answers.hears());
-        let own = &self.config.policy.sites;
-        let said = if own.is_silent() { &known.stances } else { own };
-        let site = [self.config.site.to_string()].into();
-        let stances = said.policies(&self.config.grants.mesh, &site);
-        if self.enforcer.is_none() && self.compiler.is_none() {
-            let mut compiler = Compiler::new(settings.clone());
-            self.answers.recall(&mut compiler);
-            self.compiler = Some(compiler);
-        }
-        if let Some(compiler) = self.compiler() {
-            compiler.configure(settings, nodes);
-        }
-        let kept: Vec<ObjectId> = stances.iter().map(|policy| policy.id.clone()).collect();
-        let before = std::mem::replace(&mut self.stances, kept.clone());
-        for id in before.into_iter().filter(|id| !kept.contains(id)) {
-            self.tell(Event::PolicyGone(id));
-        }
-        for policy in stances {
-            self.tell(Event::Policy(policy.into()));
-        }
-    }
-
-    fn compiler(&mut self) -> Option<&mut Compiler> {
-        match &mut self.enforcer {
-            Some(enforcer) => Some(&mut enforcer.compiler),
-            None => self.compiler.as_mut(),
-        }
-    }
-
-    fn tell(&mut self, event: Event) {
-        if let Some(compiler) = self.compiler() {
-            compiler.take(event);
-        }
-    }
-
-    /// Takes a table away that an agent with another configuration has left.
-    fn leave(&mut self) {
-        if !self.written {
-            self.failure = remove().err();
-            self.written = self.failure.is_none();
-        }
-    }
-
-    fn wake_at(&self) -> Option<Instant> {
-        let looked_after = self.watch.is_some().then(|| Instant::now() + LOOK);
-        let opens = self.enforcer.as_ref().and_then(|enforcer| enforcer.wake_at());
-        // After a failure nothing is due before the next try.
-        let due = self.retry_at.or(opens);
-        let told = self.enforcer.as_ref().and_then(|_| self.flows.wake_at());
-        let named = self.answers.wake_at(self.enforcer.as_ref().map(|enforcer| &enforcer.compiler));
-        [looked_after, due, told, named].into_iter().flatten().min()
-    }
-
-    fn turn(&mut self, now: Instant) {
-        // Before anything was planned nobody knows what is to be enforced.
-        if self.is_off() || self.compiler().is_none() {
-            return;
-        }
-        let heard = (self.flows.hears(), self.answers.hears());
-        self.flows.listen();
-        self.answers.listen();
-        if (self.flows.hears(), self.answers.hears()) != heard {
-            self.configure();
-        }
-        // Who had an address when its packet was told, not who has it after what comes now.
-        let Self { enforcer, flows, answers, .. } = self;
-        if let Some(enforcer) = enforcer {
-            flows.turn(&enforcer.compiler, false);
-            answers.turn(&mut enforcer.compiler);
-        }
-        // Half of it would open what the other half closes.
-        if self.complete || self.feed.complete() {
-            let events = self.feed.take();
-            if !std::mem::replace(&mut self.complete, true) {
-                self.configure();
-            }
-            events.into_iter().for_each(|event| self.tell(event));
-        }
-        if self.retry_at.is_some_and(|at| now < at) {
-            return;
-        }
-        self.retry_at = None;
-        match self.enforce(now) {
-            Ok(()) => self.failure = None,
-            Err(why) => {
-                self.failure = Some(format!("policy: {why}"));
-                self.retry_at = Some(now + RETRY);
-            }
-        }
-    }
-
-    fn enforce(&mut self, now: Instant) -> Result<(), String> {
-        if let Some(compiler) = self.compiler.take() {
-            match open() {
-                Ok((table, watch)) => {
-                    let chance = getrandom::u32().unwrap_or_default();
-                    self.enforcer = Some(Enforcer::new(compiler, table, chance));
-                    self.watch = watch;
-                }
-                Err(why) => {
-                    self.compiler = Some(compiler);
-                    return Err(why);
-                }
-            }
-        }
-        let synced = self.followed.as_ref().is_some_and(|(.., known)| known.synced);
-        let Some(enforcer) = &mut self.enforcer else { return Ok(()) };
-        if let Some(watch) = &mut self.watch {
-            heed(watch, enforcer)?;
-        }
-        // What an agent before this one has left is better than what is known of half a registry.
-        if !self.written && enforcer.backend.stands() && !(self.complete && synced) {
-            return Ok(());
-        }
-        let began = Instant::now();
-        let pass = enforcer.pass(now).map_err(|e| e.to_string())?;
-        self.written = true;
-        if pass.changes > 0 {
-            self.passes += 1;
-            self.writes += pass.changes as u64;
-            tracing::debug!(changes = pass.changes, whole = pass.whole, revoked = pass.revoked, took = ?began.elapsed(), "policy");
-        }
-        Ok(())
-    }
-
-    fn status(&mut self) -> PolicyStatus {
-        let mode = match self.config.policy.mode {
-            Mode::Enforce => "enforce",
-            Mode::Audit => "audit",
-            Mode::Off => "off",
+    /// Tells what is so of policy now, or was so last where the thread is at work for long.
+    pub async fn status(&self) -> PolicyStatus {
+        let asked = {
+            let mut orders = self.line.orders.lock();
+            orders.asked += 1;
+            orders.asked
         };
-        let mut status = PolicyStatus {
-            mode: mode.to_owned(),
-            complete: self.complete,
-            problems: self.feed.problems(),
-            stale: self.feed.staleness(),
-            transactions: self.passes,
-            changes: self.writes,
-            ..PolicyStatus::default()
-        };
-        if let Some(enforcer) = &mut self.enforcer {
-            status.standing = enforcer.backend.stands() && self.failure.is_none();
-            status.owned = enforcer.backend.ownership() == Ownership::Owner;
-            // What cannot be read now is what it was.
-            if let Ok(counters) = enforcer.backend.counters() {
-                self.counters = counters;
-            }
-            let packets = |name: &str| self.counters.get(name).map_or(0, |(packets, _)| *packets);
-            status.dropped = PolicyCounters {
-                egress: packets("denied_egress"),
-                ingress: packets("denied_ingress"),
-                spoofed: packets("spoofed"),
-                unknown: packets("unknown"),
-                invalid: packets("invalid"),
-                midstream: packets("midstream"),
-            };
-            let state = enforcer.compiler.state();
-            status.policies = state.policies.iter().count();
-            status.pods = state.world.pods().count();
-            status.local_addresses = enforcer.compiler.locals().count();
-            status.problems.extend(state.refusals().take(PROBLEMS_MOST));
-            if let Some(more) = state.refused().checked_sub(PROBLEMS_MOST + 1) {
-                status.problems.push(format!("and {} objects more", more + 1));
-            }
+        self.line.wake.notify_one();
+        let mut seen = self.seen.clone();
+        let fresh = tokio::time::timeout(ANSWERS, seen.wait_for(|seen| seen.answered >= asked)).await;
+        let late = !matches!(fresh, Ok(Ok(_)));
+        drop(fresh);
+        let mut status = self.seen.borrow().status.clone();
+        if late {
+            let since = *self.line.busy.lock();
+            status.behind_seconds = Some(since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
         }
-        (status.flows_written, status.flows_lost) = self.flows.counts();
         status
     }
-}
 
-/// Whether somebody else has changed a table that is not ours alone.
-fn heed(watch: &mut Watch, enforcer: &mut Enforcer<Table>) -> Result<(), String> {
-    let own = enforcer.backend.port_id();
-    let foreign = match watch.foreign(own).unwrap_or(Foreign::Perhaps) {
-        Foreign::No => false,
-        Foreign::Yes => true,
-        // Large changes of our own are too much for it as well.
-        Foreign::Perhaps => !enforcer.backend.verify(enforcer.compiler.ruleset()).unwrap_or(false),
-    };
-    if foreign {
-        tracing::warn!("somebody else has changed the nftables table of policy: it is written anew");
-        enforcer.distrust();
-        enforcer.backend.look_again().map_err(|e| e.to_string())?;
+    /// Has what is still to be told written. What is enforced stays.
+    pub async fn stop(&self) {
+        self.line.orders.lock().ends = true;
+        self.line.wake.notify_one();
+        let mut seen = self.seen.clone();
+        // A commit that hangs must not keep the agent from ending.
+        let _ = tokio::time::timeout(ENDS, seen.wait_for(|seen| seen.ended)).await;
     }
-    Ok(())
 }
 
-fn open() -> Result<(Table, Option<Watch>), String> {
-    // Before the table: what happens to it in between is noticed.
-    let watch = Watch::new().map_err(|e| format!("watching nftables: {e}"))?;
-    let table = Table::open(Ownership::Owner).map_err(|e| e.to_string())?;
-    let shared = table.ownership() == Ownership::Shared;
-    Ok((table, shared.then_some(watch)))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Removes the table of policy.
-///
-/// # Errors
-/// What the kernel says.
-pub fn remove() -> Result<(), String> {
-    let mut table = Table::open(Ownership::Owner).map_err(|e| e.to_string())?;
-    table.remove().map_err(|e| e.to_string())
+    const CONFIG: &str = "site: aws\nmesh: prod\nregistry:\n  file:\n    dir: /etc/sennit/registry\n";
+
+    /// Without a thread: what that would publish, the test does.
+    fn alone() -> (Policing, watch::Sender<Seen>) {
+        let config = Config::parse("agent.yaml", CONFIG, Some("n1")).unwrap();
+        let line = Line {
+            config,
+            feed: Feed::new(),
+            orders: Mutex::default(),
+            wake: Notify::new(),
+            news: Notify::new(),
+            busy: Mutex::new(Some(Instant::now())),
+        };
+        let (publish, seen) = watch::channel(Seen::default());
+        (Policing { line: Arc::new(line), seen }, publish)
+    }
+
+    fn surroundings(policing: &Policing, strangers: bool) -> Surroundings {
+        let settings = settings(&policing.line.config.policy, strangers);
+        Surroundings { settings, nodes: BTreeMap::new(), known: Known::default() }
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), test).await.unwrap() });
+    }
+
+    #[test]
+    fn nothing_is_brought_up_before_its_plan_stands() {
+        run(async {
+            let (policing, publish) = alone();
+            assert!(!policing.order(surroundings(&policing, true)).await, "the thread is at work");
+            assert!(policing.line.orders.lock().held);
+            publish.send_modify(|seen| (seen.followed, seen.stands) = (1, true));
+            assert!(policing.order(surroundings(&policing, true)).await);
+            assert!(!policing.order(surroundings(&policing, false)).await, "another plan");
+            publish.send_modify(|seen| (seen.followed, seen.stands) = (2, false));
+            assert!(!policing.order(surroundings(&policing, false)).await, "the table could not be written");
+        });
+    }
+
+    #[test]
+    fn a_status_does_not_wait_for_the_thread() {
+        run(async {
+            let (policing, publish) = alone();
+            publish.send_modify(|seen| seen.status.policies = 7);
+            let status = policing.status().await;
+            assert_eq!((status.policies, status.behind_seconds.is_some()), (7, true));
+            publish.send_modify(|seen| (seen.answered, seen.status.policies) = (2, 8));
+            let status = policing.status().await;
+            assert_eq!((status.policies, status.behind_seconds), (8, None));
+        });
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_ever() {
+        run(async {
+            let (policing, publish) = alone();
+            policing.stop().await;
+            assert!(policing.line.orders.lock().ends && policing.failures().is_empty());
+            drop(publish);
+            policing.stop().await;
+            assert_eq!(policing.failures().len(), 1, "nobody enforces any more");
+        });
+    }
 }

@@ -1,6 +1,7 @@
 //! The running agent: one level-triggered loop. Whatever happens only says "look again"; inputs that come
 //! together are handled in one pass.
 
+mod budgets;
 pub mod control;
 mod metrics;
 mod server;
@@ -154,6 +155,7 @@ struct Running {
     health: Health,
     errors: Errors,
     refused: Vec<RefusedStatus>,
+    budgets: budgets::Told,
     // To whom packets travel in clear, and why.
     in_clear: BTreeMap<NodeName, Exemption>,
     desired: Desired,
@@ -224,7 +226,8 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
     agent.underlay(net.observe(&config.wireguard.interface, &config.routing).await?.underlay);
     let desired = agent.desired(std::time::Instant::now());
     let probing = Probing::start(stored.key.clone())?;
-    let policing = Policing::start(config.clone(), registry.feed().clone());
+    let policing =
+        Policing::start(config.clone(), registry.feed().clone()).context("starting the thread of policy")?;
     let device = wireguard_or_missing(&config, public_key);
     let mut reconciler = Reconciler::new(device, net, Nft::new(), stored.key);
     let standing = Standing::load(&config.state_dir).ok().flatten();
@@ -245,6 +248,7 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
         health: Health::default(),
         errors: Errors::default(),
         refused: Vec::new(),
+        budgets: budgets::Told::default(),
         in_clear: BTreeMap::new(),
         desired,
         pass: Pass::default(),
@@ -312,7 +316,7 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
             break Ended::Told;
         }
     };
-    running.policing.stop();
+    running.policing.stop().await;
     match ended {
         Ended::Told => {
             notify("STOPPING=1");
@@ -396,7 +400,7 @@ impl Running {
             strangers: self.agent.has_strangers(),
             unpoliced: self.agent.was_unpoliced(),
         };
-        self.desired.judged = self.policing.follow(&self.desired.plan, known);
+        self.desired.judged = self.policing.follow(&self.desired.plan, known).await;
         if let Some(unpoliced) = self.policing.unpoliced() {
             self.agent.unpoliced(unpoliced);
             self.desired.last_good.unpoliced = Some(unpoliced);
@@ -459,6 +463,10 @@ impl Running {
         self.pass = pass;
         self.tell_refusals();
         self.tell_kept();
+        for notice in self.budgets.fresh(&self.policing.over_budget(), std::time::Instant::now()) {
+            tracing::warn!("{}: {}", notice.reason, notice.note);
+            self.registry.tell(&self.config.node, notice);
+        }
         if self.agent.is_synced() {
             self.tell_exemptions();
         }
@@ -607,7 +615,7 @@ impl Running {
                 kept: self.desired.kept.iter().map(|(net, kept)| KeptStatus::of(*net, kept)).collect(),
                 grants: self.agent.grants().sites.values().map(Vec::len).sum(),
             },
-            policy: self.policing.status(),
+            policy: self.policing.status().await,
         }
     }
 }

@@ -14,6 +14,8 @@ use mesh_overlay::dial::is_fresh;
 use mesh_overlay::path::{LineReport, PeerReport};
 use mesh_overlay::plan::PlannedPeer;
 use mesh_overlay::{Exemption, Kept, MeshPlan, ObservedDevice};
+use mesh_policy::budget::Which;
+use mesh_policy::state::OverBudget;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Exempted;
@@ -172,7 +174,7 @@ pub struct PolicyCounters {
 }
 
 /// What is known of policy.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PolicyStatus {
     /// "enforce", "audit" or "off".
@@ -204,6 +206,45 @@ pub struct PolicyStatus {
     /// Why some of it may be out of date.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stale: Option<String>,
+    /// What is closed since its policies are over a budget.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub over_budget: Vec<OverBudgetStatus>,
+    /// How many of those there are; not all may be named.
+    pub over_budget_total: usize,
+    /// For so long the change that is being made has been under way; all of this is as it was before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub behind_seconds: Option<f64>,
+}
+
+/// Something that is closed since its policies are over a budget.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OverBudgetStatus {
+    /// `PolicyBudgetExceeded`.
+    pub code: String,
+    /// A namespace, or a policy of none.
+    pub object: String,
+    /// The cost, and the budget.
+    pub reason: String,
+    /// What can be done.
+    pub remedy: String,
+}
+
+impl From<OverBudget> for OverBudgetStatus {
+    fn from(OverBudget { object, excess }: OverBudget) -> Self {
+        let field = format!("policy.budgets.{}.{}", excess.which.as_str(), excess.unit.as_str());
+        let more = match excess.which {
+            Which::Kept => "write it again once they are fewer, or restart the agent",
+            Which::Node | Which::Share => "have fewer policies, or labels that differ in less",
+            _ => "list fewer ports, prefixes and selectors, or have fewer rules",
+        };
+        Self {
+            code: "PolicyBudgetExceeded".to_owned(),
+            object,
+            reason: excess.to_string(),
+            remedy: format!("its policies deny whom they select; {more}, or raise {field}"),
+        }
+    }
 }
 
 /// The whole status.

@@ -9,13 +9,14 @@
 //! is elements more and less. So all that a change does happens at once: when the kernel turns to the next generation of elements.
 
 mod base;
+mod burden;
 mod class;
 mod conditions;
 mod edit;
 mod host;
 mod members;
 mod node;
-mod ranges;
+pub(crate) mod ranges;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::budget::{Budgets, Cost};
 use crate::failsafe::FailSafe;
 use crate::flowlog::RuleName;
 use crate::model::{Direction, Labels, PodSelector};
@@ -30,7 +32,8 @@ use crate::object::Pod;
 use crate::ruleset::{Chain, Change, Element, Family, Kind, Ruleset, Verdict};
 use crate::state::{Event, State, Touched};
 use crate::world::{Judged, Node};
-use class::{Applying, Class, SetUse, Source};
+use burden::Burden;
+use class::{Applying, Class, Composition, SetUse, Source};
 use edit::Edit;
 use members::Index;
 use node::Anybody;
@@ -92,6 +95,8 @@ pub struct Settings {
     pub log: Logging,
     /// The bits of conntrack's mark that are ours.
     pub mask: u32,
+    /// What policies may cost.
+    pub budgets: Budgets,
 }
 
 /// The bits of conntrack's mark that hold the epoch, where nobody says otherwise.
@@ -139,6 +144,8 @@ pub struct Compiler {
     touched: Touched,
     // Everything has to be looked at.
     stale: bool,
+    // What was compiled last would be more than the node has room for.
+    burden: Burden,
 }
 
 impl Compiler {
@@ -156,11 +163,13 @@ impl Compiler {
             standing: Ruleset::default(),
             touched: Touched::default(),
             stale: true,
+            burden: Burden::default(),
         }
     }
 
     /// Takes an event; it counts from the next [`Compiler::update`] on.
     pub fn take(&mut self, event: Event) {
+        self.reopen(&event);
         let touched = self.state.take(event);
         self.touched.addresses.extend(touched.addresses);
         self.touched.meanings.extend(touched.meanings);
@@ -173,6 +182,7 @@ impl Compiler {
         let moved = self.state.world.set_nodes(nodes);
         self.stale |= moved.is_some() || self.settings != settings;
         self.touched.addresses.extend(moved.into_iter().flatten());
+        self.touched.subjects.extend(self.state.policies.set_budgets(settings.budgets.clone()));
         self.state.world.failsafe = settings.failsafe.clone();
         self.settings = settings;
     }
@@ -224,7 +234,7 @@ impl Compiler {
         self.members(touched.addresses.iter(), &mut edit, |_| true);
         let others = touched.meanings.difference(&touched.addresses);
         self.members(others, &mut edit, |source| !matches!(source, Source::Pods(_)));
-        if self.classify(stale, &touched) {
+        if self.fit(stale, touched, edit.standing()) {
             let strict = self.classes.values().any(|class| class.denies);
             let based = Some((self.anybody.clone(), strict));
             let chains =
@@ -239,6 +249,7 @@ impl Compiler {
             self.enter_locals(&mut edit);
             self.fell(names.as_ref(), &mut edit);
         }
+        self.burden.filled.clear();
         let (changes, revokes) = (edit.changes, edit.revokes);
         self.standing = standing;
         Delta { changes, revokes }
@@ -272,6 +283,9 @@ impl Compiler {
         let (world, settings, policies) = (&self.state.world, &self.settings, &self.state.policies);
         let is_local = |pod: &Pod| pod.node.as_deref() == Some(settings.node.as_str());
         let before = (self.locals.clone(), self.anybody.clone());
+        let most = settings.budgets.node;
+        let (mut ahead, mut in_all) = (BTreeMap::<String, Cost>::new(), Cost::default());
+        let mut is_much = false;
         let mut addresses = touched.addresses.clone();
         match stale {
             true => {
@@ -288,16 +302,35 @@ impl Compiler {
             }
         }
         let classes = &mut self.classes;
+        // Pods with other labels may have the same policies: those are compiled once.
+        let mut compiled: HashMap<Composition, String> = HashMap::new();
         let mut class_of = |judged: Judged, direction: Direction, untracked: Option<Verdict>| {
             let tiers = policies.applying(world, judged, direction);
             let proposed = policies.proposed(world, judged, direction);
             let closed = world.closed_by(judged);
-            let class =
-                class::compile(world, settings, direction, &Applying { tiers, proposed, closed, untracked });
-            let name = class.name.clone();
-            // One of the same rules may have other names for them.
-            classes.insert(name.clone(), Arc::new(class));
-            name
+            let crowded = tiers.iter().find_map(|layer| layer.crowded);
+            let applying = Applying { tiers, proposed, closed, untracked, crowded };
+            let known = compiled.entry(Composition::of(direction, &applying));
+            let name = known.or_insert_with(|| {
+                for (namespace, cost) in class::costs(direction, &applying) {
+                    // From who is closed nothing more can be taken.
+                    if let Some(namespace) = namespace.filter(|one| !policies.is_shut().contains_key(one)) {
+                        let all = ahead.entry(namespace).or_default();
+                        (*all, in_all) = (*all + cost, in_all + cost);
+                        is_much |= most.share().exceeded(*all).is_some() || most.exceeded(in_all).is_some();
+                    }
+                }
+                // It will be compiled when somebody is closed.
+                if is_much {
+                    return String::new();
+                }
+                let class = class::compile(world, settings, direction, &applying);
+                let name = class.name.clone();
+                // One of the same rules may have other names for them.
+                classes.insert(name.clone(), Arc::new(class));
+                name
+            });
+            name.clone()
         };
         // Replicas have the same policies.
         let mut memo: HashMap<(&str, &Labels, Option<&str>), Local> = HashMap::new();
@@ -317,6 +350,7 @@ impl Compiler {
             let resolvers = self.anybody.resolvers.take();
             self.anybody = Anybody { resolvers, ..Anybody::of(world, policies, settings, &mut class_of) };
         }
+        self.burden.ahead = ahead;
         let needed: BTreeSet<&String> = self
             .locals
             .values()
@@ -345,14 +379,16 @@ impl Compiler {
         for (name, uses) in self.classes.values().flat_map(|class| &class.sets) {
             needed.entry(name).or_insert((uses, true)).1 &= uses.allows;
         }
-        let world = &self.state.world;
+        let (world, mut filled) = (&self.state.world, std::mem::take(&mut self.burden.filled));
         let all = || needed.iter().map(|(name, (uses, allows))| (*name, *uses, *allows));
         let fresh: Vec<_> =
             all().filter(|(name, uses, _)| edit.add_set(name, uses.family, uses.source.kind())).collect();
         if !fresh.is_empty() {
             let index = Index::of(world, fresh.iter().map(|(_, uses, _)| &uses.source));
             for (name, uses, _) in fresh {
-                edit.fill(name, index.members(&uses.source, uses.family).into_iter().collect());
+                let known = filled.remove(name);
+                let members = known.unwrap_or_else(|| index.members(&uses.source, uses.family));
+                edit.fill(name, members.into_iter().collect());
             }
         }
         for (name, uses, allows) in all() {

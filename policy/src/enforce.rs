@@ -228,6 +228,7 @@ mod tests {
             audit: false,
             log: Logging { group: 5, denied: 10, allowed: 0 },
             mask: MASK,
+            budgets: Default::default(),
         };
         let mut compiler = Compiler::new(settings.clone());
         compiler.configure(settings, BTreeMap::new());

@@ -269,7 +269,7 @@ fn decide(
     let is_translated = direction == Direction::Ingress && flow.before_nat().destination != flow.destination;
     'tiers: for layer in layers.iter().take(TIERS_MOST) {
         let flow = &flow.seen_by(layer);
-        let Layer { tier, policies, end, stage } = layer;
+        let Layer { tier, policies, end, stage, .. } = layer;
         if tracked && *stage == Stage::Untracked {
             continue;
         }

@@ -8,6 +8,7 @@
 //! ```
 //! Everything but [`nft`] and the socket of [`flowlog`] is pure. It never sees the overlay.
 
+pub mod budget;
 pub mod calico;
 pub mod clusternetworkpolicy;
 pub mod compile;

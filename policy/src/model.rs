@@ -429,15 +429,21 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// In how many ways at most it can match: about as many rules it is for the kernel.
+    /// In how many ways its ports can match: about as many rules it is for the kernel. However many ports it lists, they are one set;
+    /// names of ports are a set for each family and each way of a connection.
     pub fn ways(&self) -> usize {
         let of = |condition: &Condition| match condition {
             Condition::Ports(_, ports) => {
-                let named = |port: &&Port| matches!(port.ports, PortMatch::Named(_));
-                ports.len() + 3 * ports.iter().filter(named).count()
+                let is_named = |port: &Port| matches!(port.ports, PortMatch::Named(_));
+                let is_range = |port: &Port| matches!(port.ports, PortMatch::Range(..));
+                let whole = ports.iter().filter(|port| port.ports == PortMatch::Any).count();
+                whole + usize::from(ports.iter().any(is_range)) + 4 * usize::from(ports.iter().any(is_named))
             }
-            Condition::NotPorts(_, _, ports) => 1 + ports.len(),
-            // Of both families, on the way and on the way back.
+            Condition::NotPorts(_, _, ports)
+                if ports.iter().any(|port| matches!(port, PortMatch::Named(_))) =>
+            {
+                4
+            }
             Condition::Serves(_) => 4,
             _ => 1,
         };

@@ -58,7 +58,7 @@ pub fn ruleset(ruleset: &Ruleset, slot: Slot) -> String {
     for (name, set) in &ruleset.sets {
         let body = Type(set.family, set.kind);
         put(&mut text, format_args!("\t{} {prefix}{name} {{\n\t\ttype {body}\n", noun(set.kind)));
-        if set.kind == Kind::Ranges {
+        if set.kind.is_interval() {
             put(&mut text, format_args!("\t\tflags interval\n"));
         }
         if !set.elements.is_empty() {
@@ -96,7 +96,7 @@ fn one_change(text: &mut String, change: &Change, slot: Slot) {
     match change {
         Change::AddCounter(name) => put(text, format_args!("add counter inet {TABLE} {name}\n")),
         Change::AddSet { name, family, kind } => {
-            let flags = if *kind == Kind::Ranges { " flags interval;" } else { "" };
+            let flags = if kind.is_interval() { " flags interval;" } else { "" };
             let (noun, body) = (noun(*kind), Type(*family, *kind));
             put(text, format_args!("add {noun} inet {TABLE} {prefix}{name} {{ type {body};{flags} }}\n"));
         }
@@ -153,9 +153,12 @@ struct Type(Family, Kind);
 
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.1 == Kind::Numbers {
+            return f.write_str("inet_proto . inet_service");
+        }
         f.write_str(if self.0 == Family::V4 { "ipv4_addr" } else { "ipv6_addr" })?;
         f.write_str(match self.1 {
-            Kind::Addresses => "",
+            Kind::Addresses | Kind::Numbers => "",
             Kind::Ranges => " . inet_proto",
             Kind::Ports => " . inet_proto . inet_service",
             Kind::Chains => " : verdict",
@@ -175,6 +178,10 @@ impl<'a, I: Iterator<Item = &'a Element> + Clone> fmt::Display for Elements<I> {
                 Element::Range(first, last) if first == last => write!(f, "{first} . 0-255")?,
                 Element::Range(first, last) => write!(f, "{first}-{last} . 0-255")?,
                 Element::Port(address, protocol, port) => write!(f, "{address} . {protocol} . {port}")?,
+                Element::Numbers(protocol, first, last) if first == last => {
+                    write!(f, "{protocol} . {first}")?;
+                }
+                Element::Numbers(protocol, first, last) => write!(f, "{protocol} . {first}-{last}")?,
                 Element::Chain(address, chain) => write!(f, "{address} : jump {}{chain}", self.1.prefix())?,
             }
         }
@@ -281,6 +288,9 @@ fn match_text(parts: &mut Parts<'_, '_>, condition: &Match, slot: Slot) -> fmt::
                 true => parts.put(format_args!("{number} {not}{first}")),
                 false => parts.put(format_args!("{number} {not}{first}-{last}")),
             }
+        }
+        Match::AnyOf { number, set } => {
+            parts.put(format_args!("meta l4proto . {} @{prefix}{set}", number_text(*number)))
         }
         Match::State(state) => parts.put(format_args!("ct state {}", state_text(*state))),
         Match::Direction(Way::Original) => parts.put(format_args!("ct direction original")),

@@ -21,8 +21,17 @@ pub enum Kind {
     Ranges,
     /// Address, protocol and port.
     Ports,
+    /// Protocol and ranges of ports. Belongs to no family; its family is [`Family::V4`] by convention.
+    Numbers,
     /// Address to the chain that is jumped to.
     Chains,
+}
+
+impl Kind {
+    /// Whether the kernel keeps its elements as intervals, in a `pipapo` set.
+    pub fn is_interval(self) -> bool {
+        matches!(self, Self::Ranges | Self::Numbers)
+    }
 }
 
 /// One element of a set.
@@ -34,6 +43,8 @@ pub enum Element {
     Range(IpAddr, IpAddr),
     /// Of [`Kind::Ports`]: address, IP protocol number, port.
     Port(IpAddr, u8, u16),
+    /// Of [`Kind::Numbers`]: IP protocol number, first and last port.
+    Numbers(u8, u16, u16),
     /// Of [`Kind::Chains`]: address and chain.
     Chain(IpAddr, String),
 }
@@ -159,6 +170,14 @@ pub enum Match {
         last: u16,
         /// Whether it must be none of them.
         negated: bool,
+    },
+    /// Protocol and number are in a set of kind [`Kind::Numbers`], after a [`Match::Protocol`] that has it: else `nft` does not know
+    /// what type the number has.
+    AnyOf {
+        /// Which number: a port.
+        number: Number,
+        /// The set's name.
+        set: String,
     },
     /// Conntrack's state.
     State(State),

@@ -262,6 +262,19 @@ impl LabelSelector {
         self.requirements.iter().flat_map(of).collect()
     }
 
+    /// How many values and conditions have to be looked at, at most.
+    pub fn values(&self) -> usize {
+        fn of(requirement: &Requirement) -> usize {
+            match requirement {
+                Requirement::In(_, values) | Requirement::NotIn(_, values) => values.len(),
+                Requirement::AnyOf(selectors) => selectors.iter().map(LabelSelector::values).sum(),
+                Requirement::Not(selector) => selector.values(),
+                _ => 1,
+            }
+        }
+        self.requirements.iter().map(of).sum()
+    }
+
     /// Keys that whatever is selected has, each with all values that it can have then.
     pub fn values_of_keys(&self) -> impl Iterator<Item = (&str, &BTreeSet<String>)> {
         self.requirements.iter().filter_map(|requirement| match requirement {

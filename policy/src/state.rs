@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use crate::budget::Excess;
 use crate::model::{Condition, ObjectId, Policy, Subject, Tier};
 use crate::names::{Domain, Recalled, Resolved};
 use crate::networkpolicy::{Read, refusal};
@@ -59,6 +60,17 @@ pub struct State {
     tiers: BTreeMap<String, Tier>,
     // Those that stand, by what they are.
     referents: BTreeMap<ObjectId, What>,
+    // Namespaces whose policies have changed, and whose budget was not looked at since; `None`: no namespace.
+    unweighed: BTreeSet<Option<String>>,
+}
+
+/// Something of which the policies are over a budget.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OverBudget {
+    /// A namespace, or a policy of none.
+    pub object: String,
+    /// How.
+    pub excess: Excess,
 }
 
 /// What an event has touched, as far as that is needed to bring up to date what was computed before.
@@ -138,6 +150,9 @@ impl State {
             }
             Event::Recalled(all, now) => touched.meanings = self.world.names.recall(all, now),
             Event::Clock(now) => touched.meanings = self.world.names.pass(now),
+        }
+        for namespace in std::mem::take(&mut self.unweighed) {
+            touched.subjects.extend(self.policies.weigh(&namespace));
         }
         touched
     }
@@ -255,6 +270,16 @@ impl State {
         self.world.refused_addresses() + self.faults.len()
     }
 
+    /// What is over its budget: namespaces, and policies of none.
+    pub fn excesses(&self) -> impl Iterator<Item = OverBudget> {
+        let namespaces = self.policies.closed_namespaces().map(|(namespace, excess)| OverBudget {
+            object: format!("Namespace {namespace}"),
+            excess: *excess,
+        });
+        let policies = self.policies.closed_policies();
+        namespaces.chain(policies.map(|(id, excess)| OverBudget { object: id.to_string(), excess: *excess }))
+    }
+
     // Both return to whom something different applies now.
     fn put_policy(&mut self, Read { mut policy, fault, .. }: Read) -> impl Iterator<Item = Subject> + use<> {
         if let Some(tier) = self.tiers.get(&policy.tier.name).filter(|_| policy.tier != Tier::sites()) {
@@ -266,6 +291,9 @@ impl State {
         }
         let different = self.policies.get(&policy.id) != Some(&policy);
         let now = if different { self.concerned(&policy) } else { Vec::new() };
+        if different {
+            self.unweighed.insert(policy.id.namespace.clone());
+        }
         let before = if different { self.policies.put(policy) } else { None };
         let before = before.map(|before| self.concerned(&before)).unwrap_or_default();
         before.into_iter().chain(now)
@@ -274,6 +302,7 @@ impl State {
     fn remove_policy(&mut self, id: &ObjectId) -> impl Iterator<Item = Subject> + use<> {
         self.faults.remove(id);
         let before = self.policies.remove(id);
+        self.unweighed.insert(id.namespace.clone());
         before.map(|before| self.concerned(&before)).unwrap_or_default().into_iter()
     }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use interpreter::{Packet, passes};
+use mesh_policy::budget::{Budget, Budgets};
 use mesh_policy::compile::Settings;
 use mesh_policy::interface::Interface;
 use mesh_policy::model::{
@@ -26,8 +27,13 @@ use random::*;
 use serde_json::json;
 
 fn compiler(node: &str, events: &[Event]) -> Compiler {
-    let mut compiler = Compiler::new(settings(node));
-    compiler.configure(settings(node), nodes());
+    compiler_within(node, events, Budgets::default())
+}
+
+fn compiler_within(node: &str, events: &[Event], budgets: Budgets) -> Compiler {
+    let settings = mesh_policy::compile::Settings { budgets, ..settings(node) };
+    let mut compiler = Compiler::new(settings.clone());
+    compiler.configure(settings, nodes());
     events.iter().for_each(|event| compiler.take(event.clone()));
     compiler.update();
     compiler.turn_epoch(Some(0x100));
@@ -116,14 +122,24 @@ fn own(state: &State, address: IpAddr) -> bool {
     state.world.holder(address).is_some_and(|pod| pod.node.as_deref() == Some("n1"))
 }
 
+/// The usual ones, or such that few policies are within them. What is over that of the node an evaluation does not know.
+fn budgets() -> impl Strategy<Value = Budgets> {
+    let of = |rules| Budget { rules, elements: 1000, bytes: u64::MAX };
+    let small = (0_usize..12, 0_usize..8, 0_usize..12).prop_map(move |(namespace, class, operator)| {
+        Budgets { namespace: of(namespace), class: of(class), operator: of(operator), ..Budgets::default() }
+    });
+    prop_oneof![Just(Budgets::default()), small]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn the_compiled_ruleset_says_what_the_evaluation_says(
         events in prop_oneof![prop::collection::vec(event(), 1..40), about_hosts()],
+        budgets in budgets(),
     ) {
-        let compiler = compiler("n1", &events);
+        let compiler = compiler_within("n1", &events, budgets);
         let State { world, policies, .. } = compiler.state();
         for flow in flows() {
             let flow = routed(compiler.state(), flow);
@@ -150,11 +166,13 @@ proptest! {
     fn step_by_step_is_as_from_scratch(
         events in prop_oneof![prop::collection::vec(event(), 1..40), about_hosts()],
         cuts in prop::collection::vec(any::<bool>(), 40),
+        budgets in budgets(),
     ) {
-        let scratch = compiler("n1", &events);
-        let mut steps = Compiler::new(settings("n1"));
+        let scratch = compiler_within("n1", &events, budgets.clone());
+        let within = mesh_policy::compile::Settings { budgets, ..settings("n1") };
+        let mut steps = Compiler::new(within.clone());
         let mut standing = mesh_policy::ruleset::Ruleset::default();
-        steps.configure(settings("n1"), nodes());
+        steps.configure(within, nodes());
         for (event, cut) in events.iter().zip(cuts) {
             steps.take(event.clone());
             if cut {

@@ -13,6 +13,8 @@ echo "== 20,000 pods, 1,000 policies, 110 pods of the node" >&2
 "$bin/policy-bench"
 echo "== the same in five tiers of three APIs" >&2
 "$bin/policy-bench" --tiers | sed -n '/cold start/,$p'
+echo "== one tenant's policies beside its neighbour's" >&2
+"$bin/policy-bench" --tenants
 
 # Rules that the server's class has before the one that lets the client in: policies of a thousand each.
 python3 - "$dir" <<'END'
@@ -86,7 +88,7 @@ mode() {
   cat <<END
 name: policy-cost
 sites: [{name: aws}, {name: gcp}]
-mesh: {config: {policy: {mode: enforce}}}
+mesh: {config: {policy: {mode: enforce, budgets: {namespace: {rules: 40000, bytes: 100000000}, class: {rules: 40000, bytes: 100000000}}}}}
 steps:
   - apply: {file: pods.json, source: pods.json}
   - handshakes: all

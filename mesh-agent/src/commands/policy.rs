@@ -84,6 +84,7 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
     let outside = config.is_none_or(policing::outside);
     let mesh = IpNet::from(address::mesh_prefix(&mesh));
     state.world.set_bounds(&[mesh].into(), outside);
+    state.policies.set_budgets(config.map(|config| config.policy.budgets.budgets()).unwrap_or_default());
     state.world.set_nodes(nodes);
     events.iter().for_each(|event| drop(state.take(event.clone())));
     problems.extend(state.world.address_refusals());
@@ -183,6 +184,9 @@ fn compile(dir: &Path, node: &str, config: Option<&Path>) -> anyhow::Result<()> 
 fn warn(loaded: &Loaded) {
     for problem in &loaded.problems {
         eprintln!("refused: {problem}");
+    }
+    for over in loaded.state.excesses() {
+        eprintln!("over budget: {}: {}; its policies deny whom they select", over.object, over.excess);
     }
 }
 

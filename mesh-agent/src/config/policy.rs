@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use mesh_keyring::{MeshName, SiteName};
+use mesh_policy::budget::{Budget, Budgets};
 use mesh_policy::compile::{MASK, Resolvers};
 use mesh_policy::failsafe::FailSafe;
 use mesh_policy::model::{
@@ -61,10 +62,56 @@ pub struct Policy {
     pub sites: SiteStances,
     /// Who is believed about domain names.
     pub dns: Dns,
+    /// What policies may cost.
+    pub budgets: PolicyBudgets,
     /// What always reaches this node, where policies protect it as such; absent: what Calico has.
     pub failsafe_inbound: Option<Vec<SafePort>>,
     /// What this node always reaches then.
     pub failsafe_outbound: Option<Vec<SafePort>>,
+}
+
+/// The `policy.budgets` section; what is absent has its default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PolicyBudgets {
+    /// Of the policies of one namespace.
+    pub namespace: PolicyBudget,
+    /// Of the namespaced policies that judge one endpoint in one direction.
+    pub class: PolicyBudget,
+    /// Of all classes of this node.
+    pub node: PolicyBudget,
+    /// Of all policies that belong to no namespace.
+    pub operator: PolicyBudget,
+}
+
+/// One budget; what is absent has its default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PolicyBudget {
+    /// Rules of nf_tables.
+    pub rules: Option<usize>,
+    /// Elements of sets.
+    pub elements: Option<usize>,
+    /// Memory, estimated, in bytes.
+    pub bytes: Option<u64>,
+}
+
+impl PolicyBudgets {
+    /// All of them, with the defaults.
+    pub fn budgets(&self) -> Budgets {
+        let known = Budgets::default();
+        let of = |said: PolicyBudget, known: Budget| Budget {
+            rules: said.rules.unwrap_or(known.rules),
+            elements: said.elements.unwrap_or(known.elements),
+            bytes: said.bytes.unwrap_or(known.bytes),
+        };
+        Budgets {
+            namespace: of(self.namespace, known.namespace),
+            class: of(self.class, known.class),
+            node: of(self.node, known.node),
+            operator: of(self.operator, known.operator),
+        }
+    }
 }
 
 /// The `policy.dns` section.
@@ -170,6 +217,7 @@ impl Default for Policy {
             log: FlowLog::default(),
             sites: SiteStances::default(),
             dns: Dns::default(),
+            budgets: PolicyBudgets::default(),
             failsafe_inbound: None,
             failsafe_outbound: None,
         }

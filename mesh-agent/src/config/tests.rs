@@ -95,3 +95,16 @@ fn the_registry_is_a_directory_or_a_clusters_api_and_not_both() {
         assert!(message.contains(wanted), "{bad}: {message}");
     }
 }
+
+#[test]
+fn budgets_of_policies_have_defaults_each() {
+    use mesh_policy::budget::{Budget, Budgets};
+    let config = parse("policy: {budgets: {namespace: {rules: 5}, node: {bytes: 7}}}").unwrap();
+    let (budgets, known) = (config.policy.budgets.budgets(), Budgets::default());
+    assert_eq!(budgets.namespace, Budget { rules: 5, ..known.namespace });
+    assert_eq!(budgets.node, Budget { bytes: 7, ..known.node });
+    assert_eq!((budgets.class, budgets.operator), (known.class, known.operator));
+    for wrong in ["{namespace: {rules: -1}}", "{tenant: {}}", "{node: {ports: 1}}"] {
+        assert!(parse(&format!("policy: {{budgets: {wrong}}}")).is_err(), "{wrong}");
+    }
+}

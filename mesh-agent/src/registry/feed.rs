@@ -7,7 +7,7 @@ use mesh_policy::Event;
 use mesh_policy::kind::KINDS;
 use mesh_policy::model::ObjectId;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 // Objects of a kind with a change that nobody has taken. Twice as many as are read: only those that are gone again can be more.
 const WAITING_MOST: usize = 100_000;
@@ -67,7 +67,11 @@ struct Inner {
 struct Shared {
     inner: Mutex<Inner>,
     changed: Notify,
+    verdicts: watch::Sender<Verdicts>,
 }
+
+/// What is over its budget, and how, by object: what who enforces tells back.
+pub type Verdicts = BTreeMap<String, String>;
 
 /// What a registry says of pods, namespaces and policies: events in order, for the one who enforces. Clones are the same feed.
 ///
@@ -156,6 +160,22 @@ impl Feed {
         let troubles: Vec<String> =
             inner.troubles.iter().map(|(kind, why)| format!("{kind}: {why}")).collect();
         Some(troubles.join("; ")).filter(|told| !told.is_empty())
+    }
+
+    /// Tells back what is over its budget now.
+    pub fn judge(&self, verdicts: Verdicts) {
+        self.shared.verdicts.send_if_modified(|before| {
+            let news = *before != verdicts;
+            if news {
+                *before = verdicts;
+            }
+            news
+        });
+    }
+
+    /// Follows what is over its budget.
+    pub fn verdicts(&self) -> watch::Receiver<Verdicts> {
+        self.shared.verdicts.subscribe()
     }
 
     /// Waits until something may be different: events, problems, or whether it is up to date. Safe to drop and call again; for one

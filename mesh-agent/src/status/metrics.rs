@@ -102,6 +102,12 @@ impl Status {
             "Objects of policy that were refused, by count.",
             policy.problems.len(),
         );
+        page.one(
+            "sennit_policy_over_budget",
+            "gauge",
+            "Namespaces and policies that are closed since they are over a budget, by count.",
+            policy.over_budget_total,
+        );
         let name = "sennit_policy_objects";
         page.family(name, "gauge", "What policy is decided from, by kind.");
         for (kind, count) in

@@ -48,6 +48,19 @@ impl PolicyStatus {
             self.local_addresses,
             invalid + midstream,
         );
+        for over in &self.over_budget {
+            text.push_str(&format!(
+                "policy: OVER BUDGET {}: {}; {} ({})\n",
+                over.object, over.reason, over.remedy, over.code
+            ));
+        }
+        let named = self.over_budget.len();
+        if self.over_budget_total > named {
+            text.push_str(&format!("policy: OVER BUDGET: and {} more\n", self.over_budget_total - named));
+        }
+        if let Some(seconds) = self.behind_seconds {
+            text.push_str(&format!("policy: a change has been under way for {seconds:.1} s\n"));
+        }
         for problem in self.problems.iter().chain(&self.stale) {
             text.push_str(&format!("policy: {problem}\n"));
         }

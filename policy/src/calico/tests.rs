@@ -269,12 +269,19 @@ fn a_policy_is_no_more_rules_than_the_kernel_can_walk_through() {
     let rule = json!({"action": "Allow", "protocol": "TCP", "source": {"ports": many(1)}, "destination": {"ports": many(2)}});
     let deny = json!({"action": "Deny", "protocol": "TCP", "destination": {"notPorts": many(1)}});
     let read = global_with(json!({"ingress": [rule, deny]}));
+    assert!(read.fault.is_none(), "ports are sets: {:?}", read.fault);
+    // Names of both ends are sixteen ways.
+    let rule = json!({"action": "Allow", "protocol": "TCP", "source": {"ports": ["a"]}, "destination": {"ports": ["b"]}});
+    let mut rules = vec![rule; 257];
+    rules.push(deny);
+    let read = global_with(json!({"ingress": rules}));
     assert!(
-        fault(&read).starts_with("spec.ingress[0]: the kernel would have more than 4096"),
+        fault(&read).starts_with("spec.ingress[256]: the kernel would have more than 4096"),
         "{}",
         fault(&read)
     );
-    assert_eq!(ingress(&read.policy), [Action::Deny]);
+    let actions = ingress(&read.policy);
+    assert_eq!((actions.len(), actions.last()), (257, Some(&Action::Deny)));
     let names: Vec<String> = (0..9).map(|n| format!("a{n}")).collect();
     let named = json!({"action": "Allow", "protocol": "TCP", "destination": {"notPorts": names}});
     assert!(fault(&global_with(json!({"ingress": [named]}))).contains("has 9 names; at most 8"));

@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::ranges::cover;
 use super::{Logging, Resolvers, Settings};
+use crate::budget::{self, Cost, Excess};
 use crate::flowlog::{self, Label, RuleName};
 use crate::model::{
     Action, Direction, End as TierEnd, ObjectId, PodSelector, Policy, Rule as PolicyRule, Tier,
@@ -26,8 +27,10 @@ pub(super) enum Source {
     Pods(BTreeSet<PodSelector>),
     /// These ranges, for good: others are another set.
     Ranges(BTreeSet<Element>),
-    /// Every pod's port of this name.
-    Named(String, Protocol),
+    /// Protocol and ranges of ports, for good: others are another set.
+    Numbers(BTreeSet<Element>),
+    /// Every pod's ports of these names.
+    Named(BTreeSet<(String, Protocol)>),
     /// What these names have, or had until not long ago.
     Domains(BTreeSet<Domain>, Resolves),
     /// The addresses of a Service's endpoints.
@@ -50,6 +53,7 @@ impl Source {
         match self {
             Self::Pods(_) | Self::Domains(..) | Self::Service(_) => Kind::Addresses,
             Self::Ranges(_) => Kind::Ranges,
+            Self::Numbers(_) => Kind::Numbers,
             Self::Named(..) | Self::Serves(_) => Kind::Ports,
         }
     }
@@ -77,13 +81,19 @@ pub(super) struct Class {
     pub(super) names: BTreeMap<String, RuleName>,
     /// Whether it may deny something.
     pub(super) denies: bool,
+    /// What it costs by the namespaces of its policies; `None`: those of none.
+    pub(super) costs: BTreeMap<Option<String>, Cost>,
+    /// Which of its sets policies of a namespace look into.
+    pub(super) owned: BTreeMap<String, BTreeSet<String>>,
+    /// The policies of a namespace would be more than one class may be: they are closed here.
+    pub(super) crowded: Option<Excess>,
 }
 
 impl Class {
     /// Sets that no class looks into, but the base chains.
     pub(super) fn of_sets(name: &str, sets: BTreeMap<String, SetUse>) -> Self {
-        let (chains, names) = (BTreeMap::new(), BTreeMap::new());
-        Self { name: name.to_owned(), chains, sets, names, denies: false }
+        let (chains, names, costs, owned) = Default::default();
+        Self { name: name.to_owned(), chains, sets, names, denies: false, costs, owned, crowded: None }
     }
 }
 
@@ -127,6 +137,34 @@ pub(super) struct Applying<'a> {
     pub(super) closed: Option<&'a ObjectId>,
     /// Of packets by themselves: what becomes of what is allowed; `None`: of connections.
     pub(super) untracked: Option<Verdict>,
+    /// The budget of a class that it would exceed.
+    pub(super) crowded: Option<Excess>,
+}
+
+/// Tells what is compiled apart: the policies by their places in memory, which they keep while they are borrowed.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Composition {
+    direction: Direction,
+    enforced: Vec<*const Policy>,
+    proposed: Option<(bool, Vec<*const Policy>)>,
+    closed: Option<ObjectId>,
+    untracked: Option<Verdict>,
+}
+
+impl Composition {
+    pub(super) fn of(direction: Direction, applying: &Applying<'_>) -> Self {
+        let places = |layers: &[Layer<'_>]| {
+            let policies = layers.iter().flat_map(|layer| &layer.policies);
+            policies.map(|policy| std::ptr::from_ref::<Policy>(policy)).collect()
+        };
+        Self {
+            direction,
+            enforced: places(&applying.tiers),
+            proposed: applying.proposed.as_ref().map(|one| (one.replaces, places(&one.layers))),
+            closed: applying.closed.cloned(),
+            untracked: applying.untracked.clone(),
+        }
+    }
 }
 
 /// Compiles what applies to an endpoint in a direction.
@@ -141,6 +179,8 @@ pub(super) fn compile(
         settings,
         direction,
         sets: BTreeMap::new(),
+        owned: BTreeMap::new(),
+        namespace: None,
         names: BTreeMap::new(),
         denials: BTreeMap::new(),
         proposed: false,
@@ -174,7 +214,7 @@ pub(super) fn compile(
         bodies
     });
     let proposed = proposed.unwrap_or_default();
-    let Writer { sets, names, denials, .. } = writer;
+    let Writer { sets, owned, names, denials, .. } = writer;
     let side = if direction == Direction::Egress { "e" } else { "i" };
     let name = format!("{side}_{}", digest(&(&bodies, &proposed, &denials)));
     let chain = |tier: usize| if tier == 0 { name.clone() } else { format!("{name}_{tier}") };
@@ -196,12 +236,32 @@ pub(super) fn compile(
     let used: BTreeSet<&String> = rules
         .flat_map(|rule| &rule.matches)
         .filter_map(|condition| match condition {
-            Match::In { set, .. } | Match::Named { set, .. } => Some(set),
+            Match::In { set, .. } | Match::Named { set, .. } | Match::AnyOf { set, .. } => Some(set),
             _ => None,
         })
         .collect();
     let sets = sets.into_iter().filter(|(name, _)| used.contains(name)).collect();
-    Class { name, chains, sets, names, denies }
+    Class {
+        name,
+        chains,
+        sets,
+        names,
+        denies,
+        costs: costs(direction, applying),
+        owned,
+        crowded: applying.crowded,
+    }
+}
+
+/// What is compiled costs, by the namespaces of the policies.
+pub(super) fn costs(direction: Direction, applying: &Applying<'_>) -> BTreeMap<Option<String>, Cost> {
+    let proposed = applying.proposed.iter().flat_map(|proposed| &proposed.layers);
+    let mut costs: BTreeMap<Option<String>, Cost> = BTreeMap::new();
+    for policy in applying.tiers.iter().chain(proposed).flat_map(|layer| &layer.policies) {
+        let cost = costs.entry(policy.id.namespace.clone()).or_default();
+        *cost = *cost + budget::of_direction(policy, direction);
+    }
+    costs
 }
 
 /// The layers that are asked, of these stages.
@@ -293,6 +353,9 @@ pub(super) struct Writer<'a> {
     settings: &'a Settings,
     direction: Direction,
     pub(super) sets: BTreeMap<String, SetUse>,
+    pub(super) owned: BTreeMap<String, BTreeSet<String>>,
+    // Of the policy that is written.
+    pub(super) namespace: Option<String>,
     names: BTreeMap<String, RuleName>,
     denials: BTreeMap<String, Vec<Rule>>,
     // Nothing is decided: what staged policies would deny is told.
@@ -310,7 +373,7 @@ impl Writer<'_> {
     fn tiers(&mut self, tiers: &[Layer<'_>], closed: bool) -> Vec<Vec<Rule>> {
         let mut bodies = Vec::new();
         for (index, layer) in tiers.iter().enumerate() {
-            let Layer { tier, end, stage, policies } = layer;
+            let Layer { tier, end, stage, policies, .. } = layer;
             self.stage = *stage;
             let next = match index + 1 < tiers.len() || closed {
                 true => Verdict::Goto(placeholder(index + 1)),
@@ -318,6 +381,7 @@ impl Writer<'_> {
             };
             let mut rules = Vec::new();
             for policy in policies {
+                self.namespace.clone_from(&policy.id.namespace);
                 for rule in policy.rules(self.direction).unwrap_or_default() {
                     self.rule(tier, policy, rule, &next, &mut rules);
                 }

@@ -1,6 +1,7 @@
 //! What a rule asks for, as conditions of nf_tables.
 //!
-//! There all conditions of a rule have to hold, so that each alternative is a rule of its own.
+//! There all conditions of a rule have to hold, so that each alternative is a rule of its own. Ports, names of ports, domain names,
+//! pods and blocks of one condition are sets: the number of alternatives does not depend on how many of them a rule lists.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +13,7 @@ use crate::model::{Block, Condition, Icmp, Peer, Port, PortMatch, Rule as Policy
 use crate::names::Domain;
 use crate::object::Key;
 use crate::protocol::Protocol;
-use crate::ruleset::{End, Family, Kind, Match, Number, State, Way};
+use crate::ruleset::{Element, End, Family, Kind, Match, Number, State, Way};
 use crate::tiers::Stage;
 use crate::world::Node;
 
@@ -32,6 +33,38 @@ fn joined(ports: &BTreeSet<Port>) -> Vec<Port> {
         }
     }
     all
+}
+
+/// What a rule lists of ports.
+#[derive(Default)]
+struct Listed {
+    /// Protocols of which every port is listed.
+    whole: Vec<Protocol>,
+    /// Protocol, first and last port.
+    ranges: Vec<(Protocol, u16, u16)>,
+    names: BTreeSet<(String, Protocol)>,
+}
+
+impl Listed {
+    fn of(ports: &BTreeSet<Port>) -> Self {
+        let mut listed = Self::default();
+        for Port { protocol, ports } in joined(ports) {
+            match ports {
+                PortMatch::Any => listed.whole.push(protocol),
+                PortMatch::Range(first, last) => listed.ranges.push((protocol, first, last)),
+                PortMatch::Named(name) => drop(listed.names.insert((name, protocol))),
+            }
+        }
+        let Self { whole, ranges, names } = &mut listed;
+        ranges.retain(|(protocol, ..)| !whole.contains(protocol));
+        names.retain(|(_, protocol)| !whole.contains(protocol));
+        listed
+    }
+}
+
+/// All domain names that peers list.
+fn domains_of(peers: &BTreeSet<Peer>) -> BTreeSet<Domain> {
+    peers.iter().filter_map(Peer::domains).flatten().cloned().collect()
 }
 
 const WAYS: [Way; 2] = [Way::Original, Way::Reply];
@@ -93,15 +126,18 @@ impl Writer<'_> {
         }
     }
 
-    fn numbers(&self, side: Side, first: u16, last: u16) -> Match {
-        let number = match (side, self.stage) {
+    fn number(&self, side: Side) -> Number {
+        match (side, self.stage) {
             (Side::Source, Stage::Untracked) => Number::SourcePort,
             (Side::Destination, Stage::Untracked) => Number::DestinationPort,
             (Side::Source, _) => Number::ClientPort,
             (Side::Destination, Stage::BeforeNat) => Number::DialledPort,
             (Side::Destination, Stage::Tracked) => Number::ServerPort,
-        };
-        Match::Numbers { number, first, last, negated: false }
+        }
+    }
+
+    fn numbers(&self, side: Side, first: u16, last: u16) -> Match {
+        Match::Numbers { number: self.number(side), first, last, negated: false }
     }
 
     /// All combinations under which the rule matches.
@@ -122,9 +158,7 @@ impl Writer<'_> {
             Condition::NotProtocol(protocol) => only(vec![Match::NotProtocol(protocol.0)]),
             Condition::Icmp(icmp) => vec![message(icmp, false, self.stage)],
             Condition::NotIcmp(icmp) => vec![message(icmp, true, self.stage)],
-            Condition::Ports(side, ports) => {
-                joined(ports).iter().flat_map(|port| self.port(*side, port, allows)).collect()
-            }
+            Condition::Ports(side, ports) => self.ports(*side, ports, allows),
             Condition::NotPorts(side, protocol, ports) => self.not_ports(*side, *protocol, ports),
             Condition::Serves(service) => {
                 self.named(Side::Destination, "v", &Source::Serves(service.clone()), allows)
@@ -133,9 +167,10 @@ impl Writer<'_> {
                 let found = self.peers(*side, peers, allows);
                 let alone = found.into_iter().map(|(family, set)| Alternative::of(family, vec![set]));
                 let mut all: Vec<Alternative> = alone.collect();
-                for domains in peers.iter().filter_map(Peer::domains) {
+                let domains = domains_of(peers);
+                if !domains.is_empty() {
                     for family in Family::BOTH {
-                        let [now, before] = self.domains(*side, domains, family, allows);
+                        let [now, before] = self.domains(*side, &domains, family, allows);
                         all.push(Alternative::of(family, vec![now]));
                         // Whoever is connected stays so.
                         all.push(Alternative::of(family, vec![Match::State(State::Established), before]));
@@ -147,13 +182,12 @@ impl Writer<'_> {
                 // Whoever comes into such a set loses what the rule gives.
                 let allows = self.proposed;
                 let found = self.peers(*side, peers, allows);
-                let domains: Vec<_> = peers.iter().filter_map(Peer::domains).collect();
+                let domains = domains_of(peers);
                 let families = Family::BOTH.into_iter().map(|family| {
-                    let names = domains.iter().map(|domains| {
-                        let [now, _] = self.domains(*side, domains, family, allows);
+                    let names = (!domains.is_empty()).then(|| {
+                        let [now, _] = self.domains(*side, &domains, family, allows);
                         outside(&now)
                     });
-                    let names: Vec<Match> = names.collect();
                     let sets = found.iter().filter(|(of, _)| *of == family).map(|(_, set)| outside(set));
                     let none = std::iter::once(Match::Family(family));
                     Alternative::of(family, none.chain(sets).chain(names).collect())
@@ -163,16 +197,40 @@ impl Writer<'_> {
         }
     }
 
-    fn port(&mut self, side: Side, port: &Port, allows: bool) -> Vec<Alternative> {
-        let protocol = port.protocol;
-        let only = |matches| vec![Alternative { family: None, matches }];
-        match &port.ports {
-            PortMatch::Any => only(vec![Match::Protocol(protocol.0)]),
-            PortMatch::Range(first, last) => {
-                only(vec![Match::Protocol(protocol.0), self.numbers(side, *first, *last)])
-            }
-            PortMatch::Named(name) => self.named(side, "p", &Source::Named(name.clone(), protocol), allows),
+    /// One of these ports. The number of alternatives does not depend on the number of ports.
+    fn ports(&mut self, side: Side, ports: &BTreeSet<Port>, allows: bool) -> Vec<Alternative> {
+        let only = |matches| Alternative { family: None, matches };
+        let Listed { whole, ranges, names } = Listed::of(ports);
+        let mut all: Vec<Alternative> =
+            whole.iter().map(|protocol| only(vec![Match::Protocol(protocol.0)])).collect();
+        all.extend(self.ranges(side, &ranges).into_iter().map(only));
+        if !names.is_empty() {
+            all.extend(self.named(side, "p", &Source::Named(names), allows));
         }
+        all
+    }
+
+    /// Protocol and number are in one of these ranges, which neither overlap nor touch: one way for each protocol.
+    fn ranges(&mut self, side: Side, ranges: &[(Protocol, u16, u16)]) -> Vec<Vec<Match>> {
+        let same = |one: &(Protocol, u16, u16), two: &(Protocol, u16, u16)| one.0 == two.0;
+        let ways = ranges.chunk_by(same).map(|ranges| {
+            let protocol = ranges.iter().map(|(protocol, ..)| Match::Protocol(protocol.0)).take(1);
+            let numbers = match ranges {
+                [(_, 0, u16::MAX)] => None,
+                [(_, first, last)] => Some(self.numbers(side, *first, *last)),
+                many => {
+                    let elements = many
+                        .iter()
+                        .map(|(protocol, first, last)| Element::Numbers(protocol.0, *first, *last));
+                    let elements = elements.collect();
+                    // A set of ports has no family, and never changes.
+                    let set = self.set("q", Family::V4, Source::Numbers(elements), true);
+                    Some(Match::AnyOf { number: self.number(side), set })
+                }
+            };
+            protocol.chain(numbers).collect()
+        });
+        ways.collect()
     }
 
     /// An end whose address, protocol and port are in a set.
@@ -189,43 +247,33 @@ impl Writer<'_> {
         all
     }
 
-    /// All other numbers, range by range: a rule has room for few conditions. Names are few.
+    /// All other numbers of the protocol.
     fn not_ports(&mut self, side: Side, protocol: Protocol, none: &BTreeSet<PortMatch>) -> Vec<Alternative> {
         let of_protocol = |ports: &PortMatch| Port { protocol, ports: ports.clone() };
-        let none = joined(&none.iter().map(of_protocol).collect());
-        let (mut others, mut names, mut next) = (Vec::new(), Vec::new(), Some(0_u16));
-        for port in &none {
-            match &port.ports {
-                PortMatch::Any => return Vec::new(),
-                PortMatch::Range(first, last) => {
-                    let before = next.filter(|next| next < first);
-                    others.extend(before.map(|next| (next, first.saturating_sub(1))));
-                    next = last.checked_add(1);
-                }
-                PortMatch::Named(name) => names.push(name.clone()),
-            }
+        let Listed { whole, ranges, names } = Listed::of(&none.iter().map(of_protocol).collect());
+        if !whole.is_empty() {
+            return Vec::new();
         }
-        others.extend(next.map(|next| (next, u16::MAX)));
-        let numbers = |(first, last): (u16, u16)| {
-            let all = (first, last) == (0, u16::MAX);
-            let range = (!all).then(|| self.numbers(side, first, last));
-            [Match::Protocol(protocol.0)].into_iter().chain(range).collect::<Vec<_>>()
-        };
-        let numbers: Vec<Vec<Match>> = others.into_iter().map(numbers).collect();
+        let (mut others, mut next) = (Vec::new(), Some(0_u16));
+        for (_, first, last) in ranges {
+            let before = next.filter(|next| *next < first);
+            others.extend(before.map(|next| (protocol, next, first.saturating_sub(1))));
+            next = last.checked_add(1);
+        }
+        others.extend(next.map(|next| (protocol, next, u16::MAX)));
+        let numbers = self.ranges(side, &others);
         if names.is_empty() {
             return numbers.into_iter().map(|matches| Alternative { family: None, matches }).collect();
         }
         let allows = self.proposed;
         let mut all = Vec::new();
         for family in Family::BOTH {
-            let named = |name: &String| Source::Named(name.clone(), protocol);
-            let sets: Vec<String> =
-                names.iter().map(|name| self.set("p", family, named(name), allows)).collect();
+            let set = self.set("p", family, Source::Named(names.clone()), allows);
             for way in WAYS {
-                let (sets, end) = (sets.iter().cloned(), self.end_of(side));
-                let names = sets.map(|set| Match::Named { family, end, set, way, negated: true });
-                let names: Vec<Match> = names.collect();
-                let each = numbers.iter().map(|numbers| [numbers.as_slice(), &names].concat());
+                let (set, end) = (set.clone(), self.end_of(side));
+                let names = Match::Named { family, end, set, way, negated: true };
+                let each =
+                    numbers.iter().map(|numbers| [numbers.as_slice(), std::slice::from_ref(&names)].concat());
                 all.extend(each.map(|matches| Alternative::of(family, matches)));
             }
         }
@@ -299,6 +347,9 @@ impl Writer<'_> {
 
     fn set(&mut self, letter: &str, family: Family, source: Source, allows: bool) -> String {
         let name = set_name(letter, &source, family);
+        if let Some(namespace) = &self.namespace {
+            self.owned.entry(namespace.clone()).or_default().insert(name.clone());
+        }
         let entry = self.sets.entry(name.clone()).or_insert(SetUse { family, source, allows });
         entry.allows &= allows;
         name

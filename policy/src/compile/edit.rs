@@ -19,6 +19,10 @@ impl<'a> Edit<'a> {
         Self { standing, changes: Vec::new(), revokes: false, fresh: BTreeSet::new() }
     }
 
+    pub(super) fn standing(&self) -> &Ruleset {
+        self.standing
+    }
+
     fn make(&mut self, change: Change) {
         self.standing.apply(std::slice::from_ref(&change));
         self.changes.push(change);
@@ -100,7 +104,7 @@ impl<'a> Edit<'a> {
                 let all = Element::Port(address, 0, 0)..=Element::Port(address, u8::MAX, u16::MAX);
                 set.elements.range(all).cloned().collect()
             }
-            Kind::Ranges | Kind::Chains => return,
+            Kind::Ranges | Kind::Numbers | Kind::Chains => return,
         };
         if before != now {
             let gone = before.difference(&now).cloned().collect();

@@ -18,15 +18,17 @@ pub(super) fn of_address(
 ) -> BTreeSet<Element> {
     let alone = |is_in: bool| is_in.then_some(Element::Address(address)).into_iter().collect();
     match source {
-        Source::Ranges(_) => BTreeSet::new(),
+        Source::Ranges(_) | Source::Numbers(_) => BTreeSet::new(),
         Source::Pods(selectors) => {
             let selects = |pod| selectors.iter().any(|selector| world.selects(selector, pod));
             alone(holder.is_some_and(selects))
         }
-        Source::Named(name, protocol) => {
+        Source::Named(names) => {
             let ports = holder.into_iter().flat_map(|pod| pod.ports.iter()).chain(world.host_ports(address));
-            let named = ports.filter(|port| port.name == *name && port.protocol == *protocol);
-            named.map(|port| Element::Port(address, protocol.0, port.port)).collect()
+            let named = ports.filter(|port| {
+                names.iter().any(|(name, protocol)| port.name == *name && port.protocol == *protocol)
+            });
+            named.map(|port| Element::Port(address, port.protocol.0, port.port)).collect()
         }
         Source::Domains(domains, Resolves::Now) => alone(world.names.has(domains, address)),
         // One that another of them has is no address of before.
@@ -57,8 +59,16 @@ impl<'a> Index<'a> {
         let (mut namespaces, mut labels, mut ports) = (HashMap::new(), HashMap::new(), HashMap::new());
         for source in sources {
             match source {
-                Source::Ranges(_) | Source::Domains(..) | Source::Service(_) | Source::Serves(_) => {}
-                Source::Named(name, _) => drop(ports.entry(name.as_str()).or_default()),
+                Source::Ranges(_)
+                | Source::Numbers(_)
+                | Source::Domains(..)
+                | Source::Service(_)
+                | Source::Serves(_) => {}
+                Source::Named(names) => {
+                    for (name, _) in names {
+                        ports.entry(name.as_str()).or_default();
+                    }
+                }
                 Source::Pods(selectors) => {
                     for selector in selectors {
                         if let Namespaces::Named(name) = &selector.namespaces {
@@ -100,13 +110,15 @@ impl<'a> Index<'a> {
             _ => BTreeSet::new(),
         };
         let candidates: BTreeSet<usize> = match source {
-            Source::Ranges(ranges) => return ranges.clone(),
+            Source::Ranges(elements) | Source::Numbers(elements) => return elements.clone(),
             Source::Domains(domains, _) => return of(&mut self.world.names.addresses(domains)),
             Source::Service(service) | Source::Serves(service) => {
                 let slices = self.world.endpoints(service);
                 return of(&mut slices.flat_map(|endpoints| &endpoints.addresses).copied());
             }
-            Source::Named(name, _) => self.ports.get(&**name).into_iter().flatten().copied().collect(),
+            Source::Named(names) => {
+                names.iter().filter_map(|(name, _)| self.ports.get(&**name)).flatten().copied().collect()
+            }
             Source::Pods(selectors) => {
                 selectors.iter().flat_map(|selector| self.candidates(selector)).collect()
             }
@@ -192,8 +204,9 @@ mod tests {
         let selectors: Vec<PodSelector> = selectors.collect();
         let pairs = selectors.windows(2).map(|pair| Source::Pods(pair.iter().cloned().collect()));
         let named = [
-            Source::Named("http".to_owned(), "TCP".parse().unwrap()),
-            Source::Named("ftp".to_owned(), "TCP".parse().unwrap()),
+            Source::Named([("http".to_owned(), "TCP".parse().unwrap())].into()),
+            Source::Named([("ftp".to_owned(), "TCP".parse().unwrap())].into()),
+            Source::Named(["http", "dns"].map(|name| (name.to_owned(), "TCP".parse().unwrap())).into()),
         ];
         let sources: Vec<Source> = pairs.chain(named).collect();
         let (index, mut found) = (Index::of(&world, sources.iter()), 0);

@@ -33,6 +33,34 @@ pub(super) fn cover<'a>(
     join(ranges).into_iter().map(|(first, last)| Element::Range(address(first), address(last))).collect()
 }
 
+/// Nobody needs to know how many there are beyond this.
+const PIECES_MOST: usize = 1 << 20;
+
+/// How many prefixes a block comes to without its exceptions: what the kernel makes of its ranges, and pays for.
+pub(crate) fn pieces(block: &Block) -> usize {
+    let bits = u32::from(block.net.max_prefix_len());
+    let of = |net: &&IpNet| net.max_prefix_len() == block.net.max_prefix_len();
+    let holes = block.except.iter().filter(of).map(range).collect();
+    let mut count = 0;
+    for (mut first, last) in subtract(range(&block.net), holes) {
+        loop {
+            count += 1;
+            // The largest prefix that begins here and does not go beyond the end.
+            let room = match (last - first).checked_add(1) {
+                Some(size) => size.ilog2(),
+                None => u128::BITS,
+            };
+            let size = first.trailing_zeros().min(bits).min(room);
+            let next = 1_u128.checked_shl(size).and_then(|size| first.checked_add(size));
+            match next {
+                Some(next) if next <= last && count < PIECES_MOST => first = next,
+                _ => break,
+            }
+        }
+    }
+    count
+}
+
 fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u128::from(u32::from(address)),
@@ -116,6 +144,21 @@ mod tests {
         assert!(ranges(&[("0.0.0.0/0", &[])], Family::V6).is_empty());
         // Another block lets in again what one leaves out.
         assert_eq!(ranges(&[("10.0.0.0/24", &["10.0.0.0/25"]), ("10.0.0.0/26", &[])], Family::V4).len(), 2);
+    }
+
+    #[test]
+    fn a_block_is_as_many_pieces_as_prefixes() {
+        let count = |net: &str, except: &[&str]| {
+            let except = except.iter().map(|net| net.parse().unwrap()).collect();
+            pieces(&Block { net: net.parse().unwrap(), except })
+        };
+        assert_eq!(count("10.0.0.0/8", &[]), 1);
+        assert_eq!(count("10.0.0.0/24", &["10.0.0.0/25"]), 1);
+        assert_eq!(count("10.0.0.0/24", &["10.0.0.1/32"]), 8);
+        assert_eq!((count("::/0", &[]), count("0.0.0.0/0", &[])), (1, 1));
+        assert_eq!(count("::/0", &["2001:db8::1/128"]), 128);
+        assert_eq!(count("0.0.0.0/0", &["0.0.0.0/0"]), 0);
+        assert_eq!(count("10.0.0.0/8", &["2001:db8::1/128"]), 1, "of another family");
     }
 
     proptest! {

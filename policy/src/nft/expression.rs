@@ -130,9 +130,13 @@ impl Writer<'_> {
     }
 
     fn ct(&mut self, key: u32, direction: Option<u8>) {
+        self.ct_into(key, direction, REG_1);
+    }
+
+    fn ct_into(&mut self, key: u32, direction: Option<u8>, register: u32) {
         self.expression("ct", |batch| {
             batch.be32(2, key);
-            batch.be32(1, REG_1);
+            batch.be32(1, register);
             if let Some(direction) = direction {
                 batch.attr(3, &[direction]);
             }
@@ -258,6 +262,17 @@ impl Writer<'_> {
         self.payload(NETWORK_HEADER, offset, length, REG_1);
     }
 
+    /// Loads a number into a register.
+    fn number(&mut self, number: Number, register: u32) {
+        match number {
+            Number::ClientPort => self.ct_into(CT_PROTO_SRC, Some(ORIGINAL), register),
+            Number::ServerPort => self.ct_into(CT_PROTO_SRC, Some(REPLY), register),
+            Number::DialledPort | Number::Icmp => self.ct_into(CT_PROTO_DST, Some(ORIGINAL), register),
+            Number::SourcePort | Number::PacketIcmp => self.payload(TRANSPORT_HEADER, 0, 2, register),
+            Number::DestinationPort => self.payload(TRANSPORT_HEADER, 2, 2, register),
+        }
+    }
+
     fn interface(&mut self, key: u32, name: &str) {
         let mut padded = [0; IFNAMSIZ];
         padded.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
@@ -296,17 +311,17 @@ impl Writer<'_> {
                 self.compare(CMP_NEQ, &[*protocol]);
             }
             Match::Numbers { number, first, last, negated } => {
-                match number {
-                    Number::ClientPort => self.ct(CT_PROTO_SRC, Some(ORIGINAL)),
-                    Number::ServerPort => self.ct(CT_PROTO_SRC, Some(REPLY)),
-                    Number::DialledPort | Number::Icmp => self.ct(CT_PROTO_DST, Some(ORIGINAL)),
-                    Number::SourcePort | Number::PacketIcmp => self.payload(TRANSPORT_HEADER, 0, 2, REG_1),
-                    Number::DestinationPort => self.payload(TRANSPORT_HEADER, 2, 2, REG_1),
-                }
+                self.number(*number, REG_1);
                 match negated {
                     false => self.compare_range(&first.to_be_bytes(), &last.to_be_bytes()),
                     true => self.compare_outside(&first.to_be_bytes(), &last.to_be_bytes()),
                 }
+            }
+            Match::AnyOf { number, set } => {
+                self.meta(META_L4PROTO, REG_1);
+                self.order_for_network(REG_1);
+                self.number(*number, REG32_00 + 1);
+                self.lookup(set, false, false);
             }
             Match::State(state) => {
                 self.ct(CT_STATE, None);

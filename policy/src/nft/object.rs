@@ -73,6 +73,7 @@ pub(super) fn set(batch: &mut Batch, slot: Slot, name: &str, family: Family, kin
         Kind::Addresses => (0, address_type, address_length),
         Kind::Chains => (SET_MAP, address_type, address_length),
         Kind::Ranges => (SET_INTERVAL | SET_CONCAT, join(address_type, TYPE_INET_PROTO), address_length + 4),
+        Kind::Numbers => (SET_INTERVAL | SET_CONCAT, join(TYPE_INET_PROTO, TYPE_INET_SERVICE), 8),
         Kind::Ports => (0, join(join(address_type, TYPE_INET_PROTO), TYPE_INET_SERVICE), address_length + 8),
     };
     batch.be32(3, flags);
@@ -85,10 +86,11 @@ pub(super) fn set(batch: &mut Batch, slot: Slot, name: &str, family: Family, kin
     // Its number in the transaction: the kernel wants one, rules name the set.
     let sequence = batch.next_sequence();
     batch.be32(10, sequence);
-    if kind == Kind::Ranges {
+    if kind.is_interval() {
+        let lengths = if kind == Kind::Numbers { [1, 2] } else { [address_length, 1] };
         let description = batch.nest(9);
         let fields = batch.nest(2);
-        for length in [address_length, 1] {
+        for length in lengths {
             let field = batch.nest(LIST_ELEMENT);
             batch.be32(1, length);
             batch.end_nest(field);
@@ -101,7 +103,7 @@ pub(super) fn set(batch: &mut Batch, slot: Slot, name: &str, family: Family, kin
         match kind {
             Kind::Addresses => NOTE_KEYS,
             Kind::Chains => NOTE_MAP,
-            Kind::Ranges | Kind::Ports => NOTE_CONCATENATION,
+            Kind::Ranges | Kind::Ports | Kind::Numbers => NOTE_CONCATENATION,
         },
     );
 }
@@ -180,6 +182,10 @@ fn one_element(batch: &mut Batch, slot: Slot, element: &Element, more: bool) {
             let [high, low] = port.to_be_bytes();
             key(batch, 1, *address, &[*protocol, 0, 0, 0, high, low, 0, 0]);
         }
+        Element::Numbers(protocol, first, last) => {
+            numbers_key(batch, 1, *protocol, *first);
+            numbers_key(batch, 10, *protocol, *last);
+        }
         Element::Chain(address, chain) => {
             key(batch, 1, *address, &[]);
             if more {
@@ -199,6 +205,14 @@ fn key(batch: &mut Batch, kind: u16, address: IpAddr, rest: &[u8]) {
         IpAddr::V4(address) => batch.parts(DATA_VALUE, &[&address.octets(), rest]),
         IpAddr::V6(address) => batch.parts(DATA_VALUE, &[&address.octets(), rest]),
     }
+    batch.end_nest(nest);
+}
+
+/// A protocol and a port, each filled up to four bytes.
+fn numbers_key(batch: &mut Batch, kind: u16, protocol: u8, port: u16) {
+    let nest = batch.nest(kind);
+    let [high, low] = port.to_be_bytes();
+    batch.attr(DATA_VALUE, &[protocol, 0, 0, 0, high, low, 0, 0]);
     batch.end_nest(nest);
 }
 

@@ -132,6 +132,18 @@ fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
         Match::Interface(name) => packet.interface == *name,
         Match::Leaves(name) => packet.leaves_by == *name,
         // Of what is not tracked nobody knows who began it.
+        Match::AnyOf { number, set } => {
+            let set = ruleset.sets.get(set).unwrap_or_else(|| panic!("no set {set}"));
+            assert_eq!(set.kind, Kind::Numbers);
+            set.elements.iter().any(|element| match element {
+                Element::Numbers(protocol, first, last) => {
+                    let numbers =
+                        Match::Numbers { number: *number, first: *first, last: *last, negated: false };
+                    packet.protocol == *protocol && holds(ruleset, &numbers, packet)
+                }
+                _ => panic!("a set of numbers has {element:?}"),
+            })
+        }
         Match::In { end: End::Client | End::Server | End::Dialled, .. } | Match::Named { .. }
             if packet.state == State::Untracked || packet.before_nat =>
         {

@@ -187,6 +187,9 @@ pub(crate) fn everything() -> Ruleset {
             vec![Element::Range(at(1), at(3)), Element::Range(at(5), at(5)), Element::Range(at(8), at(90))],
         );
         put("p", Kind::Ports, vec![Element::Port(at(1), 6, 80), Element::Port(at(1), 132, 65535)]);
+        if family == Family::V4 {
+            put("n", Kind::Numbers, vec![Element::Numbers(6, 80, 80), Element::Numbers(17, 0, 65535)]);
+        }
         put(
             "in",
             Kind::Chains,
@@ -235,6 +238,10 @@ pub(crate) fn everything() -> Ruleset {
                 x.push(rule(vec![Match::Protocol(protocol), numbers], Verdict::Return));
             }
         }
+    }
+    for number in [Number::ServerPort, Number::ClientPort, Number::DialledPort] {
+        let set = format!("n{}", Family::V4.suffix());
+        x.push(rule(vec![Match::Protocol(6), Match::AnyOf { number, set }], Verdict::Return));
     }
     for protocol in [0, 1, 6, 17, 58, 132, 255] {
         x.push(rule(vec![Match::Protocol(protocol)], Verdict::Return));
@@ -290,6 +297,10 @@ pub(crate) fn everything() -> Ruleset {
             let numbers = Match::Numbers { number, first, last, negated };
             raw.push(rule(vec![Match::Protocol(protocol), numbers], Verdict::Return));
         }
+    }
+    for number in [Number::SourcePort, Number::DestinationPort] {
+        let set = format!("n{}", Family::V4.suffix());
+        raw.push(rule(vec![Match::Protocol(17), Match::AnyOf { number, set }], Verdict::Return));
     }
     let statements = vec![Statement::NoTrack];
     let untracked = Rule { matches: vec![], statements, verdict: Verdict::Accept };

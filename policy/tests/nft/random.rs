@@ -11,8 +11,13 @@ use mesh_policy::ruleset::{
 /// A linear congruential generator (Knuth's MMIX).
 pub(crate) struct Random(u64);
 
-const KINDS: [(&str, Kind); 4] =
-    [("a", Kind::Addresses), ("r", Kind::Ranges), ("p", Kind::Ports), ("m", Kind::Chains)];
+const KINDS: [(&str, Kind); 5] = [
+    ("a", Kind::Addresses),
+    ("r", Kind::Ranges),
+    ("p", Kind::Ports),
+    ("n", Kind::Numbers),
+    ("m", Kind::Chains),
+];
 const ENDS: [End; 5] = [End::Source, End::Destination, End::Client, End::Server, End::Dialled];
 /// More than enough for chains to come and go.
 const CHAINS: u64 = 6;
@@ -86,6 +91,13 @@ impl Random {
                     next = last + 2;
                     elements.insert(Element::Range(Self::address(family, first), Self::address(family, last)))
                 }
+                Kind::Numbers => {
+                    let first = next + self.below(5);
+                    let last = first + self.below(300);
+                    next = last + 2;
+                    let port = |n: u64| u16::try_from(n).unwrap();
+                    elements.insert(Element::Numbers(self.one_of(&[6, 17, 132]), port(first), port(last)))
+                }
                 Kind::Chains if chains.is_empty() || !seen.insert(at) => false,
                 Kind::Chains => elements.insert(Element::Chain(at, self.one_of(chains))),
             };
@@ -112,7 +124,7 @@ impl Random {
         for _ in 0..self.below(3) {
             let (name, set) = self.one_of(&of_family);
             let (end, negated, name) = (self.one_of(&ENDS), self.below(2) == 0, name.clone());
-            matches.push(match set.kind {
+            let condition = match set.kind {
                 kind @ (Kind::Addresses | Kind::Ranges) => {
                     Match::In { family, end, set: name, kind, negated }
                 }
@@ -121,10 +133,22 @@ impl Random {
                     let end = self.one_of(&[End::Client, End::Server]);
                     Match::Named { family, end, set: name, way, negated }
                 }
+                // `nft` takes one protocol in a rule.
+                Kind::Numbers if matches.iter().any(|one| matches!(one, Match::Protocol(_))) => {
+                    Match::State(State::New)
+                }
+                Kind::Numbers => {
+                    let all = [Number::ServerPort, Number::ClientPort, Number::DialledPort];
+                    matches.push(Match::Protocol(self.one_of(&[6, 17])));
+                    Match::AnyOf { number: self.one_of(&all), set: name }
+                }
                 Kind::Chains => Match::State(State::New),
-            });
+            };
+            matches.push(condition);
         }
+        let has_protocol = matches.iter().any(|one| matches!(one, Match::Protocol(_)));
         match self.below(5) {
+            _ if has_protocol => {}
             0 => {
                 let first = u16::try_from(self.below(1000)).unwrap();
                 let last = first + u16::try_from(self.below(3)).unwrap();

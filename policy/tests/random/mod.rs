@@ -44,6 +44,7 @@ pub(crate) fn settings(node: &str) -> Settings {
         audit: false,
         log: Logging { group: 5, denied: 10, allowed: 0 },
         mask: MASK,
+        budgets: Default::default(),
     }
 }
 
@@ -265,7 +266,7 @@ pub(crate) fn tiered_policy() -> impl Strategy<Value = Read> {
     let condition = prop_oneof![
         4 => (side(), prop::collection::btree_set(from.clone(), 0..3)).prop_map(|(side, peers)| Condition::Is(side, peers)),
         2 => (side(), prop::collection::btree_set(from, 0..3)).prop_map(|(side, peers)| Condition::IsNot(side, peers)),
-        2 => (side(), prop::collection::btree_set((with_ports(), ports()).prop_map(|(protocol, ports)| Port { protocol, ports }), 0..3))
+        2 => (side(), prop::collection::btree_set((with_ports(), ports()).prop_map(|(protocol, ports)| Port { protocol, ports }), 0..5))
             .prop_map(|(side, ports)| Condition::Ports(side, ports)),
         2 => (side(), with_ports(), prop::collection::btree_set(ports(), 0..3))
             .prop_map(|(side, protocol, ports)| Condition::NotPorts(side, protocol, ports)),

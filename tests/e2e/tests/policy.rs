@@ -504,3 +504,56 @@ fn an_underlay_interface_may_be_closed_and_a_tunnel_be_a_host_endpoint() {
         )
         .passes();
 }
+
+#[test]
+fn a_hostile_tenant_neither_silences_a_node_nor_delays_others() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policy/tenants.py");
+    let flood = format!(
+        "- timeout: 180s\n  exec: {{on: aws-1, command: \"python3 {script} /run/netlab/shared/registry 10.1.0.2 /run/sennit/agent.sock 20\", contains: slowest}}\n"
+    );
+    let mut mesh = Mesh::new("policy-tenants");
+    mesh.sites("- {name: aws, podsPerNode: 2}\n- {name: gcp, podsPerNode: 1}")
+        .steps(
+            r"- apply:
+    file: pods.yaml
+    manifest:
+      - {apiVersion: v1, kind: Namespace, metadata: {name: victim}}
+      - {apiVersion: v1, kind: Namespace, metadata: {name: hostile}}
+      - {apiVersion: v1, kind: Namespace, metadata: {name: other}}
+      - apiVersion: v1
+        kind: Pod
+        metadata: {name: v, namespace: victim}
+        spec: {nodeName: aws-1}
+        status: {phase: Running, podIPs: [{ip: 10.1.0.2}, {ip: 'fd00:1::2'}]}
+      - apiVersion: v1
+        kind: Pod
+        metadata: {name: h, namespace: hostile}
+        spec: {nodeName: aws-1}
+        status: {phase: Running, podIPs: [{ip: 10.1.0.3}, {ip: 'fd00:1::3'}]}
+      - apiVersion: v1
+        kind: Pod
+        metadata: {name: o, namespace: other}
+        spec: {nodeName: gcp-1}
+        status: {phase: Running, podIPs: [{ip: 10.2.0.2}, {ip: 'fd00:2::2'}]}
+- capture: underlay
+- handshakes: all
+- expect: {matrix: pods}
+",
+        )
+        .steps(&flood)
+        .steps(
+            r#"- status: {nodes: aws-1, where: [{path: /policy/overBudget/0/object, equals: "Namespace hostile"}, {path: /policy/overBudget/0/code, equals: PolicyBudgetExceeded}, {path: /policy/overBudgetTotal, equals: 1}, {path: /policy/standing, equals: true}]}
+- name: who is over its budget is closed, in the direction that it judges; its neighbour has what it asked for
+  expect:
+    pairs:
+      - {from: gcp-1-pod-1, to: [aws-1-pod-1, aws-1-pod-2], verdict: deny}
+      - {from: [aws-1-pod-1, aws-1-pod-2], to: gcp-1-pod-1}
+- name: within its budget again it is open again
+  exec: {on: aws-1, command: "cd /run/netlab/shared/registry && rm hostile-*.json victim.json"}
+- status: {nodes: aws-1, where: [{path: /policy/overBudgetTotal, equals: 0}]}
+- expect: {matrix: pods}
+- assertNoCleartext: {}
+"#,
+        )
+        .passes();
+}

@@ -15,6 +15,7 @@ pub mod packet;
 pub mod polprog;
 pub mod rig;
 pub mod selectors;
+pub mod tenants;
 
 pub use packet::Packet;
 pub use rig::{Link, Rig};

@@ -76,6 +76,7 @@ pub fn settings() -> Settings {
         audit: false,
         log: Logging { group: 5180, denied: 10, allowed: 0 },
         mask: MASK,
+        budgets: Default::default(),
     }
 }
 

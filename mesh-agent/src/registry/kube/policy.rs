@@ -49,7 +49,7 @@ pub(super) fn watch(
 ) -> Watches {
     let from = &From { client: client.clone(), cluster: cluster.cloned(), reading: reading.clone() };
     let calico = calico::follow(from.clone(), feed.clone());
-    let (reporter, reporting) = Reporter::new(client.clone());
+    let (reporter, reporting) = Reporter::new(client.clone(), feed.verdicts());
     let told = |reporter: &Reporter| Some(reporter.clone());
     Watches(vec![
         begin::<Namespace>(from, feed, None),

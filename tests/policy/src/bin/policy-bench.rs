@@ -10,7 +10,8 @@ use mesh_policy::nft::{Ownership, Table};
 use mesh_policy::object::{Namespace, Pod};
 use mesh_policy::ruleset::{Change, Element, Family, Kind};
 use mesh_policy::{Event, calico, clusternetworkpolicy, networkpolicy};
-use policy_tests::rig::{NODE, settings};
+use policy_tests::rig::NODE;
+use policy_tests::tenants::without_budgets;
 use policy_tests::{Link, Packet, Rig};
 use serde_json::{Value, json};
 
@@ -32,6 +33,9 @@ struct Cli {
     /// Policies of five tiers and three APIs, instead of NetworkPolicies alone.
     #[arg(long)]
     tiers: bool,
+    /// Only what the policies of one tenant cost the others.
+    #[arg(long)]
+    tenants: bool,
 }
 
 const APPS: u32 = 200;
@@ -132,8 +136,12 @@ fn told(what: &str, mut times: Vec<Duration>) {
 #[expect(clippy::print_stdout, reason = "its output is what it is run for")]
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    if cli.tenants {
+        print!("{}", policy_tests::tenants::measure()?);
+        return Ok(());
+    }
     let own: Vec<IpNet> = vec!["10.1.0.0/25".parse()?];
-    let settings = Settings { own: own.into_iter().collect(), strangers: true, ..settings() };
+    let settings = Settings { own: own.into_iter().collect(), strangers: true, ..without_budgets() };
     let mut rig = Rig::new(settings, Default::default()).context("it needs root")?;
     one_element(&mut rig, cli.changes)?;
     first_packets()?;
@@ -242,7 +250,7 @@ fn one_element(rig: &mut Rig, changes: u32) -> anyhow::Result<()> {
 fn first_packets() -> anyhow::Result<()> {
     for rules in [0_u32, 100, 1_000, 10_000] {
         let rate = std::thread::spawn(move || -> anyhow::Result<f64> {
-            let mut rig = Rig::new(settings(), Default::default())?;
+            let mut rig = Rig::new(without_budgets(), Default::default())?;
             let own = |name: &str, address: &str| policy_tests::objects::pod(name, name, &[address]);
             let rule = |n: u32| json!({"from": [{"podSelector": {"matchLabels": {"app": format!("a{}", n % 100)}}}], "ports": [{"port": 1 + n}]});
             let last = json!({"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]});

@@ -12,8 +12,10 @@ use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::registry::feed::Verdicts;
 use crate::registry::kube::{cut, reason};
 
 /// Who has written a condition, as the API server keeps it.
@@ -63,6 +65,13 @@ impl Condition {
         }
     }
 
+    /// The same of an object that is understood, and that is more than the operator's policies may be.
+    fn over_budget(&self, reason: &str) -> Self {
+        let (status, kind) = ("False".to_owned(), "OverBudget".to_owned());
+        let message = cut(&format!("{reason}; whom it selects is denied"));
+        Self { status, reason: kind, message, ..self.clone() }
+    }
+
     /// Whether it says the same, whenever that began.
     fn says(&self, other: &Self) -> bool {
         let timeless = |condition: &Self| Self { last_transition_time: String::new(), ..condition.clone() };
@@ -88,6 +97,18 @@ impl Seen {
         ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
     }
 
+    /// How verdicts name it.
+    fn object(&self) -> String {
+        format!("{} {}", self.resource.kind, self.name)
+    }
+
+    /// With what was found when it was enforced. What is refused stays so.
+    fn judged(&self, verdicts: &Verdicts) -> Self {
+        let reason = verdicts.get(&self.object()).filter(|_| self.wanted.status == "True");
+        let wanted = reason.map_or_else(|| self.wanted.clone(), |reason| self.wanted.over_budget(reason));
+        Self { wanted, ..self.clone() }
+    }
+
     /// What is written.
     fn patch(&self, now: Timestamp) -> Value {
         let since = self.current.as_ref().filter(|current| current.status == self.wanted.status);
@@ -108,9 +129,12 @@ pub(super) struct Reporter(UnboundedSender<Seen>);
 
 impl Reporter {
     /// With the task that writes.
-    pub(super) fn new(client: Client) -> (Self, impl Future<Output = ()>) {
+    pub(super) fn new(
+        client: Client,
+        verdicts: watch::Receiver<Verdicts>,
+    ) -> (Self, impl Future<Output = ()>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self(sender), write(client, receiver))
+        (Self(sender), write(client, receiver, verdicts))
     }
 
     pub(super) fn saw(&self, seen: Seen) {
@@ -125,7 +149,15 @@ struct Due {
     seen: Seen,
 }
 
-async fn write(client: Client, mut receiver: UnboundedReceiver<Seen>) {
+async fn write(
+    client: Client,
+    mut receiver: UnboundedReceiver<Seen>,
+    mut verdicts: watch::Receiver<Verdicts>,
+) {
+    // As each was seen last, for when another verdict falls.
+    let mut known: BTreeMap<(String, String), Seen> = BTreeMap::new();
+    // Those to look at again.
+    let mut again: Vec<Seen> = Vec::new();
     let mut due: BTreeMap<(String, String), Due> = BTreeMap::new();
     // The generation that was last tried to be written, and how often: agents of two versions must not answer each other for ever.
     let mut tried: BTreeMap<(String, String), (i64, u32)> = BTreeMap::new();
@@ -140,9 +172,11 @@ async fn write(client: Client, mut receiver: UnboundedReceiver<Seen>) {
         tokio::select! {
             // What others have written meanwhile is known before anything is.
             biased;
-            seen = receiver.recv() => {
+            seen = seen_next(&mut receiver, &mut again) => {
                 let Some(seen) = seen else { return };
                 let key = (seen.resource.plural.clone(), seen.name.clone());
+                known.insert(key.clone(), seen.clone());
+                let seen = seen.judged(&verdicts.borrow());
                 if seen.current.as_ref().is_some_and(|current| current.says(&seen.wanted)) {
                     due.remove(&key);
                     continue;
@@ -153,6 +187,7 @@ async fn write(client: Client, mut receiver: UnboundedReceiver<Seen>) {
                 let at = due.get(&key).map_or(at, |due| due.at.min(at));
                 due.insert(key, Due { at, seen });
             }
+            Ok(()) = verdicts.changed() => again.extend(known.values().cloned()),
             () = sleep => {
                 let Some((key, Due { seen, .. })) = next.and_then(|(key, _)| due.remove_entry(&key)) else { continue };
                 let generation = seen.wanted.observed_generation;
@@ -160,7 +195,10 @@ async fn write(client: Client, mut receiver: UnboundedReceiver<Seen>) {
                 tried.insert(key.clone(), (generation, times));
                 match tokio::time::timeout(ANSWER, patch(&client, &seen)).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(kube::Error::Api(status))) if status.code == 404 => drop(tried.remove(&key)),
+                    Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+                        known.remove(&key);
+                        tried.remove(&key);
+                    }
                     failed => {
                         let why = match &failed {
                             Ok(Err(error)) => reason(error),
@@ -174,6 +212,14 @@ async fn write(client: Client, mut receiver: UnboundedReceiver<Seen>) {
                 }
             }
         }
+    }
+}
+
+/// What was seen anew; what is to be looked at again first.
+async fn seen_next(receiver: &mut UnboundedReceiver<Seen>, again: &mut Vec<Seen>) -> Option<Seen> {
+    match again.pop() {
+        Some(seen) => Some(seen),
+        None => receiver.recv().await,
     }
 }
 
@@ -199,6 +245,23 @@ fn chance(most: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_policy_over_the_operators_budget_is_not_accepted() {
+        let seen = |refusals: &[String]| Seen {
+            resource: Seen::resource("sennit.dev/v1alpha1", "MeshPolicy", "meshpolicies"),
+            name: "p".to_owned(),
+            current: None,
+            wanted: Condition::of("Accepted", 7, refusals, false),
+        };
+        let verdicts: Verdicts = [("MeshPolicy p".to_owned(), "it is too much".to_owned())].into();
+        let wanted = seen(&[]).judged(&verdicts).wanted;
+        assert_eq!((wanted.status.as_str(), wanted.reason.as_str()), ("False", "OverBudget"));
+        assert_eq!(wanted.message, "it is too much; whom it selects is denied");
+        assert_eq!(seen(&[]).judged(&Verdicts::new()).wanted.status, "True");
+        let refused = seen(&["spec: wrong".to_owned()]).judged(&verdicts).wanted;
+        assert_eq!((refused.reason.as_str(), refused.message.as_str()), ("Refused", "spec: wrong"));
+    }
 
     #[test]
     fn a_condition_keeps_its_time_as_long_as_its_status_is_the_same() {
