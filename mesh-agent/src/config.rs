@@ -13,6 +13,7 @@ use mesh_overlay::wireguard::Choice;
 use mesh_overlay::{Endpoint, Grants};
 use serde::Deserialize;
 
+use crate::bypass::Acknowledged;
 use crate::settings::{Encryption, SiteGrant, grants};
 pub use policy::{Mode, Policy, SitePair, SiteStances, Stance};
 
@@ -207,6 +208,8 @@ struct Document {
     #[serde(default)]
     policy: Policy,
     #[serde(default)]
+    acknowledge: BTreeSet<Acknowledged>,
+    #[serde(default)]
     log: LogLevel,
 }
 
@@ -267,6 +270,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is done with policies.
     pub policy: Policy,
+    /// What the operator knows of and accepts.
+    pub acknowledge: BTreeSet<Acknowledged>,
     /// Our numbers in the kernel's tables.
     pub routing: Routing,
     /// How much is logged.
@@ -397,6 +402,7 @@ impl Config {
             encryption: document.encryption,
             metrics: document.metrics,
             policy: document.policy,
+            acknowledge: document.acknowledge,
             routing,
             log: document.log,
         })

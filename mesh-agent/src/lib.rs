@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod atomic;
+pub mod bypass;
 pub mod cli;
 pub mod commands;
 pub mod config;

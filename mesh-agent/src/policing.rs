@@ -53,6 +53,8 @@ pub fn settings(policy: &Policy, strangers: bool) -> Settings {
         failsafe: policy.failsafe(),
         resolvers: policy.dns.resolvers(),
         check_sources: policy.check_sources,
+        outside: policy.outside_interfaces.iter().map(ToString::to_string).collect(),
+        vxlan: BTreeSet::new(),
         audit: policy.mode == Mode::Audit,
         log: Logging { group: policy.log.group, denied: policy.log.denied, allowed: policy.log.allowed },
         mask: policy.ct_mark_mask,
@@ -66,8 +68,16 @@ fn carriers(plan: &MeshPlan) -> BTreeSet<u16> {
     vxlan.chain(tunnels).chain([plan.device.listen_port]).collect()
 }
 
+/// The UDP ports on which this node's VXLAN devices listen.
+fn vxlan_ports(plan: &MeshPlan) -> BTreeSet<u16> {
+    plan.vxlan.iter().map(|device| device.port).collect()
+}
+
 /// The same, with a node's surroundings by its plan.
-fn around(config: &Config, plan: &MeshPlan, strangers: bool) -> Settings {
+fn around(config: &Config, plan: &MeshPlan, known: &Known) -> Settings {
+    let said = settings(&config.policy, known.strangers);
+    // What a VXLAN device of the mesh carries is judged by the guard.
+    let names = plan.vxlan.iter().map(|device| device.name.to_string());
     let guard = &plan.guard;
     let cleartext = guard.cleartext.iter().flat_map(|cleartext| &cleartext.interfaces);
     let keyless: BTreeSet<String> = cleartext.map(ToString::to_string).collect();
@@ -82,8 +92,10 @@ fn around(config: &Config, plan: &MeshPlan, strangers: bool) -> Settings {
         scope: inside.copied().chain(links).collect(),
         own: guard.local.clone(),
         address: plan.addresses.iter().map(IpNet::addr).find(IpAddr::is_ipv6),
+        outside: said.outside.iter().chain(&known.outside).cloned().chain(names).collect(),
+        vxlan: vxlan_ports(plan),
         carriers: carriers(plan),
-        ..settings(&config.policy, strangers)
+        ..said
     }
 }
 
@@ -128,6 +140,8 @@ pub struct Known {
     pub strangers: bool,
     /// Nothing was denied before this agent started.
     pub unpoliced: bool,
+    /// The interfaces that lead to no pod of this node.
+    pub outside: BTreeSet<String>,
 }
 
 struct Shared {
@@ -288,7 +302,7 @@ impl Shared {
             self.leave();
             return true;
         }
-        let around = around(&self.config, plan, known.strangers);
+        let around = around(&self.config, plan, &known);
         let nodes = nodes(&self.config, plan, &known.hosts);
         self.followed = Some((around, nodes, known));
         self.configure();

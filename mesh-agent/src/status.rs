@@ -17,6 +17,7 @@ use mesh_overlay::{Exemption, MeshPlan, ObservedDevice};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Exempted;
+use crate::bypass::Problem;
 
 /// What is known of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -219,6 +220,9 @@ pub struct Status {
     pub unpublished: Vec<NodeName>,
     /// What is wrong on this host.
     pub errors: Vec<String>,
+    /// What takes packets past the mesh; also among `errors`.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
     /// The guard.
     pub guard: GuardStatus,
     /// Policy.

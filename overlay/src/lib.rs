@@ -29,6 +29,7 @@ pub mod peer;
 pub mod plan;
 pub mod prefix;
 pub mod route;
+pub mod surroundings;
 pub mod vxlan;
 pub mod wireguard;
 

@@ -16,6 +16,7 @@ mod host;
 mod members;
 mod node;
 mod ranges;
+mod source;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -81,9 +82,13 @@ pub struct Settings {
     pub failsafe: FailSafe,
     /// Whether addresses in this node's prefixes that no known pod has may speak, and be spoken to.
     pub strangers: bool,
-    /// Whether packets of local pods have to come in by the interface that a route leads back by (Linux 5.19). Not where a CNI routes
-    /// the two ways differently.
+    /// Whether what comes in by an interface that may lead to pods has to have its route back by it. Not where a CNI routes the two
+    /// ways differently.
     pub check_sources: bool,
+    /// The interfaces that lead to no pod of this node: underlays, other networks. All others, known or not, may lead to pods.
+    pub outside: BTreeSet<String>,
+    /// UDP ports of VXLAN devices of the mesh: packets to them come in by an interface of `outside` or not at all.
+    pub vxlan: BTreeSet<u16>,
     /// Whether nothing is denied, but told.
     pub audit: bool,
     /// What is logged.
@@ -374,6 +379,11 @@ impl Compiler {
                     true => edit.scope(&name, ranges),
                     false => edit.elements(&name, ranges),
                 }
+            }
+            let links = source::link_local(family);
+            if let Some((name, net)) = &links {
+                edit.add_set(name, family, Kind::Ranges);
+                edit.elements(name, cover([].into_iter(), [*net].into_iter(), family));
             }
             edit.add_set(&base::local_set(family), family, Kind::Addresses);
             edit.add_set(&base::egress_map(family), family, Kind::Chains);

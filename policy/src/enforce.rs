@@ -155,6 +155,7 @@ fn spread(number: u32, mask: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::collections::BTreeMap;
 
     use nix::errno::Errno;
@@ -224,6 +225,8 @@ mod tests {
             failsafe: crate::failsafe::FailSafe::default(),
             resolvers: None,
             check_sources: false,
+            outside: BTreeSet::new(),
+            vxlan: BTreeSet::new(),
             audit: false,
             log: Logging { group: 5, denied: 10, allowed: 0 },
             mask: MASK,

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use mesh_keyring::{MeshName, SiteName};
+use mesh_overlay::local::InterfaceName;
 use mesh_policy::compile::{MASK, Resolvers};
 use mesh_policy::failsafe::FailSafe;
 use mesh_policy::model::{
@@ -48,8 +49,10 @@ pub struct Policy {
     /// What becomes of traffic of addresses in this node's prefixes that no known pod has; absent: on nodes of a cluster `deny`, on
     /// other hosts, whose pods nobody knows, `allow`.
     pub unknown: Option<Stance>,
-    /// Whether packets of local pods have to come in by the interface that a route leads back by.
+    /// Whether packets that come in by an interface that may lead to pods have to have their route back by it.
     pub check_sources: bool,
+    /// Interfaces that lead to no pod of this node, beside those that are found to. Their packets may have another way back.
+    pub outside_interfaces: BTreeSet<InterfaceName>,
     /// Which bits of conntrack's mark are ours.
     pub ct_mark_mask: u32,
     /// What is logged.
@@ -161,7 +164,8 @@ impl Default for Policy {
         Self {
             mode: Mode::default(),
             unknown: None,
-            check_sources: false,
+            check_sources: true,
+            outside_interfaces: BTreeSet::new(),
             ct_mark_mask: MASK,
             log: FlowLog::default(),
             sites: SiteStances::default(),

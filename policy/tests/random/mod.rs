@@ -40,6 +40,8 @@ pub(crate) fn settings(node: &str) -> Settings {
         failsafe: FailSafe::default(),
         resolvers: None,
         check_sources: false,
+        outside: [].into(),
+        vxlan: [].into(),
         audit: false,
         log: Logging { group: 5, denied: 10, allowed: 0 },
         mask: MASK,

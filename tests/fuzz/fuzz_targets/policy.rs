@@ -28,6 +28,8 @@ fn settings() -> Settings {
         resolvers: None,
         strangers: false,
         check_sources: false,
+        outside: [].into(),
+        vxlan: [].into(),
         audit: false,
         log: Logging { group: 5, denied: 10, allowed: 1 },
         mask: MASK,

@@ -72,6 +72,8 @@ pub fn settings() -> Settings {
         failsafe: FailSafe::default(),
         resolvers: None,
         check_sources: false,
+        outside: BTreeSet::new(),
+        vxlan: BTreeSet::new(),
         audit: false,
         log: Logging { group: 5180, denied: 10, allowed: 0 },
         mask: MASK,

@@ -7,6 +7,7 @@ mod names;
 mod places;
 mod rules;
 mod services;
+mod sources;
 
 use std::net::IpAddr;
 
