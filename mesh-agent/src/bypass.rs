@@ -50,14 +50,30 @@ pub struct Problem {
     pub remedy: String,
     /// Whether the agent is not ready as long as it is there.
     pub blocks: bool,
+    /// Packets that it has taken past the mesh, where they can be counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets: Option<u64>,
     /// Since when it has been seen, RFC 3339.
     pub since: String,
 }
 
 impl Problem {
-    fn new(code: &str, object: impl Into<String>, text: impl Into<String>, remedy: impl Into<String>) -> Self {
+    fn new(
+        code: &str,
+        object: impl Into<String>,
+        text: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         let (object, text, remedy) = (object.into(), text.into(), remedy.into());
-        Self { code: code.to_owned(), object, text, remedy, blocks: false, since: String::new() }
+        Self {
+            code: code.to_owned(),
+            object,
+            text,
+            remedy,
+            blocks: false,
+            packets: None,
+            since: String::new(),
+        }
     }
 
     fn blocking(self, blocks: bool) -> Self {
@@ -121,7 +137,12 @@ impl Needs {
 }
 
 /// All that is wrong, as far as these readings tell. `cni`: kinds of pods' networks by the file that names them.
-pub fn judge(needs: &Needs, around: &Surroundings, others: &Others, cni: &BTreeMap<String, String>) -> Vec<Problem> {
+pub fn judge(
+    needs: &Needs,
+    around: &Surroundings,
+    others: &Others,
+    cni: &BTreeMap<String, String>,
+) -> Vec<Problem> {
     let mut found = Vec::new();
     found.extend(flowtables(needs, others));
     found.extend(doers(needs, others));
@@ -139,7 +160,12 @@ pub fn judge(needs: &Needs, around: &Surroundings, others: &Others, cni: &BTreeM
     }
     let cut = around.cut.iter().copied().chain(others.cut.then_some("nftables rules"));
     found.extend(cut.map(|what| {
-        Problem::new("too-much-to-look-at", what, "this host has more of them than are looked at", "what takes packets past the mesh may be among the rest")
+        Problem::new(
+            "too-much-to-look-at",
+            what,
+            "this host has more of them than are looked at",
+            "what takes packets past the mesh may be among the rest",
+        )
     }));
     bounded(found)
 }
@@ -210,7 +236,10 @@ fn overlap(one: &IpNet, other: &IpNet) -> bool {
 fn rules<'a>(needs: &'a Needs, around: &'a Surroundings) -> impl Iterator<Item = Problem> + 'a {
     let ours = &needs.routing;
     let is_ours = |rule: &RoutingRule| {
-        rule.priority == ours.priority && rule.action == Action::Table(ours.table) && rule.from.is_none() && rule.to.is_none()
+        rule.priority == ours.priority
+            && rule.action == Action::Table(ours.table)
+            && rule.from.is_none()
+            && rule.to.is_none()
     };
     let mut passed = [false; 2];
     let ahead = around.rules.iter().filter(move |rule| {
@@ -302,21 +331,25 @@ fn beside(needs: &Needs, around: &Surroundings, cni: &BTreeMap<String, String>) 
     for ((parent, kind), (count, sent)) in children {
         // On a link that leads to no outside they reach each other only.
         let name = around.link(parent).map_or_else(|| format!("link {parent}"), |link| link.name.clone());
-        found.push(tell(
-            format!("{kind} on {name}"),
-            format!("{count} links of other network namespaces send through it past guard and policy, in clear ({sent} packets so far)"),
-        ));
+        let links =
+            if count == 1 { "a link of another namespace sends" } else { "links of other namespaces send" };
+        let text = format!("{count}: {links} through it past guard and policy, in clear");
+        found.push(Problem { packets: Some(sent), ..tell(format!("{kind} on {name}"), text) });
     }
     for link in around.links.iter().filter(|link| link.functions > 0) {
         found.push(tell(
             format!("SR-IOV on {}", link.name),
-            format!("{} virtual functions are given away: whoever has one sends past guard and policy, uncounted", link.functions),
+            format!(
+                "{} virtual functions are given away: whoever has one sends past guard and policy, uncounted",
+                link.functions
+            ),
         ));
     }
     for (file, kind) in cni {
         found.push(tell(
             format!("CNI type {kind} in {file}"),
-            "pods get interfaces that pass by this host's stack: neither encrypted, nor judged, nor counted".to_owned(),
+            "pods get interfaces that pass by this host's stack: neither encrypted, nor judged, nor counted"
+                .to_owned(),
         ));
     }
     found
@@ -396,8 +429,9 @@ impl Watcher {
             }
         };
         let cni = cni::kinds(&self.folder);
-        self.failure = (!failures.is_empty())
-            .then(|| format!("bypass-unread: what takes packets past the mesh cannot be told: {}", failures.join("; ")));
+        self.failure = (!failures.is_empty()).then(|| {
+            format!("bypass-unread: what takes packets past the mesh cannot be told: {}", failures.join("; "))
+        });
         self.problems = judge(needs, &self.around, &others, &cni);
         let mut since = BTreeMap::new();
         for problem in &mut self.problems {
@@ -433,6 +467,11 @@ impl Watcher {
     /// What was found, as sentences, and what could not be read.
     pub fn errors(&self) -> impl Iterator<Item = String> {
         self.problems.iter().map(ToString::to_string).chain(self.failure.clone())
+    }
+
+    /// Why something could not be read.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
     }
 
     /// Whether the agent is not ready for any of it.

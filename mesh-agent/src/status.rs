@@ -133,7 +133,7 @@ pub struct PolicyCounters {
     pub egress: u64,
     /// What was begun towards local pods and may not be.
     pub ingress: u64,
-    /// What came out of a tunnel and cannot be from there.
+    /// What cannot come from its source by the interface that it came in by.
     pub spoofed: u64,
     /// What was for, or from, a local address that no known pod has.
     pub unknown: u64,

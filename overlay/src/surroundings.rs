@@ -122,8 +122,22 @@ pub struct Surroundings {
 
 /// Kinds of links that carry an underlay or another network, and never a pod of this node by its own address.
 const CARRIERS: [&str; 16] = [
-    "bond", "team", "vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "wireguard", "vxlan", "geneve", "gre",
-    "ip6gre", "ipip", "sit", "ip6tnl", "xfrm",
+    "bond",
+    "team",
+    "vlan",
+    "macvlan",
+    "macvtap",
+    "ipvlan",
+    "ipvtap",
+    "wireguard",
+    "vxlan",
+    "geneve",
+    "gre",
+    "ip6gre",
+    "ipip",
+    "sit",
+    "ip6tnl",
+    "xfrm",
 ];
 
 impl Surroundings {
@@ -144,12 +158,14 @@ impl Surroundings {
             && self.ways.iter().filter(|way| !way.learnt).any(|way| {
                 let inside = own.iter().any(|net| net.contains(&way.to));
                 let around = own.iter().any(|net| {
-                    way.to.contains(net) && link.addresses.iter().any(|(ip, fixed)| *fixed && net.contains(&ip.addr()))
+                    way.to.contains(net)
+                        && link.addresses.iter().any(|(ip, fixed)| *fixed && net.contains(&ip.addr()))
                 });
                 (inside || around)
                     && way.hops.iter().any(|hop| {
                         let of_them = |ip: &IpAddr| own.iter().any(|net| net.contains(ip));
-                        hop.interface == link.index && hop.gateway.as_ref().is_none_or(|ip| inside && of_them(ip))
+                        hop.interface == link.index
+                            && hop.gateway.as_ref().is_none_or(|ip| inside && of_them(ip))
                     })
             })
     }

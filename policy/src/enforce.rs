@@ -155,8 +155,8 @@ fn spread(number: u32, mask: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::collections::BTreeMap;
+    use std::collections::BTreeSet;
 
     use nix::errno::Errno;
     use serde_json::json;

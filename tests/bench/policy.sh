@@ -14,6 +14,9 @@ echo "== 20,000 pods, 1,000 policies, 110 pods of the node" >&2
 echo "== the same in five tiers of three APIs" >&2
 "$bin/policy-bench" --tiers | sed -n '/cold start/,$p'
 
+echo "== sources checked by the interface that packets come in by, in turns with unchecked ones" >&2
+"$bin/policy-bench" --sources "$rounds"
+
 # Rules that the server's class has before the one that lets the client in: policies of a thousand each.
 python3 - "$dir" <<'END'
 import json, sys

@@ -27,7 +27,8 @@ const BESIDE: [&str; 9] = [
 /// Types that put pods beside the host's stack, by the file that names them. Files that cannot be read name nothing.
 pub(super) fn kinds(folder: &Path) -> BTreeMap<String, String> {
     let Ok(entries) = std::fs::read_dir(folder) else { return BTreeMap::new() };
-    let mut paths: Vec<_> = entries.take(FILES_MOST * 4).filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let mut paths: Vec<_> =
+        entries.take(FILES_MOST * 4).filter_map(|entry| Some(entry.ok()?.path())).collect();
     paths.sort();
     let is_ours = |path: &Path| {
         let extension = path.extension().and_then(|text| text.to_str());

@@ -7,9 +7,7 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached};
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
-};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -162,7 +160,8 @@ fn neighbour(message: &LinkMessage) -> Neighbour {
             _ => {}
         }
     }
-    link.functions = functions(&link.name);
+    // Where /sys is another namespace's, a link of a kind may have the name of hardware.
+    link.functions = if link.kind.is_none() { functions(&link.name) } else { 0 };
     link
 }
 

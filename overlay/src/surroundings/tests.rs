@@ -10,7 +10,13 @@ fn own() -> BTreeSet<IpNet> {
 
 fn link(index: u32, name: &str, kind: Option<&str>, addresses: &[&str]) -> Neighbour {
     let addresses = addresses.iter().map(|text| (net(text), true)).collect();
-    Neighbour { index, name: name.to_owned(), kind: kind.map(str::to_owned), addresses, ..Neighbour::default() }
+    Neighbour {
+        index,
+        name: name.to_owned(),
+        kind: kind.map(str::to_owned),
+        addresses,
+        ..Neighbour::default()
+    }
 }
 
 fn way(to: &str, interface: u32, gateway: Option<&str>) -> Way {
@@ -49,7 +55,10 @@ fn underlays_are_outside_and_pods_are_not() {
 #[test]
 fn a_node_whose_underlay_is_a_veth_has_one() {
     // As in a container, or in a lab.
-    let links = vec![link(2, "eth0", Some("veth"), &["192.0.2.9/24"]), link(3, "veth7", Some("veth"), &["10.1.0.1/32"])];
+    let links = vec![
+        link(2, "eth0", Some("veth"), &["192.0.2.9/24"]),
+        link(3, "veth7", Some("veth"), &["10.1.0.1/32"]),
+    ];
     let ways = vec![way("::/0", 2, Some("fe80::1")), way("10.1.0.2/32", 3, None)];
     assert_eq!(outside(links, ways), ["eth0"]);
 }

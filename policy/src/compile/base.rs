@@ -221,9 +221,7 @@ fn copies(resolvers: Option<&Copied>) -> Vec<Rule> {
 fn input(settings: &Settings, protected: bool) -> Vec<Rule> {
     let tunnels = settings.tunnels.iter();
     let mut rules = source::carried(settings);
-    rules.extend(
-        tunnels.map(|name| Rule::new(vec![Match::Interface(name.clone())], goto("tunnel_input"))),
-    );
+    rules.extend(tunnels.map(|name| Rule::new(vec![Match::Interface(name.clone())], goto("tunnel_input"))));
     if protected {
         // What came out of a tunnel was judged there.
         let rest = Verdict::Jump("host_input".to_owned());

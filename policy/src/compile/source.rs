@@ -77,7 +77,8 @@ fn from_outside() -> Vec<Rule> {
 /// could put a packet in as an exempt node.
 pub(super) fn carried(settings: &Settings) -> Vec<Rule> {
     let to = |port: &u16| {
-        let port = Match::Numbers { number: Number::DestinationPort, first: *port, last: *port, negated: false };
+        let port =
+            Match::Numbers { number: Number::DestinationPort, first: *port, last: *port, negated: false };
         Rule::new(vec![Match::Protocol(Protocol::UDP.0), port], Verdict::Jump(CARRIED.to_owned()))
     };
     settings.vxlan.iter().map(to).collect()

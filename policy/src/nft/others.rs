@@ -225,8 +225,7 @@ fn doers(message: &Message<'_>) -> Vec<Doer> {
         return Vec::new();
     };
     let deeds = expressions.filter_map(|(_, element)| deed(Attributes(element)));
-    let doer =
-        |deed| Doer { deed, table: table_name(family, table), chain: chain.to_owned() };
+    let doer = |deed| Doer { deed, table: table_name(family, table), chain: chain.to_owned() };
     deeds.map(doer).collect()
 }
 
