@@ -448,7 +448,7 @@ impl Watcher {
             Some(reader) => reader,
             None => OthersReader::open().map_err(|e| e.to_string())?,
         };
-        let read = reader.read().map(Clone::clone).map_err(|e| e.to_string());
+        let read = reader.read().cloned().map_err(|e| e.to_string());
         // After an error it is opened anew: half an answer may still be on the way.
         self.others = read.is_ok().then_some(reader);
         read

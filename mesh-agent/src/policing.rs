@@ -127,6 +127,11 @@ fn nodes(config: &Config, plan: &MeshPlan, said: &BTreeMap<String, Host>) -> BTr
     nodes
 }
 
+/// All prefixes of the mesh and of this node.
+fn known_prefixes(settings: &Settings) -> BTreeSet<IpNet> {
+    settings.scope.iter().chain(&settings.own).copied().collect()
+}
+
 /// What the agent knows beside its plan.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
@@ -328,7 +333,7 @@ impl Shared {
         let stances = said.policies(&self.config.grants.mesh, &site);
         if self.enforcer.is_none() && self.compiler.is_none() {
             let mut compiler = Compiler::new(settings.clone());
-            self.answers.recall(&mut compiler);
+            self.answers.recall(&mut compiler, &known_prefixes(&settings));
             self.compiler = Some(compiler);
         }
         if let Some(compiler) = self.compiler() {
@@ -387,10 +392,11 @@ impl Shared {
             self.configure();
         }
         // Who had an address when its packet was told, not who has it after what comes now.
-        let Self { enforcer, flows, answers, .. } = self;
+        let Self { enforcer, flows, answers, followed, .. } = self;
         if let Some(enforcer) = enforcer {
             flows.turn(&enforcer.compiler, false);
-            answers.turn(&mut enforcer.compiler);
+            let mesh = followed.as_ref().map(|(settings, ..)| known_prefixes(settings)).unwrap_or_default();
+            answers.turn(&mut enforcer.compiler, &mesh);
         }
         // Half of it would open what the other half closes.
         if self.complete || self.feed.complete() {

@@ -1,10 +1,12 @@
 //! What names resolve to, from the answers that the kernel copies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use ipnet::IpNet;
+use mesh_overlay::prefix::forbidden;
 use mesh_policy::names::Recalled;
 use mesh_policy::{Compiler, Event, dns};
 use serde::{Deserialize, Serialize};
@@ -71,6 +73,13 @@ fn moved(second: u64, from: u64, to: u64) -> u64 {
     (second.saturating_add(to)).saturating_sub(from)
 }
 
+/// Whether a name may have this address. Whoever answers about a name decides what a policy opens; that it opens no pod, no node of
+/// the mesh, no metadata service and nothing of the link is decided here. `mesh`: all prefixes of the mesh and of this node.
+fn believable(address: IpAddr, mesh: &BTreeSet<IpNet>) -> bool {
+    // As the kernel sees it: an IPv4 address in IPv6 clothes is special.
+    forbidden(&IpNet::from(address)).is_none() && !mesh.iter().any(|net| net.contains(&address))
+}
+
 impl Answers {
     pub(super) fn new(config: &Config) -> Self {
         let wanted = config.policy.mode != Mode::Off;
@@ -89,7 +98,7 @@ impl Answers {
     }
 
     /// Tells a compiler that knows nothing yet what an agent before knew.
-    pub(super) fn recall(&mut self, compiler: &mut Compiler) {
+    pub(super) fn recall(&mut self, compiler: &mut Compiler, mesh: &BTreeSet<IpNet>) {
         let (kept, wrong) = read(&self.file);
         if let Some(why) = wrong {
             tracing::warn!("{}: {why}; names are learnt anew", self.file.display());
@@ -102,7 +111,7 @@ impl Answers {
                 address,
                 until: moved(until, epoch, clock),
             };
-            addresses.into_iter().map(of)
+            addresses.into_iter().filter(|(address, _)| believable(*address, mesh)).map(of)
         });
         let all: Vec<Recalled> = all.collect();
         if !all.is_empty() {
@@ -175,12 +184,15 @@ impl Answers {
     }
 
     /// Tells the compiler what was answered, and how late it is.
-    pub(super) fn turn(&mut self, compiler: &mut Compiler) {
+    pub(super) fn turn(&mut self, compiler: &mut Compiler, mesh: &BTreeSet<IpNet>) {
         let now = self.clock(Instant::now());
         if let Some(socket) = &self.socket {
             let told = socket.get_ref().receive(|logged| {
-                if let Some(resolved) = dns::answer(logged.packet) {
-                    compiler.take(Event::Resolved(resolved, now));
+                if let Some(mut resolved) = dns::answer(logged.packet) {
+                    resolved.addresses.retain(|address| believable(*address, mesh));
+                    if !resolved.addresses.is_empty() {
+                        compiler.take(Event::Resolved(resolved, now));
+                    }
                 }
             });
             if let Err(e) = told {
@@ -204,6 +216,31 @@ impl Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_have_no_address_of_the_mesh_or_the_link() {
+        let mesh = ["10.0.0.0/8", "fd00::/16"].map(|net| net.parse().unwrap()).into();
+        let believable = |text: &str| believable(text.parse().unwrap(), &mesh);
+        for text in ["203.0.113.7", "192.168.1.1", "2001:db8::7"] {
+            assert!(believable(text), "{text}");
+        }
+        for text in [
+            "10.2.0.9",
+            "fd00:2::9",
+            "127.0.0.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "::",
+            "fe80::1",
+            "ff02::1",
+            "::ffff:10.2.0.9",
+        ] {
+            assert!(!believable(text), "{text}");
+        }
+    }
 
     #[test]
     fn a_second_is_the_same_on_both_clocks() {
