@@ -119,7 +119,9 @@ impl Needs {
             own: guard.local.clone(),
             interfaces: guard.interfaces.iter().map(ToString::to_string).chain(carriers).collect(),
             routing: config.routing,
-            cluster: matches!(config.registry, RegistryChoice::Kube(_)),
+            // With a registry of files too, a kubelet tells its pods so.
+            cluster: matches!(config.registry, RegistryChoice::Kube(_))
+                || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
             judges: config.policy.mode == Mode::Enforce,
             checks_sources: config.policy.check_sources,
             acknowledged: config.acknowledge.clone(),
