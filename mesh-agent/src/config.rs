@@ -15,6 +15,7 @@ use mesh_overlay::wireguard::Choice;
 use mesh_overlay::{Endpoint, Grants};
 use serde::Deserialize;
 
+use crate::bypass::Acknowledged;
 use crate::settings::{Encryption, SiteGrant, grants};
 pub use policy::{Mode, Policy, SitePair, SiteStances, Stance};
 
@@ -267,6 +268,8 @@ struct Document {
     #[serde(default)]
     policy: Policy,
     #[serde(default)]
+    acknowledge: BTreeSet<Acknowledged>,
+    #[serde(default)]
     log: LogLevel,
 }
 
@@ -329,6 +332,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is done with policies.
     pub policy: Policy,
+    /// What the operator knows of and accepts.
+    pub acknowledge: BTreeSet<Acknowledged>,
     /// Our numbers in the kernel's tables.
     pub routing: Routing,
     /// How much is logged.
@@ -477,6 +482,7 @@ impl Config {
             encryption: document.encryption,
             metrics: document.metrics,
             policy: document.policy,
+            acknowledge: document.acknowledge,
             routing,
             log: document.log,
         })

@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod atomic;
 pub mod boot;
+pub mod bypass;
 pub mod cli;
 pub mod commands;
 pub mod config;

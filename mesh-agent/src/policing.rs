@@ -52,8 +52,10 @@ pub fn settings(policy: &Policy, strangers: bool) -> Settings {
         carriers: BTreeSet::new(),
         failsafe: policy.failsafe(),
         resolvers: policy.dns.resolvers(),
-        outside: policy.outside_prefixes != Some(Stance::Deny),
+        outside_prefixes: policy.outside_prefixes != Some(Stance::Deny),
         check_sources: policy.check_sources,
+        outside: policy.outside_interfaces.iter().map(ToString::to_string).collect(),
+        vxlan: BTreeSet::new(),
         audit: policy.mode == Mode::Audit,
         log: Logging { group: policy.log.group, denied: policy.log.denied, allowed: policy.log.allowed },
         mask: policy.ct_mark_mask,
@@ -74,8 +76,16 @@ pub fn outside(config: &Config) -> bool {
     said.unwrap_or(matches!(config.registry, RegistryChoice::File(_)))
 }
 
+/// The UDP ports on which this node's VXLAN devices listen.
+fn vxlan_ports(plan: &MeshPlan) -> BTreeSet<u16> {
+    plan.vxlan.iter().map(|device| device.port).collect()
+}
+
 /// The same, with a node's surroundings by its plan.
-fn around(config: &Config, plan: &MeshPlan, strangers: bool) -> Settings {
+fn around(config: &Config, plan: &MeshPlan, known: &Known) -> Settings {
+    let said = settings(&config.policy, known.strangers);
+    // What a VXLAN device of the mesh carries is judged by the guard.
+    let names = plan.vxlan.iter().map(|device| device.name.to_string());
     let guard = &plan.guard;
     let cleartext = guard.cleartext.iter().flat_map(|cleartext| &cleartext.interfaces);
     let keyless: BTreeSet<String> = cleartext.map(ToString::to_string).collect();
@@ -90,9 +100,11 @@ fn around(config: &Config, plan: &MeshPlan, strangers: bool) -> Settings {
         scope: inside.copied().chain(links).collect(),
         own: guard.local.clone(),
         address: plan.addresses.iter().map(IpNet::addr).find(IpAddr::is_ipv6),
-        outside: outside(config),
+        outside_prefixes: outside(config),
+        outside: said.outside.iter().chain(&known.outside).cloned().chain(names).collect(),
+        vxlan: vxlan_ports(plan),
         carriers: carriers(plan),
-        ..settings(&config.policy, strangers)
+        ..said
     }
 }
 
@@ -141,6 +153,8 @@ pub struct Known {
     pub strangers: bool,
     /// Nothing was denied before this agent started.
     pub unpoliced: bool,
+    /// The interfaces that lead to no pod of this node.
+    pub outside: BTreeSet<String>,
 }
 
 /// What the compiler is told of a plan.
@@ -226,7 +240,7 @@ impl Policing {
     /// Where that takes long it answers "not yet"; [`Policing::changed`] tells when to ask again.
     pub async fn follow(&self, plan: &MeshPlan, known: Known) -> bool {
         let config = &self.line.config;
-        let settings = around(config, plan, known.strangers);
+        let settings = around(config, plan, &known);
         let nodes = nodes(config, plan, &known.hosts);
         self.order(Surroundings { settings, nodes, known }).await
     }

@@ -30,6 +30,7 @@ use tokio::time::Instant;
 use crate::agent::{Agent, Desired};
 use crate::atomic;
 use crate::boot::{self, Standing};
+use crate::bypass::{Needs, Watcher};
 use crate::config::{Config, Mode};
 use crate::notify::notify;
 use crate::policing::{Known, Policing};
@@ -152,6 +153,7 @@ struct Running {
     last_good: LastGoodFile,
     probing: Probing,
     policing: Policing,
+    bypass: Watcher,
     health: Health,
     errors: Errors,
     refused: Vec<RefusedStatus>,
@@ -245,6 +247,7 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
         last_good,
         probing,
         policing,
+        bypass: Watcher::default(),
         health: Health::default(),
         errors: Errors::default(),
         refused: Vec::new(),
@@ -392,6 +395,9 @@ impl Running {
         errors.extend(self.resolver.failures());
 
         let now = SystemTime::now();
+        let needs = Needs::of(&self.config, &self.desired.plan);
+        self.bypass.look(&mut self.reconciler.net, &needs, (std::time::Instant::now(), now)).await;
+        errors.extend(self.bypass.errors());
         // Before the interface comes up. Where policy cannot stand, nothing does.
         let known = Known {
             stances: self.agent.stances(),
@@ -399,6 +405,7 @@ impl Running {
             synced: self.agent.is_synced(),
             strangers: self.agent.has_strangers(),
             unpoliced: self.agent.was_unpoliced(),
+            outside: self.bypass.outside(&self.desired.plan.guard.local),
         };
         self.desired.judged = self.policing.follow(&self.desired.plan, known).await;
         if let Some(unpoliced) = self.policing.unpoliced() {
@@ -477,7 +484,8 @@ impl Running {
         if !failed && self.pass.device.is_some() && !std::mem::replace(&mut self.notified, true) {
             notify("READY=1");
         }
-        let ready = !unfinished && self.agent.is_synced() && self.policing.is_ready();
+        let ready =
+            !unfinished && self.agent.is_synced() && self.policing.is_ready() && !self.bypass.blocks();
         if ready && !self.ready {
             tracing::info!(peers = self.desired.plan.peers.len(), "ready");
         }
@@ -606,6 +614,7 @@ impl Running {
             refused: self.refused.clone(),
             unpublished: self.desired.unpublished.iter().cloned().collect(),
             errors,
+            problems: self.bypass.problems().to_vec(),
             guard: GuardStatus {
                 standing: guard.fingerprint.as_ref() == Some(&wanted),
                 egress_drops: guard.egress_drops,

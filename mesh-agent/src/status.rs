@@ -19,6 +19,7 @@ use mesh_policy::state::OverBudget;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Exempted;
+use crate::bypass::Problem;
 
 /// What is known of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,7 +164,7 @@ pub struct PolicyCounters {
     pub egress: u64,
     /// What was begun towards local pods and may not be.
     pub ingress: u64,
-    /// What came out of a tunnel and cannot be from there.
+    /// What cannot come from its source by the interface that it came in by.
     pub spoofed: u64,
     /// What was for, or from, a local address that no known pod has.
     pub unknown: u64,
@@ -289,6 +290,9 @@ pub struct Status {
     pub unpublished: Vec<NodeName>,
     /// What is wrong on this host.
     pub errors: Vec<String>,
+    /// What takes packets past the mesh; also among `errors`.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
     /// The guard.
     pub guard: GuardStatus,
     /// Policy.

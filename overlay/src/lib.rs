@@ -30,6 +30,7 @@ pub mod plan;
 pub mod prefix;
 pub mod ratchet;
 pub mod route;
+pub mod surroundings;
 pub mod vxlan;
 pub mod wireguard;
 

@@ -3,6 +3,7 @@
 mod links;
 mod routes;
 mod socket;
+mod surroundings;
 mod underlay;
 mod vxlan;
 mod watch;

@@ -11,6 +11,8 @@ mod lab;
 mod namespace;
 #[path = "backends/net.rs"]
 mod net;
+#[path = "backends/surroundings.rs"]
+mod surroundings;
 #[path = "backends/wireguard.rs"]
 mod wireguard;
 
@@ -107,4 +109,7 @@ suite!(
     net::the_underlay_is_what_the_default_routes_leave_through,
     net::a_host_without_ipv6_is_told_so,
     net::a_watch_tells_of_changes_and_survives_too_many,
+    surroundings::interfaces_outside_are_told_from_those_of_pods,
+    surroundings::rules_and_routes_of_others_are_read,
+    surroundings::links_of_pods_beside_the_host_are_seen_and_counted,
 );

@@ -17,6 +17,7 @@ mod host;
 mod members;
 mod node;
 pub(crate) mod ranges;
+mod source;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -85,10 +86,14 @@ pub struct Settings {
     /// Whether addresses in this node's prefixes that no known pod has may speak, and be spoken to.
     pub strangers: bool,
     /// Whether a pod is believed that it has an address in no node's prefixes.
-    pub outside: bool,
-    /// Whether packets of local pods have to come in by the interface that a route leads back by (Linux 5.19). Not where a CNI routes
-    /// the two ways differently.
+    pub outside_prefixes: bool,
+    /// Whether what comes in by an interface that may lead to pods has to have its route back by it. Not where a CNI routes the two
+    /// ways differently.
     pub check_sources: bool,
+    /// The interfaces that lead to no pod of this node: underlays, other networks. All others, known or not, may lead to pods.
+    pub outside: BTreeSet<String>,
+    /// UDP ports of VXLAN devices of the mesh: packets to them come in by an interface of `outside` or not at all.
+    pub vxlan: BTreeSet<u16>,
     /// Whether nothing is denied, but told.
     pub audit: bool,
     /// What is logged.
@@ -178,7 +183,7 @@ impl Compiler {
 
     /// These are the node's settings, and all nodes.
     pub fn configure(&mut self, settings: Settings, nodes: BTreeMap<String, Node>) {
-        self.state.world.set_bounds(&settings.scope, settings.outside);
+        self.state.world.set_bounds(&settings.scope, settings.outside_prefixes);
         let moved = self.state.world.set_nodes(nodes);
         self.stale |= moved.is_some() || self.settings != settings;
         self.touched.addresses.extend(moved.into_iter().flatten());
@@ -413,6 +418,11 @@ impl Compiler {
                     true => edit.scope(&name, ranges),
                     false => edit.elements(&name, ranges),
                 }
+            }
+            let links = source::link_local(family);
+            if let Some((name, net)) = &links {
+                edit.add_set(name, family, Kind::Ranges);
+                edit.elements(name, cover([].into_iter(), [*net].into_iter(), family));
             }
             edit.add_set(&base::local_set(family), family, Kind::Addresses);
             edit.add_set(&base::egress_map(family), family, Kind::Chains);

@@ -156,6 +156,7 @@ fn spread(number: u32, mask: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::collections::BTreeSet;
 
     use nix::errno::Errno;
     use serde_json::json;
@@ -220,11 +221,13 @@ mod tests {
             own: ["10.0.1.0/24".parse().unwrap()].into(),
             address: None,
             strangers: false,
-            outside: true,
+            outside_prefixes: true,
             carriers: [].into(),
             failsafe: crate::failsafe::FailSafe::default(),
             resolvers: None,
             check_sources: false,
+            outside: BTreeSet::new(),
+            vxlan: BTreeSet::new(),
             audit: false,
             log: Logging { group: 5, denied: 10, allowed: 0 },
             mask: MASK,

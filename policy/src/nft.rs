@@ -16,12 +16,14 @@ use crate::ruleset::{Change, Kind, Ruleset};
 mod error;
 mod expression;
 mod object;
+mod others;
 mod socket;
 mod standing;
 mod watch;
 mod wire;
 
 pub use error::NftError;
+pub use others::{Deed, Doer, Flowtable, Others, OthersReader};
 use socket::{Refusal, Socket};
 use standing::Standing;
 pub use watch::{Foreign, Watch};

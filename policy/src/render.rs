@@ -143,6 +143,7 @@ fn hook_text(hook: Hook) -> &'static str {
         Hook::Forward => "type filter hook forward priority filter; policy accept;",
         Hook::Output => "type filter hook output priority filter; policy accept;",
         Hook::Postrouting => "type filter hook postrouting priority filter; policy accept;",
+        Hook::Sources => "type filter hook prerouting priority -310; policy accept;",
         Hook::RawInput => "type filter hook prerouting priority raw; policy accept;",
         Hook::RawOutput => "type filter hook output priority raw; policy accept;",
     }

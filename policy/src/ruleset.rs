@@ -294,6 +294,8 @@ pub enum Hook {
     Output,
     /// To outside, when all know by which interface.
     Postrouting,
+    /// From outside, before all others (priority -310).
+    Sources,
     /// From outside, before conntrack (priority `raw`).
     RawInput,
     /// From this host, before conntrack (priority `raw`).

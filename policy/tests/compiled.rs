@@ -331,7 +331,7 @@ fn a_pod_has_no_address_of_another_node_whichever_is_known_first() {
     client.addresses = [taken].into();
     let mut taken_by = nodes();
     taken_by.get_mut("n2").unwrap().addresses.insert(taken);
-    let settings = || Settings { outside: true, ..settings("n1") };
+    let settings = || Settings { outside_prefixes: true, ..settings("n1") };
     let mut compiler = Compiler::new(settings());
     compiler.configure(settings(), nodes());
     for event in [Event::Pod(server), Event::Pod(client), Event::Policy(policy)] {
@@ -438,4 +438,35 @@ fn more_tiers_than_the_kernel_follows_deny_what_would_come_after() {
 fn network_policy_of_all() -> Subject {
     let anywhere = Namespaces::Selected(LabelSelector::default());
     Subject::Pods(PodSelector::new(anywhere, LabelSelector::default()))
+}
+
+#[test]
+fn sources_are_judged_by_their_interface() {
+    for check_sources in [true, false] {
+        let mut around = settings("n1");
+        around.check_sources = check_sources;
+        around.outside = ["eth0".to_owned(), "eth1".to_owned()].into();
+        let mut compiler = Compiler::new(around.clone());
+        compiler.configure(around, nodes());
+        compiler.update();
+        let passed = |interface: &str, source: &str, no_way_back: bool| {
+            let far = if source.contains(':') { "2001:db8::9" } else { "192.0.2.9" };
+            let flow = Flow::new(source.parse().unwrap(), far.parse().unwrap(), Protocol::UDP, 80);
+            let mut packet = Packet { interface: interface.to_owned(), no_way_back, ..packet(&flow) };
+            passes(compiler.ruleset(), Hook::Sources, &mut packet)
+        };
+        for (own, foreign) in [("10.0.1.1", "198.51.100.1"), ("fd00:0:0:1::1", "2001:db8::1")] {
+            for interface in ["cali1", "nobody-knows-it"] {
+                assert!(passed(interface, own, false) && passed(interface, foreign, false), "{interface}");
+                assert_eq!(passed(interface, own, true), !check_sources, "{interface} {own}");
+                assert_eq!(passed(interface, foreign, true), !check_sources, "{interface} {foreign}");
+            }
+            for outside in ["eth0", "eth1"] {
+                // Another way back is fine, and one does not help.
+                assert!(passed(outside, foreign, true) && !passed(outside, own, false), "{outside}");
+            }
+            assert!(passed("sennit0", foreign, true) && passed("lo", own, true), "judged elsewhere");
+        }
+        assert!(passed("cali1", "fe80::7", true), "addresses of the link need no route");
+    }
 }

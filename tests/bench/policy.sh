@@ -16,6 +16,9 @@ echo "== the same in five tiers of three APIs" >&2
 echo "== one tenant's policies beside its neighbour's" >&2
 "$bin/policy-bench" --tenants
 
+echo "== sources checked by the interface that packets come in by, in turns with unchecked ones" >&2
+"$bin/policy-bench" --sources "$rounds"
+
 # Rules that the server's class has before the one that lets the client in: policies of a thousand each.
 python3 - "$dir" <<'END'
 import json, sys

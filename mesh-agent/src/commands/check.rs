@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use mesh_keyring::PrivateKey;
+use mesh_overlay::MeshPlan;
 use mesh_overlay::backend::{NetBackend as _, NftBackend as _, WireguardBackend as _};
 use mesh_overlay::link::ALIAS;
 use mesh_overlay::netlink::Netlink;
@@ -16,6 +17,7 @@ use tokio::time::timeout;
 
 use super::print;
 use crate::agent::Agent;
+use crate::bypass::{Needs, Watcher};
 use crate::cli::StatusOutput;
 use crate::config::{Config, LISTEN_PORT};
 use crate::registry::{MeshWord, Registry, RegistryError, Snapshot};
@@ -276,6 +278,7 @@ async fn host(config: &Config, snapshot: Option<Snapshot>, findings: &mut Findin
              that nobody has seen yet leave in clear; set `sites` in agent.yaml or the Mesh",
         );
     }
+    bypass(config, &desired.plan, findings).await;
     if let Some(why) = desired.harmful {
         findings.obstacle("grants", why);
     }
@@ -286,6 +289,29 @@ async fn host(config: &Config, snapshot: Option<Snapshot>, findings: &mut Findin
     }
     if read {
         findings.fine("plan", format!("{} peers, MTU {}", desired.plan.peers.len(), desired.plan.mtu));
+    }
+}
+
+/// What takes packets past the mesh on this host.
+async fn bypass(config: &Config, plan: &MeshPlan, findings: &mut Findings) {
+    let mut watcher = Watcher::default();
+    match Netlink::new() {
+        Ok(mut net) => {
+            let clock = (Instant::now(), std::time::SystemTime::now());
+            watcher.look(&mut net, &Needs::of(config, plan), clock).await;
+        }
+        Err(e) => return findings.obstacle("bypass", e.to_string()),
+    }
+    for problem in watcher.problems() {
+        match problem.blocks {
+            true => findings.obstacle("bypass", problem.to_string()),
+            false => findings.warn("bypass", problem.to_string()),
+        }
+    }
+    if let Some(why) = watcher.failure() {
+        findings.warn("bypass", why);
+    } else if watcher.problems().is_empty() {
+        findings.fine("bypass", "nothing is known that takes packets past the mesh");
     }
 }
 

@@ -169,7 +169,7 @@ fn compile(dir: &Path, node: &str, config: Option<&Path>) -> anyhow::Result<()> 
             .collect(),
         own: own.prefixes.clone(),
         address: own.addresses.iter().find(|own| loaded.mesh.contains(&IpNet::from(**own))).copied(),
-        outside: config.as_ref().is_none_or(policing::outside),
+        outside_prefixes: config.as_ref().is_none_or(policing::outside),
         ..policing::settings(&policy, strangers)
     };
     let mut compiler = Compiler::new(settings.clone());

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use mesh_keyring::{MeshName, SiteName};
 use mesh_policy::budget::{Budget, Budgets};
+use mesh_overlay::local::InterfaceName;
 use mesh_policy::compile::{MASK, Resolvers};
 use mesh_policy::failsafe::FailSafe;
 use mesh_policy::model::{
@@ -52,8 +53,10 @@ pub struct Policy {
     /// Whether a pod has an address that lies in no node's prefixes, by its own status; absent: over a cluster's API `deny`, and
     /// `allow` in a directory, whose manifests are the operator's.
     pub outside_prefixes: Option<Stance>,
-    /// Whether packets of local pods have to come in by the interface that a route leads back by.
+    /// Whether packets that come in by an interface that may lead to pods have to have their route back by it.
     pub check_sources: bool,
+    /// Interfaces that lead to no pod of this node, beside those that are found to. Their packets may have another way back.
+    pub outside_interfaces: BTreeSet<InterfaceName>,
     /// Which bits of conntrack's mark are ours.
     pub ct_mark_mask: u32,
     /// What is logged.
@@ -212,7 +215,8 @@ impl Default for Policy {
             mode: Mode::default(),
             unknown: None,
             outside_prefixes: None,
-            check_sources: false,
+            check_sources: true,
+            outside_interfaces: BTreeSet::new(),
             ct_mark_mask: MASK,
             log: FlowLog::default(),
             sites: SiteStances::default(),

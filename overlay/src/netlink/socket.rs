@@ -32,6 +32,9 @@ pub(crate) mod errno {
 /// serves one dump at a time on a socket.
 pub(crate) struct RouteSocket {
     open: Option<(rtnetlink::Handle, JoinHandle<()>)>,
+    /// How much of an answer is kept, and whether one was longer.
+    most: usize,
+    cut: bool,
 }
 
 impl Drop for RouteSocket {
@@ -44,7 +47,7 @@ impl Drop for RouteSocket {
 
 impl RouteSocket {
     pub(crate) fn new() -> io::Result<Self> {
-        let mut socket = Self { open: None };
+        let mut socket = Self { open: None, most: usize::MAX, cut: false };
         socket.handle()?;
         Ok(socket)
     }
@@ -89,6 +92,10 @@ impl RouteSocket {
             interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
             match answer.payload {
                 NetlinkPayload::InnerMessage(item) => {
+                    if items.len() >= self.most {
+                        self.cut = true;
+                        continue;
+                    }
                     items.push(item);
                     if flags == 0 {
                         return Ok((items, false));
@@ -127,6 +134,19 @@ impl RouteSocket {
         }
         // A host whose tables never stand still is read as well as it can be; the next pass reads it again.
         if last.is_empty() { Err(io::Error::from_raw_os_error(errno::ENOBUFS)) } else { Ok(last) }
+    }
+
+    /// As much of a kind as there is room for, and whether that was all. It is read once, even if it changes meanwhile.
+    pub(crate) async fn sample(
+        &mut self,
+        message: RouteNetlinkMessage,
+        most: usize,
+    ) -> io::Result<(Vec<RouteNetlinkMessage>, bool)> {
+        self.most = most;
+        let read = self.exchange(message, NLM_F_DUMP).await;
+        self.most = usize::MAX;
+        let cut = std::mem::take(&mut self.cut);
+        read.map(|(items, _)| (items, !cut))
     }
 
     /// A single object by its name; `None` when there is none.

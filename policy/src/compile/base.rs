@@ -2,7 +2,7 @@
 
 use super::class::refusal;
 use super::node::Anybody;
-use super::{Copied, Settings, host};
+use super::{Copied, Settings, host, source};
 use crate::dns;
 use crate::flowlog::Direction;
 use crate::protocol::Protocol;
@@ -79,6 +79,7 @@ pub(super) fn chains(settings: &Settings, anybody: &Anybody, strict: bool) -> Ve
             all.push(("postrouting".to_owned(), Chain { hook: Some(Hook::Postrouting), rules }));
         }
     }
+    all.extend(source::chains(settings));
     all.extend(host::chains(settings, anybody));
     for name in ["spoofed", "unknown"] {
         all.push(plain(&format!("x_{name}"), refusal(settings, Direction::Tunnel, name, name)));
@@ -123,7 +124,6 @@ fn forward(settings: &Settings, stranger: &str, copies: &[Rule], gated: bool) ->
         }));
     }
     rules.extend(from_tunnels(settings, "tunnel_forward"));
-    rules.extend(local_way_back(settings));
     rules.extend(copies.iter().cloned());
     rules.push(Rule::new(vec![], Verdict::Jump(KNOWN.to_owned())));
     // Where the node's own policies judge what it forwards, nothing is out of scope.
@@ -220,24 +220,14 @@ fn copies(resolvers: Option<&Copied>) -> Vec<Rule> {
 
 fn input(settings: &Settings, protected: bool) -> Vec<Rule> {
     let tunnels = settings.tunnels.iter();
-    let mut rules: Vec<Rule> =
-        tunnels.map(|name| Rule::new(vec![Match::Interface(name.clone())], goto("tunnel_input"))).collect();
+    let mut rules = source::carried(settings);
+    rules.extend(tunnels.map(|name| Rule::new(vec![Match::Interface(name.clone())], goto("tunnel_input"))));
     if protected {
         // What came out of a tunnel was judged there.
         let rest = Verdict::Jump("host_input".to_owned());
         rules.push(Rule::new(vec![], rest));
     }
     rules
-}
-
-/// A pod that takes another's address is on another interface than that.
-pub(super) fn local_way_back(settings: &Settings) -> Vec<Rule> {
-    let families = Family::BOTH.into_iter().filter(|_| settings.check_sources);
-    let spoofed = families.map(|family| {
-        let local = within(family, End::Source, local_set(family), Kind::Addresses);
-        Rule::new(vec![local, Match::NoWayBack], goto("x_spoofed"))
-    });
-    spoofed.collect()
 }
 
 /// The chains that depend on the epoch: which mark says that a connection was judged by the policy of now, and who gets it. `None`: no

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Settings;
-use super::base::{STAMP, goto, local_set, local_way_back, not_believed, within};
+use super::base::{STAMP, goto, local_set, not_believed, within};
 use super::class::{UNTRACKED, digest};
 use super::node::{Anybody, Sides, Untracked};
 use crate::interface::Interface;
@@ -34,7 +34,7 @@ pub(super) fn chains(settings: &Settings, anybody: &Anybody) -> Vec<(String, Cha
     }
     let (inbound, outbound) = (&settings.failsafe.inbound, &settings.failsafe.outbound);
     all.push(plain("host_output", host_output(anybody)));
-    all.push(plain("host_input", host_input(settings, anybody)));
+    all.push(plain("host_input", host_input(anybody)));
     for (interface, local) in &anybody.interfaces {
         let [bare_in, bare_out] = behind(anybody, Some(*interface));
         let input = judged(FAILSAFE_INPUT, bare_in, &local.ingress, &local.egress);
@@ -131,9 +131,8 @@ fn by_interface<'a>(
 }
 
 /// Of a protected node: what comes in by devices that are no tunnels.
-fn host_input(settings: &Settings, anybody: &Anybody) -> Vec<Rule> {
-    let mut rules = local_way_back(settings);
-    rules.extend(always_heard(Match::Interface("lo".to_owned())));
+fn host_input(anybody: &Anybody) -> Vec<Rule> {
+    let mut rules = always_heard(Match::Interface("lo".to_owned()));
     rules.extend(by_interface("host_input", anybody.interfaces.keys(), Match::Interface));
     rules.extend(own_pods(End::Source, &Verdict::Accept));
     let [untracked, _] = behind(anybody, None);

@@ -119,6 +119,7 @@ pub(super) fn chain(batch: &mut Batch, slot: Slot, name: &str, hook: Option<Hook
         let nest = batch.nest(4);
         // NF_INET_PRE_ROUTING and so on; NF_IP_PRI_FILTER, NF_IP_PRI_RAW
         let (number, priority): (u32, i32) = match hook {
+            Hook::Sources => (0, -310),
             Hook::RawInput => (0, -300),
             Hook::Input => (1, 0),
             Hook::Forward => (2, 0),

@@ -15,7 +15,7 @@ use crate::ruleset::{Kind, Ruleset, TABLE};
 const CHAIN_BINDING: u32 = 0x4;
 /// `NFT_SET_ANONYMOUS`: a set within a rule.
 const SET_ANONYMOUS: u32 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
+pub(super) const NLM_F_ACK: u16 = 0x4;
 
 /// The table as a whole.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

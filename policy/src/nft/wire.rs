@@ -38,10 +38,12 @@ pub(super) mod kind {
     pub(in crate::nft) const NEWSETELEM: u8 = 12;
     pub(in crate::nft) const DELSETELEM: u8 = 14;
     pub(in crate::nft) const NEWGEN: u8 = 15;
+    pub(in crate::nft) const GETGEN: u8 = 16;
     pub(in crate::nft) const TRACE: u8 = 17;
     pub(in crate::nft) const NEWOBJ: u8 = 18;
     pub(in crate::nft) const GETOBJ: u8 = 19;
     pub(in crate::nft) const DELOBJ: u8 = 20;
+    pub(in crate::nft) const GETFLOWTABLE: u8 = 23;
 }
 
 /// Attribute 1 of every message but `NEWGEN` and `TRACE` names the table (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, ...).
@@ -122,6 +124,12 @@ impl Batch {
     pub(super) fn message(&mut self, kind: u8, flags: u16) {
         let kind = NFNL_SUBSYS_NFTABLES << 8 | u16::from(kind);
         self.header(kind, NLM_F_REQUEST | flags, NFPROTO_INET, 0);
+    }
+
+    /// The same for another family; 0: for all.
+    pub(super) fn message_of(&mut self, family: u8, kind: u8, flags: u16) {
+        let kind = NFNL_SUBSYS_NFTABLES << 8 | u16::from(kind);
+        self.header(kind, NLM_F_REQUEST | flags, family, 0);
     }
 
     fn header(&mut self, kind: u16, flags: u16, family: u8, resource: u16) {

@@ -67,7 +67,7 @@ enum Step {
 
 /// Whether a packet passes a hook; its mark is what it is afterwards.
 pub(crate) fn passes(ruleset: &Ruleset, hook: Hook, packet: &mut Packet) -> bool {
-    packet.before_nat = [Hook::RawInput, Hook::RawOutput].contains(&hook);
+    packet.before_nat = [Hook::Sources, Hook::RawInput, Hook::RawOutput].contains(&hook);
     let (name, _) = ruleset.chains.iter().find(|(_, chain)| chain.hook == Some(hook)).expect("no base chain");
     run(ruleset, name, packet, 0) != Step::Drop
 }

@@ -314,6 +314,8 @@ pub(crate) fn everything() -> Ruleset {
     ruleset
         .chains
         .insert("post".to_owned(), Chain { hook: Some(Hook::Postrouting), rules: vec![translated] });
+    let sources = vec![rule(vec![Match::Family(Family::V4), Match::NoWayBack], Verdict::Drop)];
+    ruleset.chains.insert("sources".to_owned(), Chain { hook: Some(Hook::Sources), rules: sources });
     ruleset.chains.insert("input".to_owned(), Chain { hook: Some(Hook::Input), rules: base });
     ruleset
 }

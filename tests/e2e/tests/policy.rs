@@ -271,17 +271,22 @@ fn a_directory_that_is_emptied_takes_no_policy_away() {
         .passes();
 }
 
-/// A server of names at gcp-1's second pod, a question of aws-1's first, and a policy that lets that pod go nowhere but by name.
+/// A server of names at gcp-1's second pod, a question of aws-1's first, and a policy that lets that pod go nowhere but by name: to a
+/// host beside the mesh, since no name has addresses of it.
 fn with_names(test: &str, ttl: u32) -> (Mesh, String) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policy/dns.py");
     let serve = format!(
-        "- exec: {{on: gcp-1-pod-2, command: \"python3 {script} serve 10.2.0.3 db.example.com 10.2.0.2 {ttl}\"}}\n"
+        "- exec: {{on: gcp-1-pod-2, command: \"python3 {script} serve 10.2.0.3 db.example.com 198.18.1.1 {ttl}\"}}\n"
     );
     let ask = format!(
-        "- exec: {{on: aws-1-pod-1, command: \"python3 {script} ask 10.2.0.3 db.example.com\", contains: 10.2.0.2}}\n"
+        "- exec: {{on: aws-1-pod-1, command: \"python3 {script} ask 10.2.0.3 db.example.com\", contains: 198.18.1.1}}\n"
     );
     let mut mesh = mesh(test);
     mesh.steps("- handshakes: all\n- expect: {matrix: pods}\n")
+        .steps(concat!(
+            "- exec: {on: aws-1, command: \"nft add table ip out; nft add chain ip out post '{ type nat hook postrouting priority srcnat; }'; ",
+            "nft add rule ip out post oifname eth0 masquerade\"}\n",
+        ))
         .steps(&serve)
         .steps(
             r#"- name: the server is the cluster's own
@@ -319,15 +324,15 @@ fn a_name_is_reached_once_it_was_asked_for_and_no_longer_than_it_says() {
     mesh.steps(&ask)
         .steps(
             r#"- name: what was answered is reached by IPv4, of which there was an answer
-  exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 10.2.0.2 && ! ping -n -c 1 -W 1 fd00:2::2"}
+  exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 198.18.1.1 && ! ping -n -c 1 -W 1 fd00:2::2"}
 - name: and no longer than that
   eventually:
     deadline: 60s
-    step: {exec: {on: aws-1-pod-1, command: "! ping -n -c 1 -W 1 10.2.0.2"}}
+    step: {exec: {on: aws-1-pod-1, command: "! ping -n -c 1 -W 1 198.18.1.1"}}
 "#,
         )
         .steps(&ask)
-        .steps("- exec: {on: aws-1-pod-1, command: \"ping -n -c 1 -W 2 10.2.0.2\"}\n")
+        .steps("- exec: {on: aws-1-pod-1, command: \"ping -n -c 1 -W 2 198.18.1.1\"}\n")
         .passes();
 }
 
@@ -336,14 +341,14 @@ fn a_name_that_was_learnt_outlives_the_agent() {
     let (mut mesh, ask) = with_names("policy-names-restart", 600);
     mesh.steps(&ask)
         .steps(
-            r#"- exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 10.2.0.2"}
+            r#"- exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 198.18.1.1"}
 - eventually:
     deadline: 30s
     step: {exec: {on: aws-1, command: "grep -q db.example.com /run/netlab/private/state/names.json"}}
 - restart: {nodes: aws-1, signal: KILL}
 - status: {nodes: aws-1, where: [{path: /ready, equals: true}, {path: /policy/complete, equals: true}]}
 - name: nobody has asked since
-  exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 10.2.0.2 && ! ping -n -c 1 -W 1 fd00:2::2"}
+  exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 198.18.1.1 && ! ping -n -c 1 -W 1 fd00:2::2"}
 "#,
         )
         .passes();

@@ -30,6 +30,9 @@ struct Cli {
     /// Small changes of each kind.
     #[arg(long, default_value_t = 1_000)]
     changes: u32,
+    /// Only what it costs to check sources by the interface that packets come in by, in so many rounds.
+    #[arg(long)]
+    sources: Option<usize>,
     /// Policies of five tiers and three APIs, instead of NetworkPolicies alone.
     #[arg(long)]
     tiers: bool,
@@ -139,6 +142,9 @@ fn main() -> anyhow::Result<()> {
     if cli.tenants {
         print!("{}", policy_tests::tenants::measure()?);
         return Ok(());
+    }
+    if let Some(rounds) = cli.sources {
+        return source_checks(rounds.max(1));
     }
     let own: Vec<IpNet> = vec!["10.1.0.0/25".parse()?];
     let settings = Settings { own: own.into_iter().collect(), strangers: true, ..without_budgets() };
@@ -280,6 +286,74 @@ fn first_packets() -> anyhow::Result<()> {
             "first packet of a flow past {rules:>6} rules of its class, sent, judged, received: {:>8.2} us",
             rate * 1e6
         );
+    }
+    Ok(())
+}
+
+/// Seconds of processor time of this process, the kernel's for its packets included.
+fn busy() -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat")?;
+    let ticks: Vec<u64> =
+        fields.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+    Ok(ticks.iter().sum::<u64>() as f64 / 100.0)
+}
+
+/// Packets of established flows with and without the check, in turns: rate and processor time of each beside the first.
+#[expect(clippy::print_stdout, reason = "its output is what it is run for")]
+fn source_checks(rounds: usize) -> anyhow::Result<()> {
+    const PACKETS: u32 = 40_000;
+    let nets = |own: &str| -> anyhow::Result<_> { Ok([own.parse::<IpNet>()?].into()) };
+    for (family, own, ends) in [
+        ("IPv4", "10.0.1.0/24", ["10.0.1.1", "10.0.1.2"]),
+        ("IPv6", "fd00:1::/64", ["fd00:1::1", "fd00:1::2"]),
+    ] {
+        let unchecked = Settings { own: nets(own)?, ..without_budgets() };
+        let from_pods = Settings { check_sources: true, ..unchecked.clone() };
+        // Of another network: neither end is of this node.
+        let outside = Settings { outside: ["pods0".to_owned()].into(), ..from_pods.clone() };
+        let arms = [
+            ("pods, unchecked", unchecked.clone()),
+            ("pods, checked", from_pods),
+            ("others, unchecked", unchecked),
+            ("others, checked", outside),
+        ];
+        let mut rig = Rig::new(arms[0].1.clone(), Default::default())?;
+        rig.tell(ends.map(|address| Event::Pod(policy_tests::objects::pod(address, address, &[address]))))?;
+        let world =
+            if family == "IPv4" { ["192.0.2.1", "192.0.2.2"] } else { ["2001:db8::1", "2001:db8::2"] };
+        let mut measured = vec![Vec::new(); arms.len()];
+        for _ in 0..rounds {
+            for (index, (_, settings)) in arms.iter().enumerate() {
+                rig.enforcer.compiler.configure(settings.clone(), Default::default());
+                rig.settle()?;
+                let [source, destination] = if index >= 2 { world } else { ends };
+                let packet = Packet::first(source.parse()?, destination.parse()?, 17, 80, 0);
+                let number = rig.number();
+                rig.pass(Link::Pods, &[packet, packet.answer(number)])?;
+                let packets: Vec<Packet> = (0..2_000).map(|number| Packet { number, ..packet }).collect();
+                let (began, spent) = (Instant::now(), busy()?);
+                let mut passed = 0;
+                for _ in 0..PACKETS / 2_000 {
+                    passed += rig.pass(Link::Pods, &packets)?.into_iter().filter(|passed| *passed).count();
+                }
+                anyhow::ensure!(passed == PACKETS as usize, "{passed} of {PACKETS} passed");
+                let rate = f64::from(PACKETS) / began.elapsed().as_secs_f64();
+                measured[index].push((rate, (busy()? - spent) / f64::from(PACKETS) * 1e6));
+            }
+        }
+        for (index, (name, _)) in arms.iter().enumerate() {
+            let median = |of: fn(&(f64, f64)) -> f64| {
+                let mut values: Vec<f64> = measured[index].iter().map(of).collect();
+                values.sort_by(f64::total_cmp);
+                values[values.len() / 2]
+            };
+            println!(
+                "{family} {name:<17} {:>9.0} packets/s, {:>6.2} us of CPU each (medians of {rounds} rounds, in turns)",
+                median(|(rate, _)| *rate),
+                median(|(_, spent)| *spent)
+            );
+        }
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod names;
 mod places;
 mod rules;
 mod services;
+mod sources;
 mod tenants;
 
 use std::net::IpAddr;
