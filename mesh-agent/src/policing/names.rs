@@ -154,7 +154,7 @@ impl Answers {
 
     /// What is wrong, where a policy speaks of names.
     pub(super) fn failure(&self, compiler: &Compiler) -> Option<String> {
-        let why = self.deaf.as_ref().filter(|_| compiler.state().domains().next().is_some())?;
+        let why = self.deaf.as_ref().filter(|_| compiler.state().speaks_of_names())?;
         let group = self.group.unwrap_or_default();
         Some(format!(
             "policy.dns: NFLOG group {group}: {why}; domainNames match nothing; another group may be free"

@@ -86,6 +86,7 @@ impl Random {
                     next = last + 2;
                     elements.insert(Element::Range(Self::address(family, first), Self::address(family, last)))
                 }
+                Kind::Rates => false,
                 Kind::Chains if chains.is_empty() || !seen.insert(at) => false,
                 Kind::Chains => elements.insert(Element::Chain(at, self.one_of(chains))),
             };
@@ -121,7 +122,7 @@ impl Random {
                     let end = self.one_of(&[End::Client, End::Server]);
                     Match::Named { family, end, set: name, way, negated }
                 }
-                Kind::Chains => Match::State(State::New),
+                Kind::Chains | Kind::Rates => Match::State(State::New),
             });
         }
         match self.below(5) {
