@@ -378,8 +378,8 @@ impl Names {
     /// What was not learnt lately, and why. `who` names whoever has an address.
     pub fn refusals(&self, who: impl Fn(IpAddr) -> String) -> Vec<String> {
         let known = |address: IpAddr| match address {
-            NOBODY => "addresses of no known pod".to_owned(),
-            BEFORE => "pods before a restart".to_owned(),
+            NOBODY => "an address of no known pod".to_owned(),
+            BEFORE => "a pod before a restart".to_owned(),
             address => who(address),
         };
         self.refused.told(known)
