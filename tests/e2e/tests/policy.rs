@@ -367,6 +367,44 @@ fn a_name_that_was_learnt_outlives_the_agent() {
 }
 
 #[test]
+fn a_flood_of_answers_holds_up_nothing_else() {
+    let (mut mesh, ask) = with_names("policy-names-flood", 600);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policy/dns.py");
+    let policy = |n: u32| {
+        format!(
+            r#"      - apiVersion: policy.networking.k8s.io/v1alpha2
+        kind: ClusterNetworkPolicy
+        metadata: {{name: names-{n}}}
+        spec:
+          tier: Admin
+          priority: {}
+          subject: {{pods: {{namespaceSelector: {{}}, podSelector: {{matchLabels: {{app: client}}}}}}}}
+          egress: [{{action: Accept, to: [{{domainNames: ["*.d{n}.example.com"]}}]}}]
+"#,
+            n + 2
+        )
+    };
+    let many: String = (0..400).map(policy).collect();
+    mesh.steps(&ask)
+        .steps(&format!("- apply:\n    file: many.yaml\n    manifest:\n{many}"))
+        .steps("- status: {nodes: aws-1, where: [{path: /policy/policies, equals: 401}]}\n")
+        .steps(&format!(
+            "- exec: {{on: aws-1-pod-1, command: \"python3 {script} ask 10.2.0.3 flood.example.com\"}}\n"
+        ))
+        .steps(ONLY_WEB)
+        .steps(
+            r#"- name: under the flood, a new policy counts
+  expect: {pairs: [{from: aws-1-pod-2, to: gcp-1-pod-1, verdict: deny}]}
+- name: who floods is named
+  status: {nodes: aws-1, where: [{path: /policy/problems, contains: "dns-budget: pod shop/web"}]}
+- name: and what was learnt before counts
+  exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 203.0.113.7"}
+"#,
+        )
+        .passes();
+}
+
+#[test]
 fn calicos_policies_and_the_meshs_own_count_through_the_tunnel() {
     mesh("policy-calico")
         .steps("- capture: underlay\n- handshakes: all\n- expect: {matrix: pods}\n")

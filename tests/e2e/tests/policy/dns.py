@@ -29,9 +29,19 @@ def serve(address, asked, answer, ttl):
     records = b"".join(record + socket.inet_aton(address) for address in [f"192.0.2.{n}" for n in range(1, 9)] + answers)
     while True:
         question, client = server.recvfrom(512)
+        if question[12:].startswith(name("flood.example.com")):
+            flood(server, client, record + socket.inet_aton("203.0.113.9"))
         known = question[12:].startswith(name(asked))
         head = question[:2] + struct.pack("!HHHHH", 0x8180, 1, 8 + len(answers) if known else 0, 0, 0)
         server.sendto(head + question[12:] + (records if known else b""), client)
+
+
+def flood(server, client, record):
+    """Answers what nobody has asked, each about another name."""
+    head = struct.pack("!HHHHHH", 7, 0x8180, 1, 1, 0, 0)
+    for number in range(200000):
+        asked = name(f"a{number}.example.com") + struct.pack("!HH", 1, 1)
+        server.sendto(head + asked + record, client)
 
 
 def ask(server, asked):
