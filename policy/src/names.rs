@@ -40,7 +40,8 @@ pub const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 /// Stands for the pods that asked before a restart.
 const BEFORE: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
-/// Addresses of which something is different, with the names that have them or had them, spelled backwards.
+/// Addresses of which something is different, with the names that have them or had them, spelled
+/// backwards.
 pub type Changes = BTreeMap<IpAddr, BTreeSet<Arc<str>>>;
 
 /// What the answer to a question about a name says.
@@ -76,7 +77,8 @@ struct Known {
     pooled: Option<u64>,
 }
 
-/// Names, each with its addresses and the second until which each counts. The clock is the caller's.
+/// Names, each with its addresses and the second until which each counts. The clock is the
+/// caller's.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
     now: u64,
@@ -354,8 +356,8 @@ impl Names {
         changes
     }
 
-    /// At most so many addresses that are known, to be kept over a restart: of names that policies speak of word by word first, then
-    /// those that count the longest.
+    /// At most so many addresses that are known, to be kept over a restart: of names that policies
+    /// speak of word by word first, then those that count the longest.
     pub fn kept(&self, most: usize) -> Vec<Recalled> {
         let mut all: Vec<(bool, Recalled)> = Vec::with_capacity(self.pairs);
         for (name, known) in &self.known {
@@ -396,7 +398,8 @@ impl Names {
         }
     }
 
-    /// Forgets an address of a name. One that has none left stays until its pools are entered again, or is forgotten as well.
+    /// Forgets an address of a name. One that has none left stays until its pools are entered
+    /// again, or is forgotten as well.
     fn forget_address(&mut self, name: &Arc<str>, address: IpAddr, changes: &mut Changes) {
         let Some(known) = self.known.get(name) else { return };
         let pooled = known.pooled.is_some();
@@ -455,7 +458,8 @@ impl Names {
         }
     }
 
-    /// It is so late. Returns the addresses that a name has no more, or that nobody remembers any more.
+    /// It is so late. Returns the addresses that a name has no more, or that nobody remembers any
+    /// more.
     pub fn pass(&mut self, now: u64) -> Changes {
         let before = self.now;
         let now = before.max(now);

@@ -1,8 +1,10 @@
-//! What the kernel keeps of all that a raw socket sees: classic BPF (Documentation/networking/filter.rst). Pure.
+//! What the kernel keeps of all that a raw socket sees: classic BPF
+//! (Documentation/networking/filter.rst). Pure.
 //!
-//! The program wants UDP to our port with a payload that is long enough for a probe, begins as one does, and bears the route id of a peer.
-//! Route ids come from the pairs' keys, so that nobody guesses one who has seen no probe of that pair: whatever else arrives takes no
-//! place in the queue and wakes nobody.
+//! The program wants UDP to our port with a payload that is long enough for a probe, begins as one
+//! does, and bears the route id of a peer. Route ids come from the pairs' keys, so that nobody
+//! guesses one who has seen no probe of that pair: whatever else arrives takes no place in the
+//! queue and wakes nobody.
 
 use mesh_overlay::path::wire::{HEADER, LEAST, MAGIC, RouteId, VERSION};
 use socket2::SockFilter;
@@ -29,7 +31,8 @@ const IDS_MOST: usize = 1_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Step(u16, u8, u8, u32);
 
-/// Keeps probes to a port that bear one of these route ids, which are in order; where there are too many of them, all probes.
+/// Keeps probes to a port that bear one of these route ids, which are in order; where there are too
+/// many of them, all probes.
 pub(super) fn program(port: u16, v6: bool, ids: &[RouteId]) -> Vec<SockFilter> {
     if ids.len() > IDS_MOST {
         return any(port, v6);

@@ -1,7 +1,8 @@
 //! The addresses that no DNS answer may open.
 //!
-//! A policy by names means hosts outside of the cluster. An answer that names an address of the host itself, of the link, of the mesh
-//! or of a node would turn such a policy into one about pods and nodes, and its author is whoever owns the zone.
+//! A policy by names means hosts outside of the cluster. An answer that names an address of the
+//! host itself, of the link, of the mesh or of a node would turn such a policy into one about pods
+//! and nodes, and its author is whoever owns the zone.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,7 +17,8 @@ const fn v6(first: u16, second: u16, len: u8) -> IpNet {
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, second, 0, 0, 0, 0, 0, 0), len))
 }
 
-/// Ranges that no host of the Internet or of a company has (RFC 6890). The overlay refuses the same ones as prefixes.
+/// Ranges that no host of the Internet or of a company has (RFC 6890). The overlay refuses the same
+/// ones as prefixes.
 const SPECIAL: [(IpNet, &str); 9] = [
     (v4(0, 0, 0, 0, 8), "is of \"this network\""),
     (v4(127, 0, 0, 0, 8), "is a loopback address"),
@@ -29,7 +31,8 @@ const SPECIAL: [(IpNet, &str); 9] = [
     (v6(0xff00, 0, 8), "is multicast"),
 ];
 
-/// Prefixes whose addresses hold an IPv4 address: the byte where it begins (RFC 6052, RFC 8215, RFC 3056).
+/// Prefixes whose addresses hold an IPv4 address: the byte where it begins (RFC 6052, RFC 8215, RFC
+/// 3056).
 const HOLDING: [(IpNet, usize); 3] = [
     (v6(0x64, 0xff9b, 96), 12),
     (IpNet::V6(Ipv6Net::new_assert(LOCAL_NAT64, 48)), 12),

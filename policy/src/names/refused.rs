@@ -76,7 +76,8 @@ impl Refused {
         }
     }
 
-    /// Tells each kind in a sentence: a code, the object, and the remedy. `who` names whoever has an address.
+    /// Tells each kind in a sentence: a code, the object, and the remedy. `who` names whoever has
+    /// an address.
     pub(super) fn told(&self, who: impl Fn(IpAddr) -> String) -> Vec<String> {
         let one = |(why, tally): (&Why, &Tally)| {
             let Tally { count, name, address, asker, .. } = tally;

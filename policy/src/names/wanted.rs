@@ -1,4 +1,5 @@
-//! The domain names that policies speak of, prepared so that one look-up a label finds who means a name.
+//! The domain names that policies speak of, prepared so that one look-up a label finds who means a
+//! name.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -45,7 +46,8 @@ impl Wanted {
         self.exact.is_empty() && self.below.is_empty()
     }
 
-    /// Whether a policy speaks of this very name, which is in small letters and has no dot at its end.
+    /// Whether a policy speaks of this very name, which is in small letters and has no dot at its
+    /// end.
     pub fn is_exact(&self, name: &str) -> bool {
         self.exact.contains_key(name)
     }
