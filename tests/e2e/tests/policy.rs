@@ -391,10 +391,17 @@ fn a_flood_of_answers_holds_up_nothing_else() {
         .steps(&format!(
             "- exec: {{on: aws-1-pod-1, command: \"python3 {script} ask 10.2.0.3 flood.example.com\"}}\n"
         ))
-        .steps(ONLY_WEB)
         .steps(
-            r#"- name: under the flood, a new policy counts
-  expect: {pairs: [{from: aws-1-pod-2, to: gcp-1-pod-1, verdict: deny}]}
+            r#"- apply:
+    file: closed.yaml
+    manifest:
+      apiVersion: networking.k8s.io/v1
+      kind: NetworkPolicy
+      metadata: {name: closed, namespace: shop}
+      spec: {podSelector: {matchLabels: {app: client}}, policyTypes: [Ingress]}
+- name: under the flood, a new policy counts on the node that is flooded
+  expect: {pairs: [{from: gcp-1-pod-1, to: aws-1-pod-2, verdict: deny}]}
+- status: {nodes: aws-1, where: [{path: /policy/policies, equals: 402}]}
 - name: who floods is named
   status: {nodes: aws-1, where: [{path: /policy/problems, contains: "dns-budget: pod shop/web"}]}
 - name: and what was learnt before counts

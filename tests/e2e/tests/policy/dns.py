@@ -30,18 +30,18 @@ def serve(address, asked, answer, ttl):
     while True:
         question, client = server.recvfrom(512)
         if question[12:].startswith(name("flood.example.com")):
-            flood(server, client, record + socket.inet_aton("203.0.113.9"))
+            flood(server, client, b"".join(record + socket.inet_aton(f"203.0.113.{n}") for n in range(20, 40)))
         known = question[12:].startswith(name(asked))
         head = question[:2] + struct.pack("!HHHHH", 0x8180, 1, 8 + len(answers) if known else 0, 0, 0)
         server.sendto(head + question[12:] + (records if known else b""), client)
 
 
-def flood(server, client, record):
-    """Answers what nobody has asked, each about another name."""
-    head = struct.pack("!HHHHHH", 7, 0x8180, 1, 1, 0, 0)
+def flood(server, client, records):
+    """Answers what nobody has asked, each about another name, with twenty addresses."""
+    head = struct.pack("!HHHHHH", 7, 0x8180, 1, 20, 0, 0)
     for number in range(200000):
         asked = name(f"a{number}.example.com") + struct.pack("!HH", 1, 1)
-        server.sendto(head + asked + record, client)
+        server.sendto(head + asked + records, client)
 
 
 def ask(server, asked):
