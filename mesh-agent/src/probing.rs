@@ -1,5 +1,6 @@
 //! Runs the path prober beside the agent's loop: sockets, timers, and word of what has changed.
 
+mod filter;
 mod packet;
 mod socket;
 
@@ -159,6 +160,8 @@ impl Probing {
         let mut out = Vec::new();
         let mut told = 0;
         let mut tried: Option<Instant> = None;
+        // The peers that the sockets' filters know.
+        let mut filtered = None;
         // Where no device listens the kernel would answer each probe that nobody does.
         let mut held: Option<(u16, std::io::Result<UdpSocket>)> = None;
         loop {
@@ -169,6 +172,7 @@ impl Probing {
             {
                 sockets = self.open(port);
                 tried = if sockets.is_some() { None } else { Some(Instant::now()) };
+                filtered = None;
             }
             let device = self.shared.borrow().device;
             if device {
@@ -199,6 +203,11 @@ impl Probing {
             let Some(sockets) = &mut sockets else { continue };
             let mut shared = self.shared.borrow_mut();
             let now = Instant::now();
+            let revision = shared.prober.route_ids_revision();
+            if filtered != Some(revision) {
+                filtered = Some(revision);
+                sockets.admit(&shared.prober.route_ids());
+            }
             // First what has arrived: nothing is lost that only was not read yet.
             let mut answers = Vec::new();
             sockets.receive(|from, local, datagram| {

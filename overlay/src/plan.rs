@@ -249,6 +249,7 @@ fn probed(
         }
         _ => None,
     });
+    let reflexive = reflexive.take(path::REFLEXIVE_MOST);
     let (carried, rung) =
         if encrypted { (Carried::Wireguard, Rung::Vxlan) } else { (Carried::Cleartext, Rung::Cleartext) };
     let carriers = [false, true].into_iter().filter_map(|outer_v6| {

@@ -29,6 +29,7 @@ use crate::budget::{Budgets, Cost};
 use crate::failsafe::FailSafe;
 use crate::flowlog::RuleName;
 use crate::model::{Direction, Labels, PodSelector};
+use crate::names::{Changes, Protected, backwards, suffixes};
 use crate::object::Pod;
 use crate::ruleset::{Chain, Change, Element, Family, Kind, Ruleset, Verdict};
 use crate::state::{Event, State, Touched};
@@ -179,11 +180,26 @@ impl Compiler {
         self.touched.addresses.extend(touched.addresses);
         self.touched.meanings.extend(touched.meanings);
         self.touched.subjects.extend(touched.subjects);
+        self.touch_names(touched.names);
+    }
+
+    fn touch_names(&mut self, changes: Changes) {
+        for (address, names) in changes {
+            self.touched.names.entry(address).or_default().extend(names);
+        }
     }
 
     /// These are the node's settings, and all nodes.
     pub fn configure(&mut self, settings: Settings, nodes: BTreeMap<String, Node>) {
         self.state.world.set_bounds(&settings.scope, settings.outside_prefixes);
+        // Names mean hosts outside of the mesh.
+        let prefixes = nodes.values().flat_map(|node| &node.prefixes);
+        let nets = settings.scope.iter().chain(&settings.own).chain(prefixes).copied();
+        let addresses =
+            nodes.values().flat_map(|node| node.addresses.iter().chain(&node.status_addresses)).copied();
+        let protected = Protected::of(nets, addresses.chain(settings.address));
+        let forgotten = self.state.protect(protected);
+        self.touch_names(forgotten);
         let moved = self.state.world.set_nodes(nodes);
         self.stale |= moved.is_some() || self.settings != settings;
         self.touched.addresses.extend(moved.into_iter().flatten());
@@ -238,7 +254,9 @@ impl Compiler {
         let mut edit = Edit::of(&mut standing);
         self.members(touched.addresses.iter(), &mut edit, |_| true);
         let others = touched.meanings.difference(&touched.addresses);
-        self.members(others, &mut edit, |source| !matches!(source, Source::Pods(_)));
+        let others_ask = |source: &Source| !matches!(source, Source::Pods(_) | Source::Domains(..));
+        self.members(others, &mut edit, others_ask);
+        self.named_members(&touched.names, &mut edit);
         if self.fit(stale, touched, edit.standing()) {
             let strict = self.classes.values().any(|class| class.denies);
             let based = Some((self.anybody.clone(), strict));
@@ -274,11 +292,33 @@ impl Compiler {
                 self.uses.iter().filter(|(_, uses)| uses.family == family && is_asked(&uses.source))
             {
                 let now = members::of_address(world, &uses.source, *address, holder.map(|pod| &**pod));
-                match (&uses.source, uses.allows) {
-                    // An address that a name has no more is one that it had: connections go on.
-                    (Source::Domains(..), true) => edit.gentle_members_of(name, *address, now),
-                    (_, allows) => edit.members_of(name, *address, now, allows),
-                }
+                member(edit, name, uses, *address, now);
+            }
+        }
+    }
+
+    /// The same for addresses of names, in the sets of domains that mean such a name alone.
+    fn named_members(&self, changes: &Changes, edit: &mut Edit<'_>) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut sets: HashMap<(&str, bool), Vec<(&String, &SetUse)>> = HashMap::new();
+        for (name, uses) in &self.uses {
+            let Source::Domains(domains, _) = &uses.source else { continue };
+            for domain in domains {
+                sets.entry((domain.name(), domain.is_wildcard())).or_default().push((name, uses));
+            }
+        }
+        for (address, names) in changes {
+            let mut asked: BTreeMap<&String, &SetUse> = BTreeMap::new();
+            for name in names.iter().map(|name| backwards(name)) {
+                let domains = suffixes(&name).map(|suffix| (suffix, true)).chain([(name.as_str(), false)]);
+                asked.extend(domains.filter_map(|domain| sets.get(&domain)).flatten().copied());
+            }
+            let family = Family::of(*address);
+            for (name, uses) in asked.into_iter().filter(|(_, uses)| uses.family == family) {
+                let now = members::of_address(&self.state.world, &uses.source, *address, None);
+                member(edit, name, uses, *address, now);
             }
         }
     }
@@ -425,6 +465,9 @@ impl Compiler {
                 edit.elements(name, cover([].into_iter(), [*net].into_iter(), family));
             }
             edit.add_set(&base::local_set(family), family, Kind::Addresses);
+            if self.anybody.resolvers.is_some() {
+                edit.add_set(&base::copied_set(family), family, Kind::Rates);
+            }
             edit.add_set(&base::egress_map(family), family, Kind::Chains);
             edit.add_set(&base::ingress_map(family), family, Kind::Chains);
         }
@@ -471,6 +514,15 @@ impl Compiler {
         let sets: BTreeSet<&String> = self.classes.values().flat_map(|class| class.sets.keys()).collect();
         self.uses.retain(|name, _| sets.contains(name));
         edit.keep_sets(|name| !is_of_class(name) || sets.contains(name));
+    }
+}
+
+/// What a set has of an address now.
+fn member(edit: &mut Edit<'_>, name: &str, uses: &SetUse, address: IpAddr, now: BTreeSet<Element>) {
+    match (&uses.source, uses.allows) {
+        // An address that a name has no more is one that it had: connections go on.
+        (Source::Domains(..), true) => edit.gentle_members_of(name, address, now),
+        (_, allows) => edit.members_of(name, address, now, allows),
     }
 }
 

@@ -1,9 +1,31 @@
 //! Domain names, and the addresses that they were seen to have.
+//!
+//! ```text
+//! answer -> wanted by a policy? (one look-up a label) -> protected address? -> within the budgets? -> known
+//! ```
+//! What is learnt comes from the network, and what is asked for from pods: neither may open what is protected, nor grow without end.
+
+mod budget;
+mod domain;
+mod protected;
+mod refused;
+mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::net::IpAddr;
-use std::str::FromStr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Bound;
+use std::sync::Arc;
+
+pub use budget::Budget;
+use budget::{
+    ADDRESSES_OF_AGENT, ADDRESSES_OF_NAME, ADDRESSES_OF_POD, NAMES_OF_AGENT, NAMES_OF_POD, NAMES_OF_WILDCARD,
+    Pool, Rates, fits_share,
+};
+pub use domain::{Domain, DomainError, LENGTH_MOST, normal};
+pub use protected::Protected;
+use refused::Refused;
+pub use wanted::Wanted;
+pub(crate) use wanted::suffixes;
 
 /// How long connections to an address go on that its name has no more, in seconds.
 const LINGER: u64 = 24 * 3600;
@@ -13,64 +35,14 @@ const LEAST: u64 = 5;
 const MOST: u64 = 24 * 3600;
 /// What is kept over a restart may be so much shorter than what was answered, in seconds.
 const MUCH: u64 = 60;
-/// The most names, and the most addresses of one, that are remembered.
-const NAMES_MOST: usize = 10_000;
-const ADDRESSES_MOST: usize = 256;
+/// Stands for all askers that are no known pods: they share one budget.
+pub const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// Stands for the pods that asked before a restart.
+const BEFORE: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
-/// A domain name, or all names below one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Domain {
-    // In small letters, without the dot at the end.
-    name: String,
-    below: bool,
-}
-
-/// It is no domain name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no domain name such as example.com or *.example.com")]
-pub struct DomainError(String);
-
-impl FromStr for Domain {
-    type Err = DomainError;
-
-    fn from_str(text: &str) -> Result<Self, DomainError> {
-        let wrong = || DomainError(text.chars().take(64).collect());
-        let (below, name) = match text.strip_prefix("*.") {
-            Some(name) => (true, name),
-            None => (false, text),
-        };
-        let name = normal(name);
-        let label = |label: &str| {
-            let ends = [label.as_bytes().first(), label.as_bytes().last()];
-            (1..=63).contains(&label.len())
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-                && ends.into_iter().flatten().all(|byte| *byte != b'-')
-        };
-        let fits = name.len() <= 253 && name.contains('.') && name.split('.').all(label);
-        if fits { Ok(Self { name, below }) } else { Err(wrong()) }
-    }
-}
-
-impl fmt::Display for Domain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", if self.below { "*." } else { "" }, self.name)
-    }
-}
-
-impl Domain {
-    /// Whether it means this name, which is in small letters and has no dot at its end.
-    pub fn matches(&self, name: &str) -> bool {
-        match self.below {
-            false => name == self.name,
-            true => name.strip_suffix(&self.name).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
-        }
-    }
-}
-
-/// A name as names are compared.
-pub fn normal(name: &str) -> String {
-    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
-}
+/// Addresses of which something is different, with the names that have them or had them, spelled
+/// backwards.
+pub type Changes = BTreeMap<IpAddr, BTreeSet<Arc<str>>>;
 
 /// What the answer to a question about a name says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +53,8 @@ pub struct Resolved {
     pub addresses: BTreeSet<IpAddr>,
     /// For how long, in seconds.
     pub ttl: u32,
+    /// The pod that has asked, by an address.
+    pub asker: IpAddr,
 }
 
 /// An address of a name, as it is kept over a restart.
@@ -94,89 +68,308 @@ pub struct Recalled {
     pub until: u64,
 }
 
-/// Names, each with its addresses and the second until which each counts. The clock is the caller's.
+/// A name with its addresses and the second until which each counts.
+#[derive(Debug, Clone)]
+struct Known {
+    addresses: BTreeMap<IpAddr, u64>,
+    owner: IpAddr,
+    // The second by which its pools know it; `None`: it is in none.
+    pooled: Option<u64>,
+}
+
+/// Names, each with its addresses and the second until which each counts. The clock is the
+/// caller's.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
     now: u64,
     // Counts what was learnt or recalled.
     revision: u64,
-    known: BTreeMap<String, BTreeMap<IpAddr, u64>>,
+    // Names are spelled backwards here, so that all below a domain stand side by side.
+    known: BTreeMap<Arc<str>, Known>,
     // Who has an address.
-    of: BTreeMap<IpAddr, BTreeSet<String>>,
+    of: BTreeMap<IpAddr, BTreeSet<Arc<str>>>,
     // When something is different, if nothing is learnt.
     due: Option<u64>,
+    wanted: Wanted,
+    protected: Protected,
+    refused: Refused,
+    pods: BTreeMap<IpAddr, Pool>,
+    wildcards: BTreeMap<Arc<Domain>, Pool>,
+    agent: Pool,
+    rates: Rates,
+    // Addresses of all names, and of those in pools by who brought them.
+    pairs: usize,
+    pairs_of: BTreeMap<IpAddr, usize>,
+}
+
+/// Spells a name backwards, or forwards again.
+pub(crate) fn backwards(name: &str) -> String {
+    name.chars().rev().collect()
 }
 
 impl Names {
-    /// A name was seen to have addresses. Returns those of which something is different.
-    pub fn learn(&mut self, resolved: Resolved, now: u64) -> BTreeSet<IpAddr> {
-        self.now = self.now.max(now);
-        let Resolved { name, addresses, ttl } = resolved;
-        let mut touched = BTreeSet::new();
-        if !self.known.contains_key(&name) && self.known.len() >= NAMES_MOST && !self.make_room(&mut touched)
-        {
-            return touched;
+    /// The domains that policies speak of.
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// A policy speaks of a domain.
+    pub fn want(&mut self, domain: &Domain) {
+        let name: Arc<str> = backwards(domain.name()).into();
+        if !self.wanted.add(domain) {
+            return;
         }
-        let until = self.now + u64::from(ttl).clamp(LEAST, MOST);
-        let known = self.known.entry(name.clone()).or_default();
+        if !domain.is_wildcard() {
+            self.leave_pools(&name);
+            return;
+        }
+        let mut pool = Pool::default();
+        for (name, known) in below(&self.known, domain) {
+            if let Some(last) = known.pooled {
+                pool.put(name, last, known.owner);
+            }
+        }
+        self.wildcards.insert(Arc::new(domain.clone()), pool);
+    }
+
+    /// A policy speaks of it no more.
+    pub fn unwant(&mut self, domain: &Domain) {
+        if !self.wanted.remove(domain) {
+            return;
+        }
+        match domain.is_wildcard() {
+            true => drop(self.wildcards.remove(domain)),
+            false => self.enter_pools(&backwards(domain.name()).into()),
+        }
+    }
+
+    /// Takes the addresses that no answer may open. Returns those that are forgotten by that.
+    pub fn protect(&mut self, protected: Protected) -> Changes {
+        let mut changes = Changes::new();
+        if self.protected == protected {
+            return changes;
+        }
+        self.protected = protected;
+        let refused = self.of.iter().filter(|(address, _)| self.protected.refuses(**address).is_some());
+        let refused: Vec<_> = refused.map(|(address, names)| (*address, names.clone())).collect();
+        for (address, names) in refused {
+            for name in names {
+                self.forget_address(&name, address, &mut changes);
+            }
+        }
+        changes
+    }
+
+    /// A name was seen to have addresses. Returns those of which something is different.
+    pub fn learn(&mut self, resolved: Resolved, now: u64) -> Changes {
+        self.now = self.now.max(now);
+        let Resolved { name, addresses, ttl, asker } = resolved;
+        let mut changes = Changes::new();
+        if name.len() > LENGTH_MOST {
+            return changes;
+        }
+        let mut meant = BTreeSet::new();
         for address in addresses {
-            if known.len() >= ADDRESSES_MOST && !known.contains_key(&address) {
-                // Of a name that moves on what it had first goes first.
-                let oldest =
-                    known.iter().min_by_key(|(_, until)| **until).map(|(address, until)| (*address, *until));
-                let Some((oldest, _)) = oldest.filter(|(_, until)| *until <= self.now) else { break };
-                known.remove(&oldest);
-                forget(&mut self.of, oldest, &name);
-                touched.insert(oldest);
+            let address = address.to_canonical();
+            match self.protected.refuses(address) {
+                Some(why) => self.refused.address(why, &name, address, asker, self.now),
+                None => drop(meant.insert(address)),
             }
-            // What an answer before has promised stays.
-            let before = known.get(&address).copied().unwrap_or_default();
-            known.insert(address, before.max(until));
-            self.of.entry(address).or_default().insert(name.clone());
-            touched.extend((before <= self.now).then_some(address));
-            // That an answer was repeated is not worth being kept at once.
-            if before <= self.now || until > before + MUCH {
-                self.revision += 1;
+        }
+        let spelled: Arc<str> = backwards(&name).into();
+        if meant.is_empty() {
+            return changes;
+        }
+        let exact = self.wanted.is_exact(&name);
+        if !self.known.contains_key(&spelled) {
+            if !exact && let Err(budget) = self.make_room(&name, asker, &mut changes) {
+                self.refused.over(budget, &name, asker, self.now);
+                return changes;
             }
+            let known = Known { addresses: BTreeMap::new(), owner: asker, pooled: None };
+            self.known.insert(Arc::clone(&spelled), known);
+        }
+        self.leave_pools(&spelled);
+        self.adopt(&spelled, asker);
+        let until = self.now + u64::from(ttl).clamp(LEAST, MOST);
+        for address in meant {
+            if let Err(budget) = self.put(&spelled, address, until, (exact, asker), &mut changes) {
+                self.refused.over(budget, &name, asker, self.now);
+                break;
+            }
+        }
+        if self.known.get(&spelled).is_some_and(|known| known.addresses.is_empty()) {
+            self.known.remove(&spelled);
+        }
+        if !exact {
+            self.enter_pools(&spelled);
         }
         self.due = Some(self.due.map_or(until, |due| due.min(until)));
-        touched
+        changes
+    }
+
+    /// A name that was brought before a restart is of whoever asks for it first, if there is room.
+    fn adopt(&mut self, name: &Arc<str>, asker: IpAddr) {
+        let has_room = self.pods.get(&asker).is_none_or(|pool| pool.len() < NAMES_OF_POD);
+        if let Some(known) = self.known.get_mut(name)
+            && known.owner == BEFORE
+            && has_room
+        {
+            known.owner = asker;
+        }
+    }
+
+    /// Puts an address to a name that is in no pool.
+    fn put(
+        &mut self,
+        name: &Arc<str>,
+        address: IpAddr,
+        until: u64,
+        (exact, asker): (bool, IpAddr),
+        changes: &mut Changes,
+    ) -> Result<(), Budget> {
+        let Some(known) = self.known.get(name) else { return Ok(()) };
+        let before = known.addresses.get(&address).copied();
+        let appears = before.is_none_or(|before| before <= self.now);
+        if appears && !exact && !self.rates.take(asker, self.now) {
+            return Err(Budget::PodRate(asker));
+        }
+        if before.is_none() {
+            let (owner, count) = (known.owner, known.addresses.len());
+            if count >= ADDRESSES_OF_NAME {
+                // Of a name that moves on what it had first goes first.
+                let oldest = known.addresses.iter().min_by_key(|(_, until)| **until);
+                let oldest = oldest.filter(|(_, until)| **until <= self.now).map(|(address, _)| *address);
+                self.forget_address(name, oldest.ok_or(Budget::NameAddresses)?, changes);
+            }
+            self.make_room_for_address(owner, count, exact, changes)?;
+            self.pairs += 1;
+        }
+        let Some(known) = self.known.get_mut(name) else { return Ok(()) };
+        // What an answer before has promised stays.
+        let before = before.unwrap_or_default();
+        known.addresses.insert(address, before.max(until));
+        self.of.entry(address).or_default().insert(Arc::clone(name));
+        if appears {
+            touch(name, address, changes);
+        }
+        // That an answer was repeated is not worth being kept at once.
+        if appears || until > before + MUCH {
+            self.revision += 1;
+        }
+        Ok(())
+    }
+
+    /// Makes room for one address more. `held`: as many as its own name has, which is in no pool.
+    fn make_room_for_address(
+        &mut self,
+        owner: IpAddr,
+        held: usize,
+        exact: bool,
+        changes: &mut Changes,
+    ) -> Result<(), Budget> {
+        let of_pod = |names: &Self| names.pairs_of.get(&owner).copied().unwrap_or_default() + held;
+        while !exact && of_pod(self) >= ADDRESSES_OF_POD {
+            let lapsed = self.pods.get(&owner).and_then(|pool| pool.lapsed(self.now));
+            self.forget(&lapsed.ok_or(Budget::PodAddresses(owner))?, changes);
+        }
+        while self.pairs >= ADDRESSES_OF_AGENT {
+            if let Some(lapsed) = self.agent.lapsed(self.now) {
+                self.forget(&lapsed, changes);
+                continue;
+            }
+            let fits = match exact {
+                true => self.pairs < 2 * ADDRESSES_OF_AGENT,
+                false => fits_share(self.pairs, ADDRESSES_OF_AGENT, &self.pairs_of, owner),
+            };
+            return if fits { Ok(()) } else { Err(Budget::AgentAddresses) };
+        }
+        Ok(())
+    }
+
+    /// Makes room for a name more that no policy speaks of word by word.
+    fn make_room(&mut self, name: &str, owner: IpAddr, changes: &mut Changes) -> Result<(), Budget> {
+        while self.pods.get(&owner).is_some_and(|pool| pool.len() >= NAMES_OF_POD) {
+            let lapsed = self.pods.get(&owner).and_then(|pool| pool.lapsed(self.now));
+            self.forget(&lapsed.ok_or(Budget::PodNames(owner))?, changes);
+        }
+        let domains: Vec<Arc<Domain>> = self.wanted.wildcards(name).cloned().collect();
+        for domain in domains {
+            while let Some(pool) = self.wildcards.get(&domain).filter(|pool| pool.len() >= NAMES_OF_WILDCARD)
+            {
+                match pool.lapsed(self.now) {
+                    Some(lapsed) => self.forget(&lapsed, changes),
+                    None if pool.has_room(NAMES_OF_WILDCARD, owner) => break,
+                    None => return Err(Budget::Wildcard(domain)),
+                }
+            }
+        }
+        while self.agent.len() >= NAMES_OF_AGENT {
+            match self.agent.lapsed(self.now) {
+                Some(lapsed) => self.forget(&lapsed, changes),
+                None if self.agent.has_room(NAMES_OF_AGENT, owner) => break,
+                None => return Err(Budget::AgentNames),
+            }
+        }
+        Ok(())
     }
 
     /// These were known before a restart. Returns the addresses of which something is different.
-    pub fn recall(&mut self, all: Vec<Recalled>, now: u64) -> BTreeSet<IpAddr> {
+    pub fn recall(&mut self, all: Vec<Recalled>, now: u64) -> Changes {
         self.now = self.now.max(now);
         self.revision += 1;
+        let mut changes = Changes::new();
         let mut touched = BTreeSet::new();
         for Recalled { name, address, until } in all {
-            let until = until.min(self.now + MOST);
-            let room = self.known.contains_key(&name) || self.known.len() < NAMES_MOST;
-            if until + LINGER <= self.now || !room {
+            let (until, address) = (until.min(self.now + MOST), address.to_canonical());
+            let wrong = name.len() > LENGTH_MOST || normal(&name) != name;
+            if wrong || until + LINGER <= self.now {
                 continue;
             }
-            let known = self.known.entry(name.clone()).or_default();
-            if known.len() >= ADDRESSES_MOST && !known.contains_key(&address) {
+            if let Some(why) = self.protected.refuses(address) {
+                self.refused.address(why, &name, address, BEFORE, self.now);
                 continue;
             }
-            let before = known.get(&address).copied().unwrap_or_default();
-            known.insert(address, before.max(until));
-            self.of.entry(address).or_default().insert(name);
-            touched.insert(address);
+            let spelled: Arc<str> = backwards(&name).into();
+            let room = self.known.contains_key(&spelled) || self.known.len() < NAMES_OF_AGENT;
+            if !room || self.pairs >= ADDRESSES_OF_AGENT {
+                continue;
+            }
+            self.leave_pools(&spelled);
+            let fresh = || Known { addresses: BTreeMap::new(), owner: BEFORE, pooled: None };
+            let known = self.known.entry(Arc::clone(&spelled)).or_insert_with(fresh);
+            touched.insert(Arc::clone(&spelled));
+            let before = known.addresses.get(&address).copied();
+            if before.is_none() && known.addresses.len() >= ADDRESSES_OF_NAME {
+                continue;
+            }
+            self.pairs += usize::from(before.is_none());
+            known.addresses.insert(address, before.unwrap_or_default().max(until));
+            self.of.entry(address).or_default().insert(Arc::clone(&spelled));
+            touch(&spelled, address, &mut changes);
             let next = if until > self.now { until } else { until + LINGER };
             self.due = Some(self.due.map_or(next, |due| due.min(next)));
         }
-        touched
+        for name in touched {
+            self.enter_pools(&name);
+        }
+        changes
     }
 
-    /// All that is known, to be kept over a restart.
-    pub fn all(&self) -> impl Iterator<Item = Recalled> {
-        self.known.iter().flat_map(|(name, addresses)| {
-            addresses.iter().map(|(address, until)| Recalled {
-                name: name.clone(),
-                address: *address,
-                until: *until,
-            })
-        })
+    /// At most so many addresses that are known, to be kept over a restart: of names that policies
+    /// speak of word by word first, then those that count the longest.
+    pub fn kept(&self, most: usize) -> Vec<Recalled> {
+        let mut all: Vec<(bool, Recalled)> = Vec::with_capacity(self.pairs);
+        for (name, known) in &self.known {
+            let name = backwards(name);
+            let exact = self.wanted.is_exact(&name);
+            all.extend(known.addresses.iter().map(|(address, until)| {
+                (exact, Recalled { name: name.clone(), address: *address, until: *until })
+            }));
+        }
+        all.sort_by_key(|(exact, recalled)| std::cmp::Reverse((*exact, recalled.until)));
+        all.truncate(most);
+        all.into_iter().map(|(_, recalled)| recalled).collect()
     }
 
     /// A number that is another one when something may be worth being kept again.
@@ -184,47 +377,121 @@ impl Names {
         self.revision
     }
 
-    /// Forgets the name of which all addresses have been of before for the longest. Whether there was one.
-    fn make_room(&mut self, touched: &mut BTreeSet<IpAddr>) -> bool {
-        let last = |addresses: &BTreeMap<IpAddr, u64>| addresses.values().max().copied().unwrap_or_default();
-        let oldest = self.known.iter().min_by_key(|(_, addresses)| last(addresses));
-        let oldest =
-            oldest.filter(|(_, addresses)| last(addresses) <= self.now).map(|(name, _)| name.clone());
-        let Some(name) = oldest else { return false };
-        for address in self.known.remove(&name).into_iter().flatten().map(|(address, _)| address) {
-            forget(&mut self.of, address, &name);
-            touched.insert(address);
-        }
-        true
+    /// What was not learnt lately, and why. `who` names whoever has an address.
+    pub fn refusals(&self, who: impl Fn(IpAddr) -> String) -> Vec<String> {
+        let known = |address: IpAddr| match address {
+            NOBODY => "an address of no known pod".to_owned(),
+            BEFORE => "a pod before a restart".to_owned(),
+            address => who(address),
+        };
+        self.refused.told(known)
     }
 
-    /// It is so late. Returns the addresses that a name has no more, or that nobody remembers any more.
-    pub fn pass(&mut self, now: u64) -> BTreeSet<IpAddr> {
+    /// Forgets a name with all that it has or had.
+    fn forget(&mut self, name: &Arc<str>, changes: &mut Changes) {
+        self.leave_pools(name);
+        let addresses = self.known.remove(name).map(|known| known.addresses);
+        for address in addresses.into_iter().flatten().map(|(address, _)| address) {
+            self.pairs = self.pairs.saturating_sub(1);
+            forget(&mut self.of, address, name);
+            touch(name, address, changes);
+        }
+    }
+
+    /// Forgets an address of a name. One that has none left stays until its pools are entered
+    /// again, or is forgotten as well.
+    fn forget_address(&mut self, name: &Arc<str>, address: IpAddr, changes: &mut Changes) {
+        let Some(known) = self.known.get(name) else { return };
+        let pooled = known.pooled.is_some();
+        if known.addresses.len() == 1 && known.addresses.contains_key(&address) {
+            return self.forget(name, changes);
+        }
+        if pooled {
+            self.leave_pools(name);
+        }
+        if self.known.get_mut(name).is_some_and(|known| known.addresses.remove(&address).is_some()) {
+            self.pairs = self.pairs.saturating_sub(1);
+            forget(&mut self.of, address, name);
+            touch(name, address, changes);
+        }
+        if pooled {
+            self.enter_pools(name);
+        }
+    }
+
+    /// Counts a name in the pools of its pod, its wildcards and the agent.
+    fn enter_pools(&mut self, name: &Arc<str>) {
+        let Some(known) = self.known.get_mut(name).filter(|known| known.pooled.is_none()) else { return };
+        let plain = backwards(name);
+        if self.wanted.is_exact(&plain) {
+            return;
+        }
+        let last = known.addresses.values().max().copied().unwrap_or_default();
+        let (owner, count) = (known.owner, known.addresses.len());
+        known.pooled = Some(last);
+        *self.pairs_of.entry(owner).or_default() += count;
+        self.agent.put(name, last, owner);
+        self.pods.entry(owner).or_default().put(name, last, owner);
+        for domain in self.wanted.wildcards(&plain) {
+            if let Some(pool) = self.wildcards.get_mut(domain) {
+                pool.put(name, last, owner);
+            }
+        }
+    }
+
+    fn leave_pools(&mut self, name: &Arc<str>) {
+        let Some(known) = self.known.get_mut(name) else { return };
+        let Some(last) = known.pooled.take() else { return };
+        let (owner, count) = (known.owner, known.addresses.len());
+        less(&mut self.pairs_of, owner, count);
+        self.agent.take(name, last, owner);
+        if let Some(pool) = self.pods.get_mut(&owner) {
+            pool.take(name, last, owner);
+            if pool.len() == 0 {
+                self.pods.remove(&owner);
+            }
+        }
+        for domain in self.wanted.wildcards(&backwards(name)) {
+            if let Some(pool) = self.wildcards.get_mut(domain) {
+                pool.take(name, last, owner);
+            }
+        }
+    }
+
+    /// It is so late. Returns the addresses that a name has no more, or that nobody remembers any
+    /// more.
+    pub fn pass(&mut self, now: u64) -> Changes {
         let before = self.now;
         let now = before.max(now);
         self.now = now;
-        let mut touched = BTreeSet::new();
+        self.refused.pass(now);
+        let mut changes = Changes::new();
         if self.due.is_none_or(|due| now < due) {
-            return touched;
+            return changes;
         }
-        let of = &mut self.of;
         let mut due: Option<u64> = None;
-        self.known.retain(|name, addresses| {
-            addresses.retain(|address, until| {
-                let gone = *until + LINGER <= now;
-                touched.extend((gone || (before < *until && *until <= now)).then_some(*address));
-                if gone {
-                    forget(of, *address, name);
-                } else {
-                    let next = if *until > now { *until } else { *until + LINGER };
-                    due = Some(due.map_or(next, |due| due.min(next)));
+        let (mut touched, mut gone) = (Vec::new(), Vec::new());
+        for (name, known) in &self.known {
+            for (address, until) in &known.addresses {
+                if *until + LINGER <= now {
+                    gone.push((Arc::clone(name), *address));
+                    continue;
                 }
-                !gone
-            });
-            !addresses.is_empty()
-        });
+                if before < *until && *until <= now {
+                    touched.push((Arc::clone(name), *address));
+                }
+                let next = if *until > now { *until } else { *until + LINGER };
+                due = Some(due.map_or(next, |due| due.min(next)));
+            }
+        }
+        for (name, address) in touched {
+            touch(&name, address, &mut changes);
+        }
+        for (name, address) in gone {
+            self.forget_address(&name, address, &mut changes);
+        }
         self.due = due;
-        touched
+        changes
     }
 
     /// The second in which something will be different, if nothing is learnt.
@@ -243,20 +510,47 @@ impl Names {
     }
 
     fn until<'a>(&'a self, domains: &'a BTreeSet<Domain>, address: IpAddr) -> impl Iterator<Item = u64> + 'a {
-        let names = self.of.get(&address).into_iter().flatten();
-        let meant = names.filter(|name| domains.iter().any(|domain| domain.matches(name)));
-        meant.filter_map(move |name| self.known.get(name)?.get(&address).copied())
+        let names = self.of.get(&address);
+        let meant = names.into_iter().flat_map(move |names| {
+            domains.iter().flat_map(move |domain| {
+                let spelled = backwards(domain.name());
+                let exact = names.get(spelled.as_str()).filter(|_| !domain.is_wildcard());
+                let prefix = spelled + ".";
+                let from = (Bound::Excluded(prefix.as_str()), Bound::Unbounded);
+                let below = names.range::<str, _>(from);
+                let below = below.take_while(move |name| domain.is_wildcard() && name.starts_with(&prefix));
+                exact.into_iter().chain(below)
+            })
+        });
+        meant.filter_map(move |name| self.known.get(name)?.addresses.get(&address).copied())
     }
 
     /// The addresses that one of these has, or has no more.
     pub fn addresses<'a>(&'a self, domains: &'a BTreeSet<Domain>) -> impl Iterator<Item = IpAddr> + 'a {
-        let meant =
-            self.known.iter().filter(move |(name, _)| domains.iter().any(|domain| domain.matches(name)));
-        meant.flat_map(|(_, addresses)| addresses.keys().copied())
+        let meant = domains.iter().flat_map(|domain| {
+            let exact = Some(domain).filter(|domain| !domain.is_wildcard());
+            let exact = exact.and_then(|domain| self.known.get(backwards(domain.name()).as_str()));
+            exact.into_iter().chain(below(&self.known, domain).map(|(_, known)| known))
+        });
+        meant.flat_map(|known| known.addresses.keys().copied())
     }
 }
 
-fn forget(of: &mut BTreeMap<IpAddr, BTreeSet<String>>, address: IpAddr, name: &str) {
+/// The names that a wildcard means; none for a name.
+fn below<'a>(
+    known: &'a BTreeMap<Arc<str>, Known>,
+    domain: &Domain,
+) -> impl Iterator<Item = (&'a Arc<str>, &'a Known)> + use<'a> {
+    let (prefix, meant) = (backwards(domain.name()) + ".", domain.is_wildcard());
+    let from = (Bound::Excluded(prefix.as_str()), Bound::Unbounded);
+    known.range::<str, _>(from).take_while(move |(name, _)| meant && name.starts_with(&prefix))
+}
+
+fn touch(name: &Arc<str>, address: IpAddr, changes: &mut Changes) {
+    changes.entry(address).or_default().insert(Arc::clone(name));
+}
+
+fn forget(of: &mut BTreeMap<IpAddr, BTreeSet<Arc<str>>>, address: IpAddr, name: &Arc<str>) {
     if let Some(names) = of.get_mut(&address) {
         names.remove(name);
         if names.is_empty() {
@@ -265,112 +559,14 @@ fn forget(of: &mut BTreeMap<IpAddr, BTreeSet<String>>, address: IpAddr, name: &s
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn domains(text: &str) -> BTreeSet<Domain> {
-        [text.parse().unwrap()].into()
-    }
-
-    fn resolved(name: &str, address: &str, ttl: u32) -> Resolved {
-        Resolved { name: name.to_owned(), addresses: [address.parse().unwrap()].into(), ttl }
-    }
-
-    #[test]
-    fn a_star_means_one_label_or_more() {
-        let domain: Domain = "*.Example.com.".parse().unwrap();
-        assert_eq!(domain.to_string(), "*.example.com");
-        assert!(domain.matches("a.example.com") && domain.matches("a.b.example.com"));
-        assert!(
-            !domain.matches("example.com")
-                && !domain.matches("badexample.com")
-                && !domain.matches(".example.com")
-        );
-        let domain: Domain = "example.com".parse().unwrap();
-        assert!(domain.matches("example.com") && !domain.matches("a.example.com"));
-    }
-
-    #[test]
-    fn what_is_no_name_is_refused() {
-        for text in [
-            "",
-            "com",
-            "*",
-            "*.",
-            "*.com",
-            "a..b",
-            "-a.b",
-            "a-.b",
-            "a.*.b",
-            "a b.c",
-            "\u{e4}.de",
-            &format!("{}.com", "a".repeat(64)),
-        ] {
-            assert!(text.parse::<Domain>().is_err(), "{text:?}");
+fn less(counts: &mut BTreeMap<IpAddr, usize>, owner: IpAddr, by: usize) {
+    if let Some(count) = counts.get_mut(&owner) {
+        *count = count.saturating_sub(by);
+        if *count == 0 {
+            counts.remove(&owner);
         }
-    }
-
-    #[test]
-    fn an_address_counts_as_long_as_the_longest_answer_said_and_lingers_then() {
-        let (mut names, all) = (Names::default(), domains("example.com"));
-        let address: IpAddr = "192.0.2.1".parse().unwrap();
-        assert_eq!(names.learn(resolved("example.com", "192.0.2.1", 60), 100), [address].into());
-        assert!(names.learn(resolved("example.com", "192.0.2.1", 30), 110).is_empty());
-        assert!(names.has(&all, address) && !names.had(&all, address));
-        assert!(names.due().is_some_and(|due| due <= 160));
-        assert_eq!((names.pass(159), names.due()), (BTreeSet::new(), Some(160)));
-        assert_eq!(names.pass(160), [address].into());
-        assert!(!names.has(&all, address) && names.had(&all, address));
-        assert_eq!(names.due(), Some(160 + LINGER));
-        assert_eq!(names.learn(resolved("example.com", "192.0.2.1", 0), 170), [address].into());
-        assert!(names.has(&all, address));
-        assert_eq!(names.pass(170 + LEAST), [address].into(), "a moment at least");
-        assert_eq!(names.pass(170 + LEAST + LINGER), [address].into());
-        assert!(!names.had(&all, address) && names.due().is_none());
-        assert!(names.pass(5).is_empty(), "a clock that goes back");
-    }
-
-    #[test]
-    fn what_is_recalled_counts_for_as_long_as_it_would_have() {
-        let (mut names, all) = (Names::default(), domains("*.example.com"));
-        names.learn(resolved("a.example.com", "192.0.2.1", 60), 100);
-        names.learn(resolved("b.example.com", "192.0.2.2", 10), 100);
-        names.pass(120);
-        let kept: Vec<Recalled> = names.all().collect();
-        assert_eq!(kept.len(), 2);
-        let mut again = Names::default();
-        let touched = again.recall(kept.clone(), 130);
-        let [a, b]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|text| text.parse().unwrap());
-        assert_eq!(touched, [a, b].into());
-        assert!(again.has(&all, a) && !again.has(&all, b) && again.had(&all, b));
-        assert_eq!(again.due(), Some(160));
-        assert_eq!(again.pass(160), [a].into());
-        // What is too old, or says more than an answer can, is no more than that.
-        let mut late = Names::default();
-        assert!(late.recall(kept, 161 + LINGER).is_empty() && late.known.is_empty());
-        let far = Recalled { name: "a.example.com".to_owned(), address: a, until: u64::MAX };
-        late.recall(vec![far], 200 + LINGER);
-        assert_eq!(late.due(), Some(200 + LINGER + MOST));
-    }
-
-    #[test]
-    fn strangers_cannot_fill_it() {
-        let mut names = Names::default();
-        for n in 0..NAMES_MOST + 100 {
-            names.learn(resolved(&format!("a{n}.example.com"), "192.0.2.1", 60), 1);
-        }
-        assert_eq!(names.known.len(), NAMES_MOST);
-        // But what nobody has any more makes room.
-        names.pass(100);
-        assert_eq!(names.learn(resolved("late.example.com", "192.0.2.9", 60), 101).len(), 2);
-        assert_eq!((names.known.len(), names.of.len()), (NAMES_MOST, 2));
-        let many: BTreeSet<IpAddr> = (0..1000u32).map(|n| std::net::Ipv4Addr::from(n).into()).collect();
-        names.learn(Resolved { name: "late.example.com".to_owned(), addresses: many, ttl: 60 }, 101);
-        assert_eq!(names.known["late.example.com"].len(), ADDRESSES_MOST);
-        names.pass(1000);
-        let moved = names.learn(resolved("late.example.com", "203.0.113.1", 60), 1000);
-        assert!(moved.len() == 2 && names.has(&domains("late.example.com"), "203.0.113.1".parse().unwrap()));
-        assert_eq!(names.known["late.example.com"].len(), ADDRESSES_MOST);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,8 +5,8 @@
 use std::fmt::{self, Write as _};
 
 use crate::ruleset::{
-    Chain, Change, Element, End, Family, Hook, Kind, Match, Number, Rule, Ruleset, State, Statement, TABLE,
-    Verdict, Way,
+    Chain, Change, Element, End, Family, Hook, Kind, Match, Number, RATES_FOR, RATES_MOST, Rule, Ruleset,
+    State, Statement, TABLE, Verdict, Way,
 };
 
 /// One of the two places in the table that a ruleset can stand in. Every set, map and chain has its slot before its name, so that a
@@ -58,8 +58,8 @@ pub fn ruleset(ruleset: &Ruleset, slot: Slot) -> String {
     for (name, set) in &ruleset.sets {
         let body = Type(set.family, set.kind);
         put(&mut text, format_args!("\t{} {prefix}{name} {{\n\t\ttype {body}\n", noun(set.kind)));
-        if set.kind.is_interval() {
-            put(&mut text, format_args!("\t\tflags interval\n"));
+        for line in flags(set.kind) {
+            put(&mut text, format_args!("\t\t{line}\n"));
         }
         if !set.elements.is_empty() {
             let elements = Elements(set.elements.iter(), slot);
@@ -96,7 +96,7 @@ fn one_change(text: &mut String, change: &Change, slot: Slot) {
     match change {
         Change::AddCounter(name) => put(text, format_args!("add counter inet {TABLE} {name}\n")),
         Change::AddSet { name, family, kind } => {
-            let flags = if kind.is_interval() { " flags interval;" } else { "" };
+            let flags: String = flags(*kind).into_iter().map(|line| format!(" {line};")).collect();
             let (noun, body) = (noun(*kind), Type(*family, *kind));
             put(text, format_args!("add {noun} inet {TABLE} {prefix}{name} {{ type {body};{flags} }}\n"));
         }
@@ -137,6 +137,19 @@ fn noun(kind: Kind) -> &'static str {
     if kind == Kind::Chains { "map" } else { "set" }
 }
 
+/// What else is said of a set.
+fn flags(kind: Kind) -> Vec<String> {
+    match kind {
+        Kind::Ranges | Kind::Numbers => vec!["flags interval".to_owned()],
+        Kind::Rates => vec![
+            format!("size {RATES_MOST}"),
+            "flags dynamic,timeout".to_owned(),
+            format!("timeout {RATES_FOR}s"),
+        ],
+        Kind::Addresses | Kind::Ports | Kind::Chains => vec![],
+    }
+}
+
 fn hook_text(hook: Hook) -> &'static str {
     match hook {
         Hook::Input => "type filter hook input priority filter; policy accept;",
@@ -159,7 +172,7 @@ impl fmt::Display for Type {
         }
         f.write_str(if self.0 == Family::V4 { "ipv4_addr" } else { "ipv6_addr" })?;
         f.write_str(match self.1 {
-            Kind::Addresses | Kind::Numbers => "",
+            Kind::Addresses | Kind::Numbers | Kind::Rates => "",
             Kind::Ranges => " . inet_proto",
             Kind::Ports => " . inet_proto . inet_service",
             Kind::Chains => " : verdict",
@@ -209,7 +222,7 @@ impl fmt::Display for RuleText<'_> {
         let Rule { matches, statements, verdict } = self.0;
         let mut parts = Parts { f, first: true };
         matches.iter().try_for_each(|condition| match_text(&mut parts, condition, self.1))?;
-        statements.iter().try_for_each(|statement| statement_text(&mut parts, statement))?;
+        statements.iter().try_for_each(|statement| statement_text(&mut parts, statement, self.1))?;
         verdict_text(&mut parts, verdict, self.1)
     }
 }
@@ -318,8 +331,13 @@ fn state_text(state: State) -> &'static str {
     }
 }
 
-fn statement_text(parts: &mut Parts<'_, '_>, statement: &Statement) -> fmt::Result {
+fn statement_text(parts: &mut Parts<'_, '_>, statement: &Statement, slot: Slot) -> fmt::Result {
     match statement {
+        Statement::LimitEach { family, end, set, rate, burst } => {
+            let (end, prefix) = (end_text(*end, *family), slot.prefix());
+            let limit = format_args!("limit rate {rate}/second burst {burst} packets");
+            parts.put(format_args!("update @{prefix}{set} {{ {end} {limit} }}"))
+        }
         Statement::Limit { rate, burst } => {
             parts.put(format_args!("limit rate {rate}/second burst {burst} packets"))
         }

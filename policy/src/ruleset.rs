@@ -25,6 +25,8 @@ pub enum Kind {
     Numbers,
     /// Address to the chain that is jumped to.
     Chains,
+    /// Addresses with a rate each, which rules put in and which leave by themselves: [`Statement::LimitEach`].
+    Rates,
 }
 
 impl Kind {
@@ -33,6 +35,10 @@ impl Kind {
         matches!(self, Self::Ranges | Self::Numbers)
     }
 }
+/// The most addresses in a set of [`Kind::Rates`].
+pub const RATES_MOST: u32 = 16_384;
+/// Seconds after which an address of which nothing came leaves a set of [`Kind::Rates`].
+pub const RATES_FOR: u32 = 10;
 
 /// One element of a set.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -212,6 +218,20 @@ pub enum Statement {
         /// Packets per second.
         rate: u32,
         /// Packets at once beyond that.
+        burst: u32,
+    },
+    /// Goes on only so many times a second for each address of an end. Where the set is full, it does not go on for addresses that
+    /// are not in it.
+    LimitEach {
+        /// Of the set.
+        family: Family,
+        /// Whose address.
+        end: End,
+        /// The set, of kind [`Kind::Rates`].
+        set: String,
+        /// Packets per second.
+        rate: u32,
+        /// Packets at once beyond that; refilled before the address leaves the set.
         burst: u32,
     },
     /// Tells listeners of an NFLOG group.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::budget::Excess;
 use crate::model::{Condition, ObjectId, Policy, Subject, Tier};
-use crate::names::{Domain, Recalled, Resolved};
+use crate::names::{Changes, Domain, NOBODY, Protected, Recalled, Resolved};
 use crate::networkpolicy::{Read, refusal};
 use crate::object::{Key, Namespace, ObjectError, Pod};
 use crate::referent::{self, Referent, What};
@@ -78,8 +78,10 @@ pub struct OverBudget {
 pub struct Touched {
     /// Addresses of whose holders something may be different now.
     pub addresses: BTreeSet<IpAddr>,
-    /// Those that mean something different to rules now, whoever has them: of names and of Services.
+    /// Those that mean something different to rules now, whoever has them: of Services and of named ports.
     pub meanings: BTreeSet<IpAddr>,
+    /// Those that names have, or have no more, with these names.
+    pub names: Changes,
     /// To whom policies apply, or did, that are different now.
     pub subjects: BTreeSet<Subject>,
 }
@@ -141,20 +143,33 @@ impl State {
             }
             Event::Referent(referent) => self.put_referent(referent, &mut touched),
             Event::ReferentGone(id) => self.remove_referent(&id, &mut touched),
-            Event::Resolved(resolved, now) => {
-                touched.meanings = self.world.names.pass(now);
-                // What nobody speaks of is not remembered.
-                if self.domains().any(|domain| domain.matches(&resolved.name)) {
-                    touched.meanings.extend(self.world.names.learn(resolved, now));
-                }
-            }
-            Event::Recalled(all, now) => touched.meanings = self.world.names.recall(all, now),
-            Event::Clock(now) => touched.meanings = self.world.names.pass(now),
+            Event::Resolved(resolved, now) => self.resolved(resolved, now, &mut touched),
+            Event::Recalled(all, now) => touched.names = self.world.names.recall(all, now),
+            Event::Clock(now) => touched.names = self.world.names.pass(now),
         }
         for namespace in std::mem::take(&mut self.unweighed) {
             touched.subjects.extend(self.policies.weigh(&namespace));
         }
         touched
+    }
+
+    fn resolved(&mut self, mut resolved: Resolved, now: u64, touched: &mut Touched) {
+        touched.names = self.world.names.pass(now);
+        // What nobody speaks of is not remembered.
+        if !self.world.names.wanted().wants(&resolved.name) {
+            return;
+        }
+        // A pod has one budget, whatever its addresses; those whom nobody knows have one together.
+        let pod = self.world.holder(resolved.asker);
+        resolved.asker = pod.and_then(|pod| pod.addresses.first().copied()).unwrap_or(NOBODY);
+        for (address, names) in self.world.names.learn(resolved, now) {
+            touched.names.entry(address).or_default().extend(names);
+        }
+    }
+
+    /// No answer may open these addresses. Returns what is different by that.
+    pub fn protect(&mut self, protected: Protected) -> Changes {
+        self.world.names.protect(protected)
     }
 
     fn put_namespace(&mut self, namespace: Namespace, touched: &mut Touched) {
@@ -172,9 +187,9 @@ impl State {
         }
     }
 
-    /// All domain names that policies speak of.
-    pub fn domains(&self) -> impl Iterator<Item = &Domain> {
-        self.policies.iter().flat_map(Policy::conditions).flat_map(Condition::domains)
+    /// Whether policies speak of domain names.
+    pub fn speaks_of_names(&self) -> bool {
+        !self.world.names.wanted().is_empty()
     }
 
     fn put_referent(&mut self, Referent { id, what, fault, .. }: Referent, touched: &mut Touched) {
@@ -256,13 +271,19 @@ impl State {
         touched.subjects.insert(Subject::Hosts(LabelSelector::default()));
     }
 
-    /// What people are told of objects that were refused, or of which a part was, and of addresses that do not count.
+    /// What people are told of answers that were not learnt, of addresses that do not count, and of
+    /// objects that were refused, or of which a part was.
     pub fn refusals(&self) -> impl Iterator<Item = String> {
+        let pod = |address: IpAddr| match self.world.holder(address) {
+            Some(pod) => format!("pod {}/{}", pod.key.namespace, pod.key.name),
+            None => format!("the pod that had {address}"),
+        };
+        let names = self.world.names.refusals(pod);
         let objects = self.faults.iter().map(|(id, fault)| match self.policies.get(id) {
             Some(policy) => refusal(policy, fault),
             None => referent::refusal(id, fault, self.referents.contains_key(id)),
         });
-        self.world.address_refusals().chain(objects)
+        names.into_iter().chain(self.world.address_refusals()).chain(objects)
     }
 
     /// How many that are.
@@ -294,7 +315,15 @@ impl State {
         if different {
             self.unweighed.insert(policy.id.namespace.clone());
         }
+        let id = policy.id.clone();
         let before = if different { self.policies.put(policy) } else { None };
+        // What is over its budget may be kept without its rules.
+        for domain in self.policies.get(&id).filter(|_| different).into_iter().flat_map(domains) {
+            self.world.names.want(domain);
+        }
+        for domain in before.iter().flat_map(domains) {
+            self.world.names.unwant(domain);
+        }
         let before = before.map(|before| self.concerned(&before)).unwrap_or_default();
         before.into_iter().chain(now)
     }
@@ -303,6 +332,9 @@ impl State {
         self.faults.remove(id);
         let before = self.policies.remove(id);
         self.unweighed.insert(id.namespace.clone());
+        for domain in before.iter().flat_map(domains) {
+            self.world.names.unwant(domain);
+        }
         before.map(|before| self.concerned(&before)).unwrap_or_default().into_iter()
     }
 
@@ -311,4 +343,9 @@ impl State {
         let replaced = policy.replaces.as_ref().and_then(|id| self.policies.get(id));
         [policy].into_iter().chain(replaced).map(|policy| policy.subject.clone()).collect()
     }
+}
+
+/// All domain names that a policy speaks of, each as often as it does.
+fn domains(policy: &Policy) -> impl Iterator<Item = &Domain> {
+    policy.conditions().flat_map(Condition::domains)
 }

@@ -187,6 +187,22 @@ fn overruns_are_counted_and_the_log_goes_on() {
 }
 
 #[test]
+fn a_turn_reads_no_more_than_it_may() {
+    let Some(lab) = lab("a_turn_reads_no_more_than_it_may") else { return };
+    let pod = &lab.pods()[0];
+    let mut listener = listen(pod, BUFFER).unwrap();
+    rules(pod, "output", &[&log("udp dport 4000", "v1|D|E|abc", 1)]);
+    send(pod, lab.pods()[1].addresses()[0], &[4000; 50]);
+    let mut came = 0;
+    let mut turns = 0;
+    while listener.receive_some(20, |_| came += 1).unwrap() {
+        turns += 1;
+        assert_eq!(came, 20 * turns, "a datagram for each packet");
+    }
+    assert_eq!((came, turns), (50, 2));
+}
+
+#[test]
 fn a_group_has_one_listener_and_is_free_when_that_is_gone() {
     let Some(lab) = lab("a_group_has_one_listener_and_is_free_when_that_is_gone") else { return };
     let pod = &lab.pods()[0];

@@ -26,6 +26,10 @@ const FILE_MOST: u64 = 16 << 20;
 pub(super) const LISTEN_AGAIN: Duration = Duration::from_secs(10);
 /// The most names that are remembered for one window.
 const NAMES_MOST: usize = 20_000;
+/// Reads of a socket in one turn: whatever the kernel tells, policies and timers have theirs.
+pub(super) const READS_MOST: usize = 512;
+/// What is left is read after this, so that others have their turn.
+pub(super) const READ_AGAIN: Duration = Duration::from_millis(1);
 /// The socket's buffer, in bytes.
 const BUFFER: u32 = 4 << 20;
 
@@ -35,9 +39,9 @@ pub(super) type Socket = Rc<AsyncFd<Ears>>;
 pub(super) struct Ears(Mutex<Listener>, std::os::fd::RawFd);
 
 impl Ears {
-    /// Takes all packets that wait.
-    pub(super) fn receive(&self, each: impl FnMut(Logged<'_>)) -> io::Result<()> {
-        self.0.lock().receive(each)
+    /// Takes packets that wait, of [`READS_MOST`] reads at most. Returns whether there may be more.
+    pub(super) fn receive(&self, each: impl FnMut(Logged<'_>)) -> io::Result<bool> {
+        self.0.lock().receive_some(READS_MOST, each)
     }
 }
 
@@ -54,6 +58,8 @@ pub(super) struct Flows {
     socket: Option<Socket>,
     // When to try to listen again.
     listens_at: Instant,
+    // More may wait to be read.
+    more: bool,
     log: FlowLog,
     // Who had an address and what a rule meant when packets of this window were told.
     names: Names,
@@ -81,6 +87,7 @@ impl Flows {
             file: None,
             socket: None,
             listens_at: Instant::now(),
+            more: false,
             log: FlowLog::new(Limits::default()),
             names: Names::default(),
             deaf: None,
@@ -136,7 +143,8 @@ impl Flows {
             let left = due.duration_since(Timestamp::now());
             Instant::now() + Duration::try_from(left).unwrap_or_default()
         });
-        [deaf.then_some(self.listens_at), due].into_iter().flatten().min()
+        let more = self.more.then(|| Instant::now() + READ_AGAIN);
+        [deaf.then_some(self.listens_at), due, more].into_iter().flatten().min()
     }
 
     /// Takes what the kernel has told, and writes what is due, or all at the end.
@@ -148,6 +156,7 @@ impl Flows {
                 log.note(now, &logged);
                 names.learn(&logged, compiler);
             });
+            self.more = *told.as_ref().unwrap_or(&false);
             if let Err(e) = told {
                 self.deaf = Some(format!("policy.log: reading NFLOG: {e}"));
                 self.socket = None;

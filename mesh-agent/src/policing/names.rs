@@ -1,6 +1,7 @@
 //! What names resolve to, from the answers that the kernel copies.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -9,7 +10,7 @@ use mesh_policy::names::Recalled;
 use mesh_policy::{Compiler, Event, dns};
 use serde::{Deserialize, Serialize};
 
-use super::flows::{LISTEN_AGAIN, Socket, listen};
+use super::flows::{LISTEN_AGAIN, READ_AGAIN, Socket, listen};
 use crate::atomic;
 use crate::config::{Config, Mode};
 
@@ -24,6 +25,8 @@ const ORIGIN: u64 = 7 * 24 * 3600;
 const BETWEEN: Duration = Duration::from_secs(60);
 /// The most addresses that are kept.
 const KEPT_MOST: usize = 20_000;
+/// The most bytes that are read of the file: more than so many addresses take with names of full length.
+const FILE_MOST: u64 = 8 << 20;
 
 /// What the file holds.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +41,8 @@ pub(super) struct Answers {
     group: Option<u16>,
     socket: Option<Socket>,
     listens_at: Instant,
+    // More may wait to be read.
+    more: bool,
     // Since when the clock of names counts.
     began: Instant,
     deaf: Option<String>,
@@ -55,11 +60,16 @@ fn epoch() -> u64 {
 
 /// What a file holds; nothing, and why, where it cannot be read.
 fn read(path: &Path) -> (Kept, Option<String>) {
-    let text = match std::fs::read(path) {
-        Ok(text) => text,
+    let mut text = Vec::new();
+    let opened = std::fs::File::open(path).map(|file| file.take(FILE_MOST + 1));
+    match opened.and_then(|mut file| file.read_to_end(&mut text)) {
+        Ok(length) if length as u64 > FILE_MOST => {
+            return (Kept::default(), Some(format!("it has more than {FILE_MOST} bytes")));
+        }
+        Ok(_) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return (Kept::default(), None),
         Err(e) => return (Kept::default(), Some(e.to_string())),
-    };
+    }
     match serde_json::from_slice(&text) {
         Ok(kept) => (kept, None),
         Err(e) => (Kept::default(), Some(e.to_string())),
@@ -79,6 +89,7 @@ impl Answers {
             group: wanted.then_some(config.policy.dns.group),
             socket: None,
             listens_at: now,
+            more: false,
             began: now,
             deaf: None,
             file: config.state_dir.join(FILE),
@@ -104,7 +115,7 @@ impl Answers {
             };
             addresses.into_iter().map(of)
         });
-        let all: Vec<Recalled> = all.collect();
+        let all: Vec<Recalled> = all.take(KEPT_MOST).collect();
         if !all.is_empty() {
             compiler.take(Event::Recalled(all, clock));
         }
@@ -121,7 +132,7 @@ impl Answers {
         }
         let (clock, epoch) = (self.clock(Instant::now()), epoch());
         let mut kept = Kept { written: epoch, ..Kept::default() };
-        for Recalled { name, address, until } in names.all().take(KEPT_MOST) {
+        for Recalled { name, address, until } in names.kept(KEPT_MOST) {
             kept.names.entry(name).or_default().insert(address, moved(until, clock, epoch));
         }
         let text = serde_json::to_vec(&kept).map_err(std::io::Error::other);
@@ -154,7 +165,7 @@ impl Answers {
 
     /// What is wrong, where a policy speaks of names.
     pub(super) fn failure(&self, compiler: &Compiler) -> Option<String> {
-        let why = self.deaf.as_ref().filter(|_| compiler.state().domains().next().is_some())?;
+        let why = self.deaf.as_ref().filter(|_| compiler.state().speaks_of_names())?;
         let group = self.group.unwrap_or_default();
         Some(format!(
             "policy.dns: NFLOG group {group}: {why}; domainNames match nothing; another group may be free"
@@ -171,18 +182,20 @@ impl Answers {
         let deaf = self.group.is_some() && self.socket.is_none();
         let due = compiler.and_then(|compiler| compiler.state().world.names.due());
         let due = due.map(|second| self.began + Duration::from_secs(second.saturating_sub(ORIGIN)));
-        [deaf.then_some(self.listens_at), due, self.keep_at].into_iter().flatten().min()
+        let more = self.more.then(|| Instant::now() + READ_AGAIN);
+        [deaf.then_some(self.listens_at), due, self.keep_at, more].into_iter().flatten().min()
     }
 
-    /// Tells the compiler what was answered, and how late it is.
+    /// Tells the compiler what was answered, as far as a turn goes, and how late it is.
     pub(super) fn turn(&mut self, compiler: &mut Compiler) {
         let now = self.clock(Instant::now());
         if let Some(socket) = &self.socket {
             let told = socket.get_ref().receive(|logged| {
-                if let Some(resolved) = dns::answer(logged.packet) {
+                if let Some(resolved) = dns::wanted(logged.packet, compiler.state().world.names.wanted()) {
                     compiler.take(Event::Resolved(resolved, now));
                 }
             });
+            self.more = *told.as_ref().unwrap_or(&false);
             if let Err(e) = told {
                 (self.deaf, self.socket) = (Some(format!("reading: {e}")), None);
             }
@@ -228,5 +241,8 @@ mod tests {
             let (kept, wrong) = read(&path);
             assert!(kept.names.is_empty() && wrong.is_some(), "{broken}");
         }
+        // However long it is, so much is read.
+        std::fs::File::create(&path).unwrap().set_len(FILE_MOST + (1 << 30)).unwrap();
+        assert!(read(&path).1.is_some_and(|why| why.contains("more than")));
     }
 }

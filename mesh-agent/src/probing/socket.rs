@@ -1,7 +1,7 @@
 //! Raw sockets beside the WireGuard device on its own port.
 //!
 //! A raw socket is given a copy of what the host's firewall has let in, so that a probe is blocked where the tunnel is; of all of it
-//! a filter in the kernel keeps probes to our port only (Documentation/networking/filter.rst). The device gets them as well, and
+//! a filter in the kernel keeps probes of peers to our port only ([`filter`]). The device gets them as well, and
 //! drops what is none of WireGuard's. What is sent has a hop limit that is never the device's and never twice the same, so that no
 //! receiver's GRO joins a probe with a datagram before or behind it.
 
@@ -10,10 +10,10 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use mesh_overlay::path::wire::{MAGIC, MOST};
-use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
+use mesh_overlay::path::wire::{MOST, RouteId};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
-use super::packet;
+use super::{filter, packet};
 
 /// How long a source address that the kernel has chosen is used.
 const SOURCE_FOR: Duration = Duration::from_secs(1);
@@ -60,6 +60,18 @@ impl Sockets {
     /// The port that they are for.
     pub(super) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Lets the kernel hand out what bears one of these route ids, in order, and nothing else. Strangers take no place in the queue then.
+    pub(super) fn admit(&self, ids: &[RouteId]) {
+        for receiver in &self.receivers {
+            let socket = SockRef::from(&receiver.socket);
+            let attached = socket.attach_filter(&filter::program(self.port, receiver.v6, ids));
+            // The kernel limits the memory of filters (net.core.optmem_max): one without ids is short.
+            if let Err(e) = attached.or_else(|_| socket.attach_filter(&filter::any(self.port, receiver.v6))) {
+                tracing::warn!("probes on UDP port {}: {e}: peers of now are not heard", self.port);
+            }
+        }
     }
 
     /// Sends a probe. What cannot be sent is lost, as on any path.
@@ -125,7 +137,8 @@ impl Receiver {
     fn open(port: u16, v6: bool) -> io::Result<Self> {
         let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
         let socket = Socket::new(domain, Type::RAW.nonblocking(), Some(Protocol::UDP))?;
-        socket.attach_filter(&filter(port, v6))?;
+        // Nobody's, until the peers are known.
+        socket.attach_filter(&filter::program(port, v6, &[]))?;
         // What arrived before the filter stood.
         let mut scrap = [std::mem::MaybeUninit::uninit(); 1];
         while socket.recv(&mut scrap).is_ok() {}
@@ -150,30 +163,4 @@ impl Receiver {
         };
         Ok(read)
     }
-}
-
-/// Classic BPF: UDP to this port whose payload begins as a probe does. An IPv4 raw socket's packets begin with their IP header,
-/// an IPv6 one's behind it.
-fn filter(port: u16, v6: bool) -> Vec<SockFilter> {
-    const LD_H_ABS: u16 = 0x28;
-    const LD_B_ABS: u16 = 0x30;
-    const LD_H_IND: u16 = 0x48;
-    const LD_B_IND: u16 = 0x50;
-    const LDX_MSH: u16 = 0xb1;
-    const JEQ: u16 = 0x15;
-    const RET: u16 = 0x06;
-    let (port_at, magic_at) = if v6 { (LD_H_ABS, LD_B_ABS) } else { (LD_H_IND, LD_B_IND) };
-    let mut program = Vec::new();
-    if !v6 {
-        program.push(SockFilter::new(LDX_MSH, 0, 0, 0));
-    }
-    program.extend([
-        SockFilter::new(port_at, 0, 0, 2),
-        SockFilter::new(JEQ, 0, 3, u32::from(port)),
-        SockFilter::new(magic_at, 0, 0, 8),
-        SockFilter::new(JEQ, 0, 1, u32::from(MAGIC)),
-        SockFilter::new(RET, 0, 0, u32::MAX),
-        SockFilter::new(RET, 0, 0, 0),
-    ]);
-    program
 }

@@ -18,16 +18,23 @@ impl Bucket {
     }
 
     /// Takes a token, if there is one; rate a second, and burst.
-    pub(super) fn take(&mut self, now: Instant, (rate, burst): (f64, f64)) -> bool {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.tokens = (self.tokens + passed * rate).min(burst);
-        self.at = now;
-        let takes = self.tokens >= 1.0;
+    pub(super) fn take(&mut self, now: Instant, limit: (f64, f64)) -> bool {
+        let takes = self.has(now, limit);
         self.tokens -= f64::from(u8::from(takes));
         takes
     }
+
+    /// Whether there is a token.
+    pub(super) fn has(&mut self, now: Instant, (rate, burst): (f64, f64)) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens = (self.tokens + passed * rate).min(burst);
+        self.at = now;
+        self.tokens >= 1.0
+    }
 }
 
+/// How far ahead of the last a nonce goes on with a boot: the sender counts for all of its peers together.
+const AHEAD: u64 = 1 << 32;
 /// How far a nonce may lie behind the highest of its boot.
 const BEHIND: u64 = 64;
 /// Nonces of other boots that are remembered: of a peer that has just restarted, or of recordings.
@@ -61,6 +68,17 @@ impl Window {
             None => false,
             Some(behind) => behind >= BEHIND || self.seen & (1 << behind) != 0,
         }
+    }
+
+    /// Whether a nonce is of the boot that the peer was last seen to be in, by an answer to a question of ours.
+    pub(super) fn is_present(&self, nonce: &[u8; NONCE]) -> bool {
+        self.boot == Some(split(nonce).0)
+    }
+
+    /// Whether a nonce that is not known is one that the peer may use next. Whoever sees the peer's datagrams can make such a one; nobody
+    /// else can.
+    pub(super) fn continues(&self, nonce: &[u8; NONCE]) -> bool {
+        self.is_present(nonce) && split(nonce).1 <= self.top.saturating_add(AHEAD)
     }
 
     /// A nonce was used. `answer` says that it answered a question of ours: the boot is the peer's present one then.

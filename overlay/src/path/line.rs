@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limit::Bucket;
 use super::pmtu::Pmtu;
-use super::prober::OPENED;
+use super::prober::{FAILED, OPENED};
 use super::{Candidate, headers, wire};
 
 /// The two ends of a line in use exchange a question and an answer this often, in turn.
@@ -26,6 +26,11 @@ const STANDBY: Duration = Duration::from_secs(30);
 const BETTER: Duration = Duration::from_secs(4);
 /// Of a peer that is reached nowhere, each line is asked at intervals that double from the first to the second.
 const SEARCH: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// An address that has never answered is asked this rarely after so many questions, some two minutes: it may be somebody else's, who has
+/// no part in this. Both ends of two NATs still meet, since a NAT keeps what it was sent through for longer.
+const UNPROVED: (u32, Duration) = (30, Duration::from_secs(30));
+/// A question for which there was no budget is tried again after this.
+const PUT_OFF: Duration = Duration::from_millis(500);
 /// How long an answer is waited for: at least, at most, and where nothing is known yet.
 const PATIENCE: (Duration, Duration, Duration) =
     (Duration::from_millis(100), Duration::from_secs(1), Duration::from_millis(500));
@@ -117,8 +122,12 @@ pub struct Line {
     pub their_mtu: Option<u16>,
     /// The share of questions without an answer lately.
     pub loss: f64,
-    /// What is deciphered of what comes from there.
+    /// What is heeded of what comes from there, and is authentic.
     pub(super) opened: Bucket,
+    /// What is deciphered in vain of what claims to come from there.
+    pub(super) failed: Bucket,
+    /// Whether the question that taught this address was surely of now.
+    pub(super) fresh: bool,
     rtt: Option<(Duration, Duration)>,
     asked: VecDeque<Asked>,
     asked_at: Option<Instant>,
@@ -141,6 +150,8 @@ impl Line {
             their_mtu: None,
             loss: 0.0,
             opened: Bucket::new(now, OPENED),
+            failed: Bucket::new(now, FAILED),
+            fresh: true,
             rtt: None,
             asked: VecDeque::new(),
             asked_at: None,
@@ -160,6 +171,26 @@ impl Line {
         self.pmtu.confirmed().into_iter().chain(self.their_mtu).min()
     }
 
+    /// Whether it has ever answered. Until then nobody but the peer says that the address is its own.
+    pub fn is_proved(&self) -> bool {
+        self.answered_at.is_some()
+    }
+
+    /// Whether [`Line::due`] has something to ask an address that has never answered.
+    pub(super) fn asks_unproved(&self, role: Role, now: Instant) -> bool {
+        !self.is_proved() && now >= self.due.min(now + self.interval(role) + self.slack())
+    }
+
+    /// Whether a question of the peer came from there in the last seconds.
+    pub(super) fn was_heard(&self, now: Instant) -> bool {
+        self.heard_at.is_some_and(|at| now.saturating_duration_since(at) < BEAT * 4)
+    }
+
+    /// There is no budget for the question that is due.
+    pub(super) fn put_off(&mut self, now: Instant) {
+        self.due = now + PUT_OFF;
+    }
+
     fn patience(&self) -> Duration {
         let (least, most, unknown) = PATIENCE;
         match self.rtt {
@@ -177,7 +208,9 @@ impl Line {
     /// Ask at once, if the next question is not due sooner.
     pub fn hurry(&mut self, now: Instant) {
         self.due = self.due.min(now);
-        self.tries = 0;
+        if self.is_proved() {
+            self.tries = 0;
+        }
     }
 
     /// Ask at once, unless that was done just now.
@@ -211,6 +244,12 @@ impl Line {
     }
 
     fn interval(&self, role: Role) -> Duration {
+        let (tries, rarely) = UNPROVED;
+        let least = if self.is_proved() || self.tries < tries { Duration::ZERO } else { rarely };
+        least.max(self.usual_interval(role))
+    }
+
+    fn usual_interval(&self, role: Role) -> Duration {
         match (self.state, role) {
             (Liveness::Doubtful, _) => FAST,
             (Liveness::Alive, Role::Carrying | Role::Better) => BEAT,
@@ -344,13 +383,12 @@ impl Line {
     /// How it stands.
     pub fn report(&self, now: Instant) -> LineReport {
         let millis = |of: Duration| (of.as_secs_f64() * 1e5).round() / 100.0;
-        let recently = |at: Instant| now.saturating_duration_since(at) < BEAT * 4;
         LineReport {
             address: self.candidate.address,
             rung: self.candidate.rung,
             origin: self.candidate.origin,
             state: self.state,
-            heard: self.heard_at.is_some_and(recently),
+            heard: self.was_heard(now),
             rtt_ms: self.rtt.map(|(smoothed, _)| millis(smoothed)),
             jitter_ms: self.rtt.map(|(_, variation)| millis(variation)),
             loss: (self.loss * 1000.0).round() / 1000.0,

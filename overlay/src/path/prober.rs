@@ -11,6 +11,7 @@ use super::limit::{Bucket, Window};
 use super::line::{Line, LineReport, Liveness, Role};
 use super::wire::{self, Kind, Message, NONCE, Rejected, RouteId, Secrets};
 use super::{Candidate, Origin, Rung, headers};
+use crate::endpoint::is_dialable;
 
 /// So many addresses that were only learned are kept of one peer.
 const LEARNED_MOST: usize = 4;
@@ -21,12 +22,25 @@ const DECISIONS_MOST: usize = 16;
 /// Questions of one peer that are answered, a second and at once: from where it is known to be, and from elsewhere.
 const ANSWERS: (f64, f64) = (100.0, 500.0);
 const ANSWERS_ELSEWHERE: (f64, f64) = (5.0, 20.0);
+/// The same of questions that may be recordings of a boot before: they use up nothing that those of now need.
+const ANSWERS_BEFORE: (f64, f64) = (20.0, 100.0);
+/// Of the addresses that are kept as learned so many may come from such questions.
+const LEARNED_BEFORE_MOST: usize = 2;
+/// Questions to addresses of one peer that have never answered, a second and at once, and to those of all peers.
+const UNPROVED: (f64, f64) = (2.0, 24.0);
+const UNPROVED_OF_ALL: (f64, f64) = (500.0, 4_000.0);
+/// The same to addresses of one peer from which a question of it came a moment ago.
+const UNPROVED_HEARD: (f64, f64) = (2.0, 8.0);
 /// A poll that comes so late was held up by the host.
 const STARVED: Duration = Duration::from_millis(150);
 /// On a host that is always late losses count all the same, or nothing would ever be left.
 const PARDON_EVERY: Duration = Duration::from_secs(3);
-/// Datagrams of one peer that are deciphered, a second and at once, from each address where it is known to be and from all others.
+/// Authentic datagrams of one peer that are heeded, a second and at once, from each address where it is known to be and from all others.
 pub(super) const OPENED: (f64, f64) = (2_000.0, 2_000.0);
+/// The same of datagrams that are deciphered and turn out to be forged. Beyond that, what goes on with the peer's present boot is still
+/// deciphered, and of the rest one in so many.
+pub(super) const FAILED: (f64, f64) = (2_000.0, 2_000.0);
+const SAMPLE: u32 = 8;
 
 /// A datagram to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,8 +83,15 @@ struct Peer {
     decisions: VecDeque<Decision>,
     nonces: Window,
     known: Bucket,
+    before: Bucket,
     elsewhere: Bucket,
+    elsewhere_before: Bucket,
     opened: Bucket,
+    failed: Bucket,
+    // Datagrams beyond the budget of those that fail.
+    doubtful: u32,
+    unproved: Bucket,
+    unproved_heard: Bucket,
 }
 
 /// What came of a datagram.
@@ -96,6 +117,10 @@ pub struct Prober {
     peers: BTreeMap<PublicKey, Peer>,
     reachable: Box<dyn Fn(&SocketAddr) -> bool + Send>,
     changes: u64,
+    // For questions to addresses that have never answered, and the peer for which there was none last.
+    unproved: Option<Bucket>,
+    short: Option<PublicKey>,
+    ids: u64,
     // When something was due, as it was known after the last poll.
     due: Option<Instant>,
     pardoned: Option<Instant>,
@@ -115,6 +140,9 @@ impl Prober {
             peers: BTreeMap::new(),
             reachable: Box::new(|_| true),
             changes: 0,
+            unproved: None,
+            short: None,
+            ids: 0,
             due: None,
             pardoned: None,
         }
@@ -125,6 +153,18 @@ impl Prober {
         self.changes
     }
 
+    /// The route ids of all that peers send us, in order.
+    pub fn route_ids(&self) -> Vec<RouteId> {
+        let mut ids: Vec<RouteId> = self.routes.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// A number that is another one when [`Prober::route_ids`] has others.
+    pub fn route_ids_revision(&self) -> u64 {
+        self.ids
+    }
+
     /// Takes the peers as they are now. `reachable` says whether an address may be used at all: one inside of the mesh would put the
     /// tunnel into itself.
     pub fn set_peers(
@@ -133,11 +173,13 @@ impl Prober {
         reachable: impl Fn(&SocketAddr) -> bool + Send + 'static,
         now: Instant,
     ) {
-        self.reachable = Box::new(reachable);
-        let routes = &mut self.routes;
+        // Nobody has such an address, whoever claims it.
+        self.reachable = Box::new(move |to| is_dialable(to.ip()) && to.port() != 0 && reachable(to));
+        let (routes, ids) = (&mut self.routes, &mut self.ids);
         self.peers.retain(|key, peer| {
             let keep = peers.contains_key(key);
             if !keep {
+                *ids += 1;
                 routes.remove(&peer.secrets.receiving_id());
             }
             keep
@@ -146,6 +188,7 @@ impl Prober {
             let peer = self.peers.entry(key).or_insert_with(|| {
                 let secrets = Secrets::derive(&self.own, &key);
                 routes.insert(secrets.receiving_id(), key);
+                *ids += 1;
                 Peer::new(secrets, now)
             });
             self.changes += u64::from(peer.offer(paths, &self.reachable, now));
@@ -157,7 +200,7 @@ impl Prober {
         if (self.reachable)(&endpoint)
             && let Some(peer) = self.peers.get_mut(key)
         {
-            peer.learn(endpoint, now);
+            peer.learn(endpoint, true, now);
         }
     }
 
@@ -188,18 +231,32 @@ impl Prober {
             return Received::Replayed;
         }
         let place = peer.line(&from);
-        // Each address by itself: nobody elsewhere uses up what the peer needs.
-        let bucket = match place {
-            Some(at) => &mut peer.lines[at].opened,
-            None => &mut peer.opened,
+        // Each address by itself: nobody elsewhere uses up what the peer needs. And what is forged uses up nothing that what is authentic
+        // needs: whoever sees the peer's datagrams can send from its address.
+        let (opened, failed) = match place {
+            Some(at) => {
+                let line = &mut peer.lines[at];
+                (&mut line.opened, &mut line.failed)
+            }
+            None => (&mut peer.opened, &mut peer.failed),
         };
-        if !bucket.take(now, OPENED) {
-            return Received::TooMany;
+        if !failed.has(now, FAILED) && (place.is_none() || !peer.nonces.continues(&nonce)) {
+            peer.doubtful = peer.doubtful.wrapping_add(1);
+            if !peer.doubtful.is_multiple_of(SAMPLE) {
+                return Received::TooMany;
+            }
         }
         let message = match peer.secrets.open(datagram) {
             Ok(message) => message,
-            Err(why) => return Received::Rejected(why),
+            Err(why) => {
+                failed.take(now, FAILED);
+                return Received::Rejected(why);
+            }
         };
+        if !opened.take(now, OPENED) {
+            return Received::TooMany;
+        }
+        let present = peer.nonces.is_present(&nonce);
         match message.kind {
             Kind::Answer { seen } => {
                 let before = peer.mtu();
@@ -213,9 +270,11 @@ impl Prober {
             }
             Kind::Question => {
                 peer.nonces.note(&nonce, false);
-                let allowed = match place {
-                    Some(_) => peer.known.take(now, ANSWERS),
-                    None => peer.elsewhere.take(now, ANSWERS_ELSEWHERE),
+                let allowed = match (place, present) {
+                    (Some(_), true) => peer.known.take(now, ANSWERS),
+                    (Some(_), false) => peer.before.take(now, ANSWERS_BEFORE),
+                    (None, true) => peer.elsewhere.take(now, ANSWERS_ELSEWHERE),
+                    (None, false) => peer.elsewhere_before.take(now, ANSWERS_ELSEWHERE),
                 };
                 if !allowed {
                     return Received::TooMany;
@@ -229,7 +288,7 @@ impl Prober {
                         let role = peer.role(at);
                         peer.lines[at].heard(role, now);
                     }
-                    None if (self.reachable)(&from) => peer.learn(from, now),
+                    None if (self.reachable)(&from) => peer.learn(from, present, now),
                     None => {}
                 }
             }
@@ -246,7 +305,12 @@ impl Prober {
             self.pardoned = Some(now);
             self.peers.values_mut().flat_map(|peer| &mut peer.lines).for_each(|line| line.pardon(now));
         }
-        for peer in self.peers.values_mut() {
+        let mut of_all = self.unproved.take().unwrap_or_else(|| Bucket::new(now, UNPROVED_OF_ALL));
+        // Whoever went short is the first now.
+        let (first, mut short) = (self.short, None);
+        let (behind, ahead): (Vec<_>, Vec<_>) =
+            self.peers.iter_mut().partition(|(key, _)| first.is_some_and(|first| **key < first));
+        for (key, peer) in ahead.into_iter().chain(behind) {
             if peer.wake_at().is_none_or(|due| due > now) {
                 continue;
             }
@@ -259,6 +323,14 @@ impl Prober {
             peer.rescue(now);
             for at in 0..peer.lines.len() {
                 let role = peer.role(at);
+                if peer.lines[at].asks_unproved(role, now) && !peer.may_ask(at, now, &mut of_all) {
+                    // What it has used up itself is its own affair.
+                    if peer.unproved.has(now, UNPROVED) {
+                        short.get_or_insert(*key);
+                    }
+                    peer.lines[at].put_off(now);
+                    continue;
+                }
                 for (size, padded) in peer.lines[at].due(role, now) {
                     let nonce = next_nonce(&self.boot, &mut self.count);
                     // Another one after a restart: an answer to a question of before is none to one of now.
@@ -274,6 +346,8 @@ impl Prober {
                 }
             }
         }
+        self.short = short.or(first);
+        self.unproved = Some(of_all);
         self.due = self.wake_at();
     }
 
@@ -306,8 +380,14 @@ impl Peer {
             decisions: VecDeque::new(),
             nonces: Window::default(),
             known: Bucket::new(now, ANSWERS),
+            before: Bucket::new(now, ANSWERS_BEFORE),
             elsewhere: Bucket::new(now, ANSWERS_ELSEWHERE),
+            elsewhere_before: Bucket::new(now, ANSWERS_ELSEWHERE),
             opened: Bucket::new(now, OPENED),
+            failed: Bucket::new(now, FAILED),
+            doubtful: 0,
+            unproved: Bucket::new(now, UNPROVED),
+            unproved_heard: Bucket::new(now, UNPROVED_HEARD),
         }
     }
 
@@ -370,15 +450,19 @@ impl Peer {
         }
     }
 
-    fn learn(&mut self, address: SocketAddr, now: Instant) {
-        if self.line(&address).is_some() {
+    /// `fresh`: the peer was there a moment ago, whereas a recording of a boot before may come from anywhere.
+    fn learn(&mut self, address: SocketAddr, fresh: bool, now: Instant) {
+        if let Some(at) = self.line(&address) {
+            self.lines[at].fresh |= fresh;
             return;
         }
         let learned = |line: &&Line| line.candidate.origin == Origin::Learned;
-        if self.lines.iter().filter(learned).count() >= LEARNED_MOST {
+        let stale = |line: &&Line| learned(line) && !line.fresh;
+        let full = self.lines.iter().filter(learned).count() >= LEARNED_MOST;
+        if full || !fresh && self.lines.iter().filter(stale).count() >= LEARNED_BEFORE_MOST {
             let used = self.choice.index(&self.lines);
             let oldest = self.lines.iter().enumerate().filter(|(at, line)| {
-                line.candidate.origin == Origin::Learned && !line.lives() && Some(*at) != used
+                learned(line) && (fresh || !line.fresh) && !line.lives() && Some(*at) != used
             });
             let Some((at, _)) = oldest.min_by_key(|(_, line)| line.heard_at) else { return };
             self.lines.remove(at);
@@ -401,6 +485,7 @@ impl Peer {
         };
         let mut line = Line::new(candidate, now);
         line.heard_at = Some(now);
+        line.fresh = fresh;
         let place = self.lines.iter().position(|line| line.candidate.rung > candidate.rung);
         self.lines.insert(place.unwrap_or(self.lines.len()), line);
     }
@@ -414,6 +499,16 @@ impl Peer {
                 || used == Some(line.candidate.address)
                 || last.is_some_and(|at| now.saturating_duration_since(at) < LEARNED_FOR)
         });
+    }
+
+    /// Whether there is a budget for a question to an address that has never answered. Where the peer was heard a moment ago it has one of
+    /// its own: what it claims beside that uses up nothing of it.
+    fn may_ask(&mut self, at: usize, now: Instant, of_all: &mut Bucket) -> bool {
+        if self.lines[at].was_heard(now) && self.unproved_heard.take(now, UNPROVED_HEARD) {
+            return true;
+        }
+        let has_token = self.unproved.has(now, UNPROVED) && of_all.take(now, UNPROVED_OF_ALL);
+        has_token && self.unproved.take(now, UNPROVED)
     }
 
     fn role(&self, at: usize) -> Role {

@@ -242,3 +242,239 @@ fn a_peer_without_direct_paths_keeps_none_and_learns_none() {
     }
     assert_eq!(addresses(&a, 2, now), []);
 }
+
+// Both ask and answer each other, and what `more` sends to B in between does not matter to them.
+fn talk_beside(
+    a: &mut Prober,
+    b: &mut Prober,
+    now: &mut Instant,
+    ticks: u32,
+    mut more: impl FnMut(&mut Prober, Instant),
+) {
+    for _ in 0..ticks {
+        *now += Duration::from_millis(20);
+        more(b, *now);
+        for question in polled(a, *now) {
+            for answer in given(b, A, &question.payload, *now).1 {
+                given(a, B, &answer.payload, *now);
+            }
+        }
+        for question in polled(b, *now) {
+            for answer in given(a, B, &question.payload, *now).1 {
+                more(b, *now);
+                given(b, A, &answer.payload, *now);
+            }
+        }
+    }
+}
+
+fn state(prober: &Prober, peer: u8, now: Instant) -> super::Liveness {
+    prober.report(now)[&key(peer).public()].lines[0].state
+}
+
+#[test]
+fn forged_probes_leave_a_good_path_alive() {
+    let mut now = Instant::now();
+    let (mut a, mut b) = (prober(1, 2, B, now), prober(2, 1, A, now));
+    let seen = polled(&mut a, now).remove(0);
+    for (boot, from) in [([7; 16], A), ([1; 16], A), ([7; 16], "203.0.113.9:51820")] {
+        let mut forged = seen.payload.clone();
+        let mut count = 1u64 << 20;
+        let mut rejected = 0;
+        // 20,000 a second and more, each with a nonce of its own.
+        talk_beside(&mut a, &mut b, &mut now, 250, |b, now| {
+            for _ in 0..400 {
+                count += 1;
+                forged[12..28].copy_from_slice(&boot);
+                forged[28..36].copy_from_slice(&count.to_be_bytes());
+                let (came, answers) = given(b, from, &forged, now);
+                assert!(answers.is_empty());
+                rejected += u32::from(came == Received::Rejected(Rejected::Forged));
+            }
+        });
+        assert!(rejected > 0);
+        assert_eq!((state(&a, 2, now), state(&b, 1, now)), (super::Liveness::Alive, super::Liveness::Alive));
+        let report = &b.report(now)[&key(1).public()];
+        assert!(report.lines[0].loss < 0.1 && !report.blocked, "{report:?}");
+    }
+}
+
+#[test]
+fn a_flood_costs_little_to_open() {
+    let now = Instant::now();
+    let (mut a, mut b) = (prober(1, 2, B, now), prober(2, 1, A, now));
+    let mut forged = polled(&mut a, now).remove(0).payload;
+    let mut opened = 0;
+    for n in 0..50_000u64 {
+        forged[28..36].copy_from_slice(&n.to_be_bytes());
+        *forged.last_mut().unwrap() ^= 1;
+        forged[12] = 99;
+        opened += u32::from(given(&mut b, A, &forged, now).0 == Received::Rejected(Rejected::Forged));
+    }
+    assert!(opened <= 2_000 + 50_000 / 8, "{opened}");
+}
+
+#[test]
+fn recordings_of_a_boot_before_use_up_no_answers() {
+    let mut now = Instant::now();
+    let mut before = prober(1, 2, B, now);
+    let mut recorded = Vec::new();
+    let mut moment = now;
+    while recorded.len() < 700 {
+        moment += Duration::from_secs(40);
+        recorded.extend(polled(&mut before, moment).into_iter().map(|question| question.payload));
+    }
+    let mut a = Prober::new(key(1), [77; 16]);
+    let paths = PeerPaths { candidates: vec![direct(B)], mtu_most: 1500 };
+    a.set_peers(BTreeMap::from([(key(2).public(), paths)]), |_| true, now);
+    let mut b = prober(2, 1, A, now);
+    talk_beside(&mut a, &mut b, &mut now, 50, |_, _| ());
+    let (mut next, mut answers) = (0, 0);
+    talk_beside(&mut a, &mut b, &mut now, 500, |b, now| {
+        for _ in 0..40 {
+            answers += given(b, A, &recorded[next % recorded.len()], now).1.len();
+            next += 1;
+        }
+    });
+    assert_eq!(state(&a, 2, now), super::Liveness::Alive);
+    assert!(a.report(now)[&key(2).public()].lines[0].loss < 0.1);
+    assert!(answers <= 320, "{answers} in ten seconds");
+}
+
+#[test]
+fn recordings_take_no_place_of_a_peer_that_moved() {
+    let mut now = Instant::now();
+    let mut before = prober(1, 2, B, now);
+    let mut a = Prober::new(key(1), [77; 16]);
+    let paths = PeerPaths { candidates: vec![direct(B)], mtu_most: 1500 };
+    a.set_peers(BTreeMap::from([(key(2).public(), paths)]), |_| true, now);
+    let mut b = prober(2, 1, A, now);
+    talk_beside(&mut a, &mut b, &mut now, 50, |_, _| ());
+    let moved = "198.51.100.77:4000";
+    let question = loop {
+        now += Duration::from_millis(20);
+        if let Some(question) = polled(&mut a, now).pop() {
+            break question;
+        }
+    };
+    given(&mut b, moved, &question.payload, now);
+    assert!(addresses(&b, 1, now).contains(&at(moved)));
+    for n in 0..50u32 {
+        let recorded = loop {
+            now += Duration::from_millis(50);
+            if let Some(recorded) = polled(&mut before, now + Duration::from_secs(u64::from(n) * 60)).pop() {
+                break recorded;
+            }
+        };
+        given(&mut b, &format!("203.0.113.{n}:1000"), &recorded.payload, now);
+    }
+    let known = addresses(&b, 1, now);
+    assert!(known.contains(&at(moved)) && known.len() <= 1 + 1 + 2, "{known:?}");
+}
+
+// How many datagrams go to addresses that answer nobody in so many seconds.
+fn asked_in_vain(peers: u8, candidates: u8, seconds: u64) -> (usize, usize) {
+    let begin = Instant::now();
+    let mut a = Prober::new(key(1), [1; 16]);
+    let paths = |peer: u8| {
+        let all = (0..candidates).map(|n| direct(&format!("203.0.{peer}.{n}:51820")));
+        (key(peer).public(), PeerPaths { candidates: all.collect(), mtu_most: 1500 })
+    };
+    a.set_peers((2..2 + peers).map(paths).collect(), |_| true, begin);
+    let (mut all, mut late) = (0, 0);
+    for tick in 0..seconds * 10 {
+        let sent = polled(&mut a, begin + Duration::from_millis(100 * tick)).len();
+        all += sent;
+        late += if tick >= (seconds - 60) * 10 { sent } else { 0 };
+    }
+    (all, late)
+}
+
+#[test]
+fn addresses_that_never_answered_are_asked_rarely() {
+    let (all, late) = asked_in_vain(1, 8, 600);
+    assert!((8 * 30..=8 * 48).contains(&all), "{all}");
+    assert!((8..=8 * 2 + 8).contains(&late), "{late} in the last minute");
+    // However many one peer has, it gets two a second.
+    let (all, _) = asked_in_vain(1, 200, 61);
+    assert!(all <= 24 + 2 * 61, "{all}");
+    // And all of them have a budget together.
+    let (all, _) = asked_in_vain(250, 100, 61);
+    assert!(all <= 4_000 + 500 * 61, "{all}");
+}
+
+#[test]
+fn a_peer_that_went_short_is_the_next() {
+    let begin = Instant::now();
+    let mut a = Prober::new(key(1), [1; 16]);
+    let paths = |n: u32| {
+        let secret: Vec<u8> = (0..32).map(|at| (n >> (8 * (at % 2))) as u8 | 1).collect();
+        let secret: [u8; 32] = secret.try_into().unwrap();
+        let all = (0..24).map(|at| direct(&format!("203.{}.{}.{at}:51820", n / 250, n % 250)));
+        let key = PrivateKey::from_bytes(&secret).unwrap().public();
+        (key, PeerPaths { candidates: all.collect(), mtu_most: 1500 })
+    };
+    let peers: BTreeMap<_, _> = (0..1200).map(paths).collect();
+    let count = peers.len();
+    a.set_peers(peers, |_| true, begin);
+    let mut asked = std::collections::BTreeSet::new();
+    for tick in 0..200 {
+        let sent = polled(&mut a, begin + Duration::from_millis(100 * tick));
+        asked.extend(sent.into_iter().map(|one| {
+            let SocketAddr::V4(to) = one.to else { panic!("{}", one.to) };
+            let [_, high, low, _] = to.ip().octets();
+            (high, low)
+        }));
+    }
+    assert_eq!(asked.len(), count, "within twenty seconds every peer");
+}
+
+#[test]
+fn addresses_that_nobody_has_are_never_asked() {
+    let now = Instant::now();
+    let special = [
+        "127.0.0.1:51820",
+        "0.0.0.0:51820",
+        "169.254.169.254:80",
+        "224.0.0.1:51820",
+        "255.255.255.255:51820",
+        "[::1]:51820",
+        "[fe80::1]:51820",
+        "[ff02::1]:51820",
+        "[::ffff:127.0.0.1]:51820",
+        "192.0.2.9:0",
+    ];
+    let mut a = Prober::new(key(1), [1; 16]);
+    let candidates = special.iter().map(|address| direct(address)).chain([direct(B)]).collect();
+    let paths = PeerPaths { candidates, mtu_most: 1500 };
+    a.set_peers(BTreeMap::from([(key(2).public(), paths)]), |_| true, now);
+    let mut b = prober(2, 1, A, now);
+    for address in special {
+        a.observed(&key(2).public(), at(address), now);
+        let question = polled(&mut b, now + Duration::from_secs(30)).pop();
+        question.map(|question| given(&mut a, address, &question.payload, now));
+    }
+    assert_eq!(addresses(&a, 2, now), [at(B)]);
+    assert!(polled(&mut a, now).iter().all(|one| one.to == at(B)));
+}
+
+#[test]
+fn a_peer_that_moves_is_found_beside_dead_candidates() {
+    let mut now = Instant::now();
+    let mut b = Prober::new(key(2), [2; 16]);
+    let dead = (0..10).map(|n| direct(&format!("203.0.113.{n}:51820"))).collect();
+    let paths = PeerPaths { candidates: dead, mtu_most: 1500 };
+    b.set_peers(BTreeMap::from([(key(1).public(), paths)]), |_| true, now);
+    for _ in 0..600 {
+        now += Duration::from_millis(100);
+        polled(&mut b, now);
+    }
+    let mut a = prober(1, 2, B, now);
+    let question = polled(&mut a, now).remove(0);
+    given(&mut b, A, &question.payload, now);
+    let until = now + Duration::from_secs(2);
+    while !polled(&mut b, now).iter().any(|one| one.to == at(A)) {
+        now += Duration::from_millis(50);
+        assert!(now < until, "nobody asks the address that the peer spoke from");
+    }
+}

@@ -18,8 +18,10 @@ use sha2::Sha256;
 
 /// The first byte of every probe.
 pub const MAGIC: u8 = 0x53;
-const VERSION: u8 = 1;
-const HEADER: usize = 4;
+/// The second byte.
+pub const VERSION: u8 = 1;
+/// Bytes before the route id.
+pub const HEADER: usize = 4;
 /// Bytes of a route id.
 pub const ID: usize = 8;
 /// Bytes of a nonce.

@@ -10,6 +10,13 @@ use crate::peer::Peer;
 /// What DNS names resolved to. A name that is absent did not resolve (yet).
 pub type Resolution = BTreeMap<String, Vec<IpAddr>>;
 
+/// The most addresses at which a peer is dialled and probed: whoever claims them, others get the datagrams.
+pub const CANDIDATES_MOST: usize = 8;
+/// The most addresses of one name among them.
+const OF_NAME_MOST: usize = 4;
+/// The most addresses among those at which others see a peer behind its NAT: one of each family, and one of before.
+pub const REFLEXIVE_MOST: usize = 3;
+
 /// The addresses to dial: inside a site its internal endpoints and then the others, between sites the others
 /// alone, since another site's private addresses may be somebody else's here. Addresses of a family that this node's
 /// underlay does not speak would only cost time.
@@ -22,7 +29,8 @@ pub fn candidates(local: &LocalNode, peer: &Peer, resolved: &Resolution) -> Vec<
             Endpoint::Address(address) => vec![*address],
             Endpoint::Name(host, port) => {
                 let ips = resolved.get(host).map(Vec::as_slice).unwrap_or_default();
-                ips.iter().filter(|ip| is_dialable(**ip)).map(|&ip| SocketAddr::new(ip, *port)).collect()
+                let dialable = ips.iter().filter(|ip| is_dialable(**ip)).take(OF_NAME_MOST);
+                dialable.map(|&ip| SocketAddr::new(ip, *port)).collect()
             }
         };
         for address in addresses.into_iter().filter(|to| speaks(local, to)) {
@@ -31,6 +39,7 @@ pub fn candidates(local: &LocalNode, peer: &Peer, resolved: &Resolution) -> Vec<
             }
         }
     }
+    found.truncate(CANDIDATES_MOST);
     found
 }
 

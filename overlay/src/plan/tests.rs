@@ -350,3 +350,26 @@ fn a_node_that_cannot_encrypt_has_no_device_and_reaches_whom_it_is_exempt_with()
     let without = with_a_peer_in_clear(None, true);
     assert!(without.vxlan.is_empty() && without.routes.routes.iter().all(|route| !route.kind.carries()));
 }
+
+#[test]
+fn a_peer_is_looked_for_at_few_addresses() {
+    let many = |first: u8| -> Vec<Endpoint> {
+        (0..8).map(|n| format!("203.0.{first}.{n}:51820").parse().unwrap()).collect()
+    };
+    for (site, most) in
+        [("gcp", path::CANDIDATES_MOST + path::REFLEXIVE_MOST), ("aws", path::CANDIDATES_MOST)]
+    {
+        let (_, mut peer) = peer(2, site, "10.2.2.0/24", None);
+        peer.claim.endpoints = many(1);
+        peer.claim.internal_endpoints = many(2);
+        peer.claim.reflexive_endpoints = many(3);
+        // Names have no count of their own: each may resolve to hundreds.
+        peer.claim.endpoints[1] = "many.example.com:51820".parse().unwrap();
+        let ips = (0..=255).map(|n| IpAddr::from([203, 0, 4, n])).collect();
+        let resolved = Resolution::from([("many.example.com".to_owned(), ips)]);
+        let candidates = path::candidates(&local(), &peer, &resolved);
+        assert_eq!(candidates.len(), path::CANDIDATES_MOST);
+        let paths = probed(&local(), &grants(), &peer, &candidates, true);
+        assert_eq!(paths.candidates.len(), most, "{site}");
+    }
+}

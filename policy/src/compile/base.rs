@@ -31,6 +31,10 @@ pub(super) fn ingress_map(family: Family) -> String {
 pub(super) fn local_set(family: Family) -> String {
     format!("local{}", family.suffix())
 }
+/// Set of the local pods to which answers about names were copied a moment ago.
+pub(super) fn copied_set(family: Family) -> String {
+    format!("copied{}", family.suffix())
+}
 /// Set of the prefixes of this node.
 pub(super) fn own_set(family: Family) -> String {
     format!("own{}", family.suffix())
@@ -201,21 +205,37 @@ fn tunnel_forward(settings: &Settings) -> Vec<Rule> {
     rules
 }
 
-/// Copies what those answer to questions who are believed about names.
+/// Answers that are copied of each pod, a second and at once; what is beyond is not copied, and goes on as all others do.
+const COPIES: (u32, u32) = (100, 200);
+
+/// Copies what those answer to questions who are believed about names, to each pod of this node so many a second. Addresses of this node
+/// that no known pod has share one such rate; what is answered to other nodes' pods is copied there.
 fn copies(resolvers: Option<&Copied>) -> Vec<Rule> {
     let Some(Copied { group, sets }) = resolvers else { return Vec::new() };
+    let (rate, burst) = COPIES;
     let copy = |(family, set, kind): &(Family, String, Kind)| {
-        let from = Number::ServerPort;
-        let matches = vec![
-            Match::State(State::Established),
-            Match::Direction(Way::Reply),
-            Match::Protocol(Protocol::UDP.0),
-            Match::Numbers { number: from, first: dns::PORT, last: dns::PORT, negated: false },
-            within(*family, End::Server, set.clone(), *kind),
+        let (family, from) = (*family, Number::ServerPort);
+        let rule = |asked: Vec<Match>, limit: Statement| {
+            let matches = vec![
+                Match::State(State::Established),
+                Match::Direction(Way::Reply),
+                Match::Protocol(Protocol::UDP.0),
+                Match::Numbers { number: from, first: dns::PORT, last: dns::PORT, negated: false },
+                within(family, End::Server, set.clone(), *kind),
+            ];
+            let matches = matches.into_iter().chain(asked).collect();
+            let statements = vec![limit, Statement::Copy { group: *group }];
+            Rule { matches, statements, verdict: Verdict::Continue }
+        };
+        let known = within(family, End::Client, local_set(family), Kind::Addresses);
+        let unknown = vec![
+            outside(family, End::Client, local_set(family), Kind::Addresses),
+            within(family, End::Client, own_set(family), Kind::Ranges),
         ];
-        Rule { matches, statements: vec![Statement::Copy { group: *group }], verdict: Verdict::Continue }
+        let each = Statement::LimitEach { family, end: End::Client, set: copied_set(family), rate, burst };
+        [rule(vec![known], each), rule(unknown, Statement::Limit { rate, burst })]
     };
-    sets.iter().map(copy).collect()
+    sets.iter().flat_map(copy).collect()
 }
 
 fn input(settings: &Settings, protected: bool) -> Vec<Rule> {

@@ -104,7 +104,7 @@ impl<'a> Edit<'a> {
                 let all = Element::Port(address, 0, 0)..=Element::Port(address, u8::MAX, u16::MAX);
                 set.elements.range(all).cloned().collect()
             }
-            Kind::Ranges | Kind::Numbers | Kind::Chains => return,
+            Kind::Ranges | Kind::Numbers | Kind::Chains | Kind::Rates => return,
         };
         if before != now {
             let gone = before.difference(&now).cloned().collect();

@@ -107,10 +107,20 @@ impl Listener {
     /// # Errors
     /// When the socket broke. An overrun is none: it is counted.
     pub fn receive(&mut self, mut each: impl FnMut(Logged<'_>)) -> io::Result<()> {
-        loop {
+        while self.receive_some(usize::MAX, &mut each)? {}
+        Ok(())
+    }
+
+    /// Takes packets that wait, of so many reads at most. Returns whether there may be more: whoever waits for the socket to become
+    /// readable has to come back by himself then.
+    ///
+    /// # Errors
+    /// As [`Listener::receive`].
+    pub fn receive_some(&mut self, most: usize, mut each: impl FnMut(Logged<'_>)) -> io::Result<bool> {
+        for _ in 0..most {
             match self.datagram() {
                 Ok(()) => parse(&self.buffer, &mut each),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.raw_os_error() == Some(ENOBUFS) => {
                     self.overruns = self.overruns.saturating_add(1);
@@ -118,6 +128,7 @@ impl Listener {
                 Err(error) => return Err(error),
             }
         }
+        Ok(true)
     }
 
     fn datagram(&mut self) -> io::Result<()> {

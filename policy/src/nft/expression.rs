@@ -62,6 +62,9 @@ const CMP_GTE: u32 = 5;
 /// `NFT_RANGE_NEQ`.
 const RANGE_NEQ: u32 = 1;
 
+/// `NFT_DYNSET_OP_UPDATE`.
+const DYNSET_UPDATE: u32 = 1;
+
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 
@@ -393,14 +396,25 @@ impl Writer<'_> {
 
     fn statement(&mut self, statement: &Statement) {
         match statement {
-            Statement::Limit { rate, burst } => self.expression("limit", |batch| {
-                batch.be64(1, u64::from(*rate));
-                batch.be64(2, 1);
-                batch.be32(3, *burst);
-                // NFT_LIMIT_PKTS, and no inversion.
-                batch.be32(4, 0);
-                batch.be32(5, 0);
-            }),
+            Statement::Limit { rate, burst } => {
+                self.expression("limit", |batch| limit(batch, *rate, *burst));
+            }
+            Statement::LimitEach { family, end, set, rate, burst } => {
+                self.address(*end, *family);
+                let slot = self.slot;
+                self.expression("dynset", |batch| {
+                    batch.name(1, slot, set);
+                    batch.be32(3, DYNSET_UPDATE);
+                    batch.be32(4, REG_1);
+                    // NFTA_DYNSET_EXPR: the one of each element.
+                    let each = batch.nest(7);
+                    batch.text(EXPRESSION_NAME, "limit");
+                    let data = batch.nest(EXPRESSION_DATA);
+                    limit(batch, *rate, *burst);
+                    batch.end_nest(data);
+                    batch.end_nest(each);
+                });
+            }
             Statement::Log { prefix, group } => self.log(prefix, *group, LOG_SNAPLEN, LOG_QUEUE_THRESHOLD),
             Statement::Copy { group } => self.log("copy", *group, dns::RANGE, 1),
             Statement::NoTrack => self.expression("notrack", |_| {}),
@@ -443,6 +457,16 @@ impl Writer<'_> {
             }
         }
     }
+}
+
+/// So many packets a second, and so many at once.
+fn limit(batch: &mut Batch, rate: u32, burst: u32) {
+    batch.be64(1, u64::from(rate));
+    batch.be64(2, 1);
+    batch.be32(3, burst);
+    // NFT_LIMIT_PKTS, and no inversion.
+    batch.be32(4, 0);
+    batch.be32(5, 0);
 }
 
 /// A value as it is compared with.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::expression::{self, DATA_VALUE, LIST_ELEMENT, NFT_JUMP, OBJECT_COUNTER};
 use super::wire::{Batch, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Nest, TABLE_ATTRIBUTE, kind};
 use crate::render::Slot;
-use crate::ruleset::{Change, Element, Family, Hook, Kind, Rule, TABLE};
+use crate::ruleset::{Change, Element, Family, Hook, Kind, RATES_FOR, RATES_MOST, Rule, TABLE};
 
 /// `NFT_TABLE_F_OWNER`: nobody else changes the table.
 pub(super) const TABLE_OWNER: u32 = 0x2;
@@ -16,6 +16,9 @@ const SET_INTERVAL: u32 = 0x4;
 /// `NFT_SET_MAP`.
 pub(super) const SET_MAP: u32 = 0x8;
 const SET_CONCAT: u32 = 0x80;
+const SET_TIMEOUT: u32 = 0x10;
+/// `NFT_SET_EVAL`: rules put elements in.
+const SET_EVAL: u32 = 0x20;
 
 /// Of `nft`'s data types, six bits each in a concatenation.
 const TYPE_IPV4_ADDR: u32 = 7;
@@ -71,6 +74,7 @@ pub(super) fn set(batch: &mut Batch, slot: Slot, name: &str, family: Family, kin
     let join = |types: u32, next: u32| types << TYPE_BITS | next;
     let (flags, key_type, key_length) = match kind {
         Kind::Addresses => (0, address_type, address_length),
+        Kind::Rates => (SET_TIMEOUT | SET_EVAL, address_type, address_length),
         Kind::Chains => (SET_MAP, address_type, address_length),
         Kind::Ranges => (SET_INTERVAL | SET_CONCAT, join(address_type, TYPE_INET_PROTO), address_length + 4),
         Kind::Numbers => (SET_INTERVAL | SET_CONCAT, join(TYPE_INET_PROTO, TYPE_INET_SERVICE), 8),
@@ -98,10 +102,17 @@ pub(super) fn set(batch: &mut Batch, slot: Slot, name: &str, family: Family, kin
         batch.end_nest(fields);
         batch.end_nest(description);
     }
+    if kind == Kind::Rates {
+        // NFTA_SET_DESC_SIZE; the timeout is in milliseconds.
+        let description = batch.nest(9);
+        batch.be32(1, RATES_MOST);
+        batch.end_nest(description);
+        batch.be64(11, u64::from(RATES_FOR) * 1000);
+    }
     batch.attr(
         13,
         match kind {
-            Kind::Addresses => NOTE_KEYS,
+            Kind::Addresses | Kind::Rates => NOTE_KEYS,
             Kind::Chains => NOTE_MAP,
             Kind::Ranges | Kind::Ports | Kind::Numbers => NOTE_CONCATENATION,
         },

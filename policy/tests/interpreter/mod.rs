@@ -83,6 +83,10 @@ fn run(ruleset: &Ruleset, chain: &str, packet: &mut Packet, depth: usize) -> Ste
             match statement {
                 Statement::SetMark { mask, value } => packet.mark = packet.mark & !mask | value,
                 Statement::Count(name) => assert!(ruleset.counters.contains(name), "no counter {name}"),
+                Statement::LimitEach { family, set, .. } => {
+                    let set = &ruleset.sets[set];
+                    assert_eq!((set.kind, set.family), (Kind::Rates, *family));
+                }
                 Statement::Limit { .. } | Statement::Copy { .. } => {}
                 Statement::NoTrack => packet.state = State::Untracked,
                 Statement::Log { prefix, .. } => assert!(prefix.len() <= 127),

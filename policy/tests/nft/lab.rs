@@ -196,6 +196,7 @@ pub(crate) fn everything() -> Ruleset {
             vec![Element::Chain(at(1), "x".to_owned()), Element::Chain(at(2), "y".to_owned())],
         );
         put("none", Kind::Addresses, vec![]);
+        put("rates", Kind::Rates, vec![]);
     }
     let mut x = Vec::new();
     for family in Family::BOTH {
@@ -266,6 +267,14 @@ pub(crate) fn everything() -> Ruleset {
         x.push(rule(vec![Match::Mark { mask, value }], Verdict::Accept));
         let statements = vec![Statement::SetMark { mask, value }];
         x.push(Rule { matches: vec![], statements, verdict: Verdict::Continue });
+    }
+    for family in Family::BOTH {
+        for end in [End::Client, End::Destination] {
+            let set = format!("rates{}", family.suffix());
+            let each = Statement::LimitEach { family, end, set, rate: 100, burst: 200 };
+            let statements = vec![each, Statement::Copy { group: 5 }];
+            x.push(Rule { matches: vec![], statements, verdict: Verdict::Continue });
+        }
     }
     let statements = vec![
         Statement::Limit { rate: 100, burst: 20 },

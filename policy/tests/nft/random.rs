@@ -98,6 +98,7 @@ impl Random {
                     let port = |n: u64| u16::try_from(n).unwrap();
                     elements.insert(Element::Numbers(self.one_of(&[6, 17, 132]), port(first), port(last)))
                 }
+                Kind::Rates => false,
                 Kind::Chains if chains.is_empty() || !seen.insert(at) => false,
                 Kind::Chains => elements.insert(Element::Chain(at, self.one_of(chains))),
             };
@@ -142,7 +143,7 @@ impl Random {
                     matches.push(Match::Protocol(self.one_of(&[6, 17])));
                     Match::AnyOf { number: self.one_of(&all), set: name }
                 }
-                Kind::Chains => Match::State(State::New),
+                Kind::Chains | Kind::Rates => Match::State(State::New),
             };
             matches.push(condition);
         }

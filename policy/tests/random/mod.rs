@@ -350,7 +350,8 @@ pub(crate) fn resolved() -> impl Strategy<Value = Event> {
     let addresses = prop::sample::subsequence(vec!["172.16.0.1", "10.0.2.4", "2001:db8::1"], 1..3);
     (name, addresses, 0..120u32, 0..200u64).prop_map(|(name, addresses, ttl, now)| {
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-        Event::Resolved(Resolved { name: name.to_owned(), addresses, ttl }, now)
+        let asker = "10.0.1.1".parse().unwrap();
+        Event::Resolved(Resolved { name: name.to_owned(), addresses, ttl, asker }, now)
     })
 }
 

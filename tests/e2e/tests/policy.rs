@@ -271,22 +271,33 @@ fn a_directory_that_is_emptied_takes_no_policy_away() {
         .passes();
 }
 
-/// A server of names at gcp-1's second pod, a question of aws-1's first, and a policy that lets that pod go nowhere but by name: to a
-/// host beside the mesh, since no name has addresses of it.
+/// A host beside aws-1 that is of no mesh, at 203.0.113.7.
+const OUTSIDE: &str = r#"- name: a host outside of the mesh
+  exec:
+    on: aws-1
+    command: >-
+      unshare -n sleep 3000 >/dev/null 2>&1 & p=$!;
+      while [ "$(readlink /proc/$p/ns/net)" = "$(readlink /proc/self/ns/net)" ]; do :; done;
+      ip link add out0 type veth peer name out1 && ip link set out1 netns $p &&
+      ip addr add 203.0.113.1/24 dev out0 && ip link set out0 up &&
+      nsenter -n -t $p sh -c 'ip addr add 203.0.113.7/24 dev out1 && ip link set out1 up' &&
+      nft 'add table ip out; add chain ip out nat { type nat hook postrouting priority 100; }; add rule ip out nat oifname "out0" masquerade'
+"#;
+
+/// A server of names at gcp-1's second pod, a question of aws-1's first, and a policy that lets that pod go nowhere but by name. The
+/// answer names a host outside of the mesh, and a pod.
 fn with_names(test: &str, ttl: u32) -> (Mesh, String) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policy/dns.py");
     let serve = format!(
-        "- exec: {{on: gcp-1-pod-2, command: \"python3 {script} serve 10.2.0.3 db.example.com 198.18.1.1 {ttl}\"}}\n"
+        "- exec: {{on: gcp-1-pod-2, command: \"python3 {script} serve 10.2.0.3 db.example.com 10.2.0.2,203.0.113.7 {ttl}\"}}\n"
     );
     let ask = format!(
-        "- exec: {{on: aws-1-pod-1, command: \"python3 {script} ask 10.2.0.3 db.example.com\", contains: 198.18.1.1}}\n"
+        "- exec: {{on: aws-1-pod-1, command: \"python3 {script} ask 10.2.0.3 db.example.com\", contains: 203.0.113.7}}\n"
     );
     let mut mesh = mesh(test);
     mesh.steps("- handshakes: all\n- expect: {matrix: pods}\n")
-        .steps(concat!(
-            "- exec: {on: aws-1, command: \"nft add table ip out; nft add chain ip out post '{ type nat hook postrouting priority srcnat; }'; ",
-            "nft add rule ip out post oifname eth0 masquerade\"}\n",
-        ))
+        .steps(OUTSIDE)
+        .steps("- exec: {on: aws-1-pod-1, command: \"ping -n -c 1 -W 2 203.0.113.7\"}\n")
         .steps(&serve)
         .steps(
             r#"- name: the server is the cluster's own
@@ -323,16 +334,17 @@ fn a_name_is_reached_once_it_was_asked_for_and_no_longer_than_it_says() {
     let (mut mesh, ask) = with_names("policy-names", 7);
     mesh.steps(&ask)
         .steps(
-            r#"- name: what was answered is reached by IPv4, of which there was an answer
-  exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 198.18.1.1 && ! ping -n -c 1 -W 1 fd00:2::2"}
+            r#"- name: what was answered is reached, but for what is of the mesh
+  exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 203.0.113.7 && ! ping -n -c 1 -W 1 10.2.0.2"}
+- status: {nodes: aws-1, where: [{path: /policy/problems, contains: "dns-address-refused: db.example.com resolved to 10.2.0.2"}]}
 - name: and no longer than that
   eventually:
     deadline: 60s
-    step: {exec: {on: aws-1-pod-1, command: "! ping -n -c 1 -W 1 198.18.1.1"}}
+    step: {exec: {on: aws-1-pod-1, command: "! ping -n -c 1 -W 1 203.0.113.7"}}
 "#,
         )
         .steps(&ask)
-        .steps("- exec: {on: aws-1-pod-1, command: \"ping -n -c 1 -W 2 198.18.1.1\"}\n")
+        .steps("- exec: {on: aws-1-pod-1, command: \"ping -n -c 1 -W 2 203.0.113.7\"}\n")
         .passes();
 }
 
@@ -341,14 +353,59 @@ fn a_name_that_was_learnt_outlives_the_agent() {
     let (mut mesh, ask) = with_names("policy-names-restart", 600);
     mesh.steps(&ask)
         .steps(
-            r#"- exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 198.18.1.1"}
+            r#"- exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 203.0.113.7"}
 - eventually:
     deadline: 30s
     step: {exec: {on: aws-1, command: "grep -q db.example.com /run/netlab/private/state/names.json"}}
 - restart: {nodes: aws-1, signal: KILL}
 - status: {nodes: aws-1, where: [{path: /ready, equals: true}, {path: /policy/complete, equals: true}]}
 - name: nobody has asked since
-  exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 198.18.1.1 && ! ping -n -c 1 -W 1 fd00:2::2"}
+  exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 203.0.113.7 && ! ping -n -c 1 -W 1 10.2.0.2"}
+"#,
+        )
+        .passes();
+}
+
+#[test]
+fn a_flood_of_answers_holds_up_nothing_else() {
+    let (mut mesh, ask) = with_names("policy-names-flood", 600);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policy/dns.py");
+    let policy = |n: u32| {
+        format!(
+            r#"      - apiVersion: policy.networking.k8s.io/v1alpha2
+        kind: ClusterNetworkPolicy
+        metadata: {{name: names-{n}}}
+        spec:
+          tier: Admin
+          priority: {}
+          subject: {{pods: {{namespaceSelector: {{}}, podSelector: {{matchLabels: {{app: client}}}}}}}}
+          egress: [{{action: Accept, to: [{{domainNames: ["*.d{n}.example.com"]}}]}}]
+"#,
+            n + 2
+        )
+    };
+    let many: String = (0..400).map(policy).collect();
+    mesh.steps(&ask)
+        .steps(&format!("- apply:\n    file: many.yaml\n    manifest:\n{many}"))
+        .steps("- status: {nodes: aws-1, where: [{path: /policy/policies, equals: 401}]}\n")
+        .steps(&format!(
+            "- exec: {{on: aws-1-pod-1, command: \"python3 {script} ask 10.2.0.3 flood.example.com\"}}\n"
+        ))
+        .steps(
+            r#"- apply:
+    file: closed.yaml
+    manifest:
+      apiVersion: networking.k8s.io/v1
+      kind: NetworkPolicy
+      metadata: {name: closed, namespace: shop}
+      spec: {podSelector: {matchLabels: {app: client}}, policyTypes: [Ingress]}
+- name: under the flood, a new policy counts on the node that is flooded
+  expect: {pairs: [{from: gcp-1-pod-1, to: aws-1-pod-2, verdict: deny}]}
+- status: {nodes: aws-1, where: [{path: /policy/policies, equals: 402}]}
+- name: who floods is named
+  status: {nodes: aws-1, where: [{path: /policy/problems, contains: "dns-budget: pod shop/web"}]}
+- name: and what was learnt before counts
+  exec: {on: aws-1-pod-1, command: "ping -n -c 1 -W 2 203.0.113.7"}
 "#,
         )
         .passes();

@@ -53,6 +53,24 @@ fn datagram(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u
     out
 }
 
+/// Answers of a server to questions of a client that it is asked first, many at once; how many are copied, and how many pass.
+fn flood(
+    rig: &mut Rig,
+    listener: &mut Listener,
+    client: Ipv4Addr,
+    answer: &[u8],
+    count: u16,
+) -> anyhow::Result<usize> {
+    rig.send(Link::Pods, &[datagram((client, 4000), (SERVER, 53), b"a question")])?;
+    let mut copied = 0;
+    for _ in 0..count / 50 {
+        let answers = vec![datagram((SERVER, 53), (client, 4000), answer); 50];
+        rig.send(Link::Pods, &answers)?;
+        listener.receive(|logged| copied += usize::from(dns::answer(logged.packet).is_some()))?;
+    }
+    Ok(copied)
+}
+
 /// Asks a server, which answers, and gives what is learnt from that.
 fn ask(
     rig: &mut Rig,
@@ -137,6 +155,97 @@ fn a_name_is_what_its_server_says_as_long_as_it_says() {
             mesh_policy::Kind::named(clusternetworkpolicy::KIND).expect("a kind").id(None, "names"),
         )])?;
         assert!(ask(&mut rig, &mut listener, SERVER, &message(&[first], 60), 5003)?.is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_flood_to_one_pod_starves_no_other() {
+    let resolvers =
+        Resolvers { group: GROUP, pods: [].into(), nets: ["10.0.1.53/32".parse().expect("a net")].into() };
+    let own = ["10.0.1.0/24".parse().expect("a net")].into();
+    let with = Settings { resolvers: Some(resolvers), own, strangers: true, ..settings() };
+    with_settings("a_flood_to_one_pod_starves_no_other", with, |mut rig| {
+        let mut listener = Listener::with_range(GROUP, 4 << 20, dns::RANGE)?;
+        let rules = json!([
+            {"action": "Accept", "to": [{"domainNames": ["*.example.com"]}]},
+            {"action": "Accept", "to": [{"networks": ["10.0.1.0/24"]}]},
+        ]);
+        let policy = clusternetworkpolicy::read(&json!({
+            "metadata": {"name": "names"},
+            "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "egress": rules},
+        }));
+        assert_eq!(policy.fault, None);
+        rig.tell([
+            Event::Pod(pod("client", "client", &["10.0.1.1"])),
+            Event::Pod(pod("flooder", "flooder", &["10.0.1.2"])),
+            Event::Policy(policy),
+        ])?;
+        let outside = Ipv4Addr::new(192, 0, 2, 1);
+        let flooder = Ipv4Addr::new(10, 0, 1, 2);
+        let answer = message(&[outside], 60);
+        let began = std::time::Instant::now();
+        let copied = flood(&mut rig, &mut listener, flooder, &answer, 2000)?;
+        // A burst, and a hundred a second.
+        let most = 201 + 100 * (began.elapsed().as_secs() as usize + 1);
+        assert!((200..=most).contains(&copied), "{copied} of 2000, at most {most}");
+        // An answer that is not copied goes on all the same.
+        let number = rig.number();
+        let last = datagram((SERVER, 53), (flooder, 4000), &answer);
+        rig.send(Link::Pods, &vec![last; 50])?;
+        let through = Packet::first(address("10.0.1.2"), address("10.0.1.1"), TCP, 80, number);
+        assert!(rig.passes(Link::Pods, &through)?);
+        listener.receive(|_| ())?;
+        assert_eq!(ask(&mut rig, &mut listener, SERVER, &answer, 5000)?.len(), 1, "the other pod");
+        // Addresses that no known pod has share what one pod has.
+        let mut strangers = 0;
+        let began = std::time::Instant::now();
+        for n in 100..110 {
+            strangers += flood(&mut rig, &mut listener, Ipv4Addr::new(10, 0, 1, n), &answer, 100)?;
+        }
+        let most = 201 + 100 * (began.elapsed().as_secs() as usize + 1);
+        assert!((200..=most).contains(&strangers), "{strangers} of 1000, at most {most}");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_answer_opens_no_address_of_the_mesh() {
+    let resolvers =
+        Resolvers { group: GROUP, pods: [].into(), nets: ["10.0.1.53/32".parse().expect("a net")].into() };
+    let with = Settings { resolvers: Some(resolvers), ..settings() };
+    with_settings("an_answer_opens_no_address_of_the_mesh", with, |mut rig| {
+        let mut listener = Listener::with_range(GROUP, 1 << 20, dns::RANGE)?;
+        let rules = json!([
+            {"action": "Accept", "to": [{"domainNames": ["*.example.com"]}]},
+            {"action": "Accept", "to": [{"networks": ["10.0.1.53/32"]}]},
+            {"action": "Deny", "to": [{"networks": ["0.0.0.0/0", "::/0"]}]},
+        ]);
+        let policy = clusternetworkpolicy::read(&json!({
+            "metadata": {"name": "names"},
+            "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "egress": rules},
+        }));
+        assert_eq!(policy.fault, None);
+        rig.tell([
+            Event::Pod(pod("client", "client", &["10.0.1.1"])),
+            Event::Pod(pod("victim", "victim", &["10.0.1.7"])),
+            Event::Policy(policy),
+        ])?;
+        let (victim, outside) = (Ipv4Addr::new(10, 0, 1, 7), Ipv4Addr::new(192, 0, 2, 1));
+        let learnt = ask(&mut rig, &mut listener, SERVER, &message(&[victim, outside], 60), 5000)?;
+        assert_eq!(learnt.iter().map(|resolved| resolved.addresses.len()).collect::<Vec<_>>(), [2]);
+        rig.tell(learnt.into_iter().map(|resolved| Event::Resolved(resolved, 100)))?;
+        for (to, passes) in [(victim, false), (outside, true)] {
+            let number = rig.number();
+            let packet = Packet::first(address("10.0.1.1"), to.into(), TCP, 443, number);
+            assert_eq!(rig.passes(Link::Pods, &packet)?, passes, "{to}");
+        }
+        let told: Vec<String> = rig.enforcer.compiler.state().refusals().collect();
+        let refused = told.iter().find(|told| told.starts_with("dns-address-refused: "));
+        assert!(
+            refused.is_some_and(|told| told.contains("10.0.1.7") && told.contains("pod x/client")),
+            "{told:?}"
+        );
         Ok(())
     });
 }
