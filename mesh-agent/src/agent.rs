@@ -380,14 +380,8 @@ impl Agent {
                     .to_owned(),
             );
         }
-        let plan = MeshPlan::compute(
-            &local,
-            grants,
-            &admission.peers,
-            &reserved,
-            &self.resolved,
-            &self.paths,
-        );
+        let plan =
+            MeshPlan::compute(&local, grants, &admission.peers, &reserved, &self.resolved, &self.paths);
         warnings.extend(guarded::intruders(&self.underlay, &local, &plan));
         let exemptions = self.exemptions().cloned().map(|one| Exempted::of(one, self.today, &plan)).collect();
         for (node, whys) in &admission.refused {
@@ -473,7 +467,11 @@ impl Agent {
             former: Vec::new(),
             underlay_links: self.named_links().map(|(index, _)| *index).collect(),
             pod_kinds: self.config.guard.pod_interface_kinds.iter().map(|k| k.as_str().to_owned()).collect(),
-            holes: self.named_links().flat_map(|(_, link)| link.addresses.keys().chain(&link.gateways)).copied().collect(),
+            holes: self
+                .named_links()
+                .flat_map(|(_, link)| link.addresses.keys().chain(&link.gateways))
+                .copied()
+                .collect(),
             underlay_mtu: mtu,
             encrypts: self.encrypts(),
             interface: self.config.wireguard.interface,
@@ -498,7 +496,8 @@ impl Agent {
 
     /// The links that the operator has named as the underlay's.
     fn named_links(&self) -> impl Iterator<Item = (&u32, &OtherLink)> {
-        let named = |link: &OtherLink| self.config.underlay.interfaces.iter().any(|n| n.as_str() == link.name);
+        let named =
+            |link: &OtherLink| self.config.underlay.interfaces.iter().any(|n| n.as_str() == link.name);
         self.underlay.links.iter().filter(move |(_, link)| named(link))
     }
 

@@ -18,11 +18,11 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use mesh_keyring::{KeyFile, KeyStore as _, NodeName, PublicKey};
 use mesh_overlay::Exemption;
+use mesh_overlay::backend::{BackendError, NetBackend as _, WireguardBackend as _};
 use mesh_overlay::netlink::{Netlink, Watch};
 use mesh_overlay::nft::Nft;
 use mesh_overlay::wireguard::Wireguard;
 use mesh_overlay::wireguard::userspace::UserspaceConfig;
-use mesh_overlay::backend::{BackendError, NetBackend as _, WireguardBackend as _};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
@@ -363,12 +363,16 @@ impl Running {
         }
         let complaint = self.complaint.as_ref()?;
         self.again |= Config::load(&complaint.file, complaint.node.as_deref()).is_ok();
-        Some(format!("{}; the last configuration that was fine stays in force until it is mended", complaint.why))
+        Some(format!(
+            "{}; the last configuration that was fine stays in force until it is mended",
+            complaint.why
+        ))
     }
 
     /// One turn: read what changed, decide, apply, remember, publish. `sockets`: what is wrong with those.
     async fn turn(&mut self, sockets: [Option<String>; 3]) {
-        let mut errors: Vec<String> = self.look_again().into_iter().chain(sockets.into_iter().flatten()).collect();
+        let mut errors: Vec<String> =
+            self.look_again().into_iter().chain(sockets.into_iter().flatten()).collect();
         // What is decided now is decided by what the kernel shows now.
         let seen = self.reconciler.look(&self.config.wireguard.interface, &self.config.routing).await;
         if seen.net.underlay != Default::default() {

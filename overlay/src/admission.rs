@@ -129,7 +129,8 @@ pub struct Admission {
 impl Admission {
     /// Everybody who is remembered, for as long as nobody can be judged.
     pub fn remembered(memory: &Memory) -> Self {
-        let withheld = |peer: &'_ Peer| peer.withheld.iter().map(|net| (*net, peer.name.clone())).collect::<Vec<_>>();
+        let withheld =
+            |peer: &'_ Peer| peer.withheld.iter().map(|net| (*net, peer.name.clone())).collect::<Vec<_>>();
         let reserved = memory.0.values().flat_map(withheld).collect();
         Self { peers: memory.0.clone(), reserved, ..Self::default() }
     }
@@ -169,9 +170,9 @@ pub fn admit(local: &LocalNode, grants: &Grants, records: &[NodeRecord], memory:
     settle_keys(local, memory, &known, &mut claims, &mut admission);
     let prefixes = settle_prefixes(local, grants, &records, &claims, memory, &mut admission);
     let mut withheld = withheld(local, &records, memory, &admission);
-    admission.reserved.extend(
-        withheld.iter().flat_map(|(name, nets)| nets.iter().map(move |net| (*net, name.clone()))),
-    );
+    admission
+        .reserved
+        .extend(withheld.iter().flat_map(|(name, nets)| nets.iter().map(move |net| (*net, name.clone()))));
     for (name, claim) in claims {
         let peer = Peer {
             name: name.clone(),

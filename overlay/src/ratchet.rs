@@ -73,9 +73,8 @@ impl Ratchet {
     /// and a blackhole for a part of one would take that part from its holder.
     pub fn beyond(&self, held: &BTreeSet<IpNet>) -> BTreeMap<IpNet, Kept> {
         let wide = |net: &IpNet| {
-            (0..=net.prefix_len()).any(|length| {
-                IpNet::new(net.addr(), length).is_ok_and(|wide| held.contains(&wide.trunc()))
-            })
+            (0..=net.prefix_len())
+                .any(|length| IpNet::new(net.addr(), length).is_ok_and(|wide| held.contains(&wide.trunc())))
         };
         self.0.iter().filter(|(net, _)| !wide(net)).map(|(net, kept)| (*net, kept.clone())).collect()
     }

@@ -47,9 +47,9 @@ pub(super) fn kept(
     };
     // Grants of sites surround everything; what lies in one is guarded by it, but may be ours to reach.
     let within = guarded.beyond(&others(held));
-    let former = within.into_iter().filter(|(net, kept)| {
-        kept.holder == own.as_str() && !held.contains_key(net) && alone(net)
-    });
+    let former = within
+        .into_iter()
+        .filter(|(net, kept)| kept.holder == own.as_str() && !held.contains_key(net) && alone(net));
     let former: BTreeMap<IpNet, Kept> = former.collect();
     let rest = kept.into_iter().filter(|(net, _)| !former.contains_key(net)).collect();
     (former, rest)
@@ -94,7 +94,8 @@ impl Agent {
         if older || !full {
             self.sighted = Some(now);
         }
-        let (elapsed, grace) = if older { (elapsed, self.config.guard.grace()) } else { (Duration::ZERO, None) };
+        let (elapsed, grace) =
+            if older { (elapsed, self.config.guard.grace()) } else { (Duration::ZERO, None) };
         self.held = held.keys().copied().collect();
         for (net, kept) in self.last_good.guarded.sight(held, elapsed, grace) {
             tracing::warn!(%net, holder = kept.holder, "the guard lets go of a prefix: its grace is over");

@@ -590,8 +590,10 @@ fn named_underlay_gets_the_smallest_hole() {
 #[test]
 fn a_mesh_in_force_is_not_undone_by_an_address() {
     let mut agent = agent(bare(), LastGood::default());
-    let mesh = || said(serde_json::json!({"sites": [
-        {"name": "aws", "prefixes": ["10.1.0.0/16"]}, {"name": "gcp", "prefixes": ["10.2.0.0/16"]}]}));
+    let mesh = || {
+        said(serde_json::json!({"sites": [
+        {"name": "aws", "prefixes": ["10.1.0.0/16"]}, {"name": "gcp", "prefixes": ["10.2.0.0/16"]}]}))
+    };
     agent.snapshot(Snapshot { mesh: mesh(), ..snapshot(&three()) }, start()).unwrap();
     agent.desired(start());
     agent.underlay(on_eth0("10.2.1.9", false));
@@ -608,7 +610,12 @@ fn a_dns_answer_opens_no_guard() {
     agent.snapshot(snapshot(&three()), start()).unwrap();
     agent.desired(start());
     let answer: BTreeSet<IpAddr> = ["10.2.1.5".parse().unwrap(), "192.0.2.99".parse().unwrap()].into();
-    let said = || Snapshot { servers: answer.clone(), named: answer.clone(), servers_known: true, ..snapshot(&three()) };
+    let said = || Snapshot {
+        servers: answer.clone(),
+        named: answer.clone(),
+        servers_known: true,
+        ..snapshot(&three())
+    };
     agent.snapshot(said(), start()).unwrap();
     let desired = agent.desired(start());
     assert!(desired.plan.guard.outside.is_empty() && peers(&desired) == ["a", "b"]);

@@ -144,8 +144,7 @@ fn unit_text(loader: Option<&Path>, state_dir: &Path) -> String {
 
 /// The libraries that a program is linked with, its loader among them, as the loader tells (ld.so(8)).
 fn libraries(program: &Path) -> Result<Vec<PathBuf>, InstallError> {
-    let failed =
-        |reason: String| InstallError::Libraries { program: program.display().to_string(), reason };
+    let failed = |reason: String| InstallError::Libraries { program: program.display().to_string(), reason };
     let told = Command::new(program).env("LD_TRACE_LOADED_OBJECTS", "1").output();
     let told = told.map_err(|e| failed(e.to_string()))?;
     if !told.status.success() {

@@ -45,7 +45,9 @@ pub(super) fn execute(command: GuardCommand) -> anyhow::Result<()> {
                 Err(why) => release_at_rest(&config, &what).map_err(|e| why.context(format!("{e:#}")))?,
             };
             if released.is_empty() {
-                bail!("{what}: nothing is kept under this name; `mesh-agent status` lists what is, and what somebody holds is not released");
+                bail!(
+                    "{what}: nothing is kept under this name; `mesh-agent status` lists what is, and what somebody holds is not released"
+                );
             }
             print(&format!("released: {}\n", released.join(", ")))
         }
@@ -78,7 +80,9 @@ async fn ask(socket: &Path, request: &Request) -> anyhow::Result<Answer> {
     };
     let text = tokio::time::timeout(PATIENCE, asking)
         .await
-        .with_context(|| format!("{}: the agent does not answer within {} s", shown(socket), PATIENCE.as_secs()))?
+        .with_context(|| {
+            format!("{}: the agent does not answer within {} s", shown(socket), PATIENCE.as_secs())
+        })?
         .with_context(|| format!("{}: is the agent running, and may you use its socket?", shown(socket)))?;
     serde_json::from_str(&text).context("the agent's answer")
 }

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use mesh_keyring::{MeshName, SiteName};
-use mesh_policy::budget::{Budget, Budgets};
 use mesh_overlay::local::InterfaceName;
+use mesh_policy::budget::{Budget, Budgets};
 use mesh_policy::compile::{MASK, Resolvers};
 use mesh_policy::failsafe::FailSafe;
 use mesh_policy::model::{

@@ -29,8 +29,7 @@ const BIND_AGAIN: Duration = Duration::from_secs(2);
 impl Listener {
     /// Tries to bind; the agent's lock is held, so that a socket which lies there is dead.
     pub(super) fn new(path: &Path) -> Self {
-        let mut listener =
-            Self { path: path.to_owned(), bound: None, failure: None, again: Instant::now() };
+        let mut listener = Self { path: path.to_owned(), bound: None, failure: None, again: Instant::now() };
         listener.bind();
         listener
     }

@@ -336,7 +336,11 @@ pub(crate) async fn add_own(socket: &mut RouteSocket, rule: &OwnRule, routing: &
 }
 
 /// Removes a rule for a prefix of our own; one that is gone is no error.
-pub(crate) async fn remove_own(socket: &mut RouteSocket, rule: &OwnRule, routing: &Routing) -> io::Result<()> {
+pub(crate) async fn remove_own(
+    socket: &mut RouteSocket,
+    rule: &OwnRule,
+    routing: &Routing,
+) -> io::Result<()> {
     remove_rule(socket, own_message(rule, routing)).await
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use rtnetlink::packet_route::address::{AddressFlags, AddressScope};
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressFlags, AddressScope};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 
 use super::links::{Address, Link, is_link_local};

@@ -347,9 +347,12 @@ mod tests {
     #[test]
     fn counts_and_handles_do_not_count_as_a_change() {
         let with = |packets: u64, handle: u64| {
-            Listing::read(json!({"nftables": [
-                {"counter": {"name": "egress", "packets": packets, "bytes": packets * 10, "handle": handle}},
-            ]}), &|_| None)
+            Listing::read(
+                json!({"nftables": [
+                    {"counter": {"name": "egress", "packets": packets, "bytes": packets * 10, "handle": handle}},
+                ]}),
+                &|_| None,
+            )
         };
         assert_eq!(with(0, 1).digest, with(7, 2).digest);
         assert_eq!(with(7, 2).egress_drops, 7);

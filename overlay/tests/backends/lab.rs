@@ -296,7 +296,12 @@ impl Lab {
             routes.insert(Route::new(*to, RouteKind::Mesh { mtu: 1380 }));
             routes.insert(Route::new(*to, RouteKind::Blackhole));
         }
-        let table = RouteTable { routing: self.routing, interface: name(), routes, own: nets(&["10.1.0.0/24", "fd00:1::/64"]) };
+        let table = RouteTable {
+            routing: self.routing,
+            interface: name(),
+            routes,
+            own: nets(&["10.1.0.0/24", "fd00:1::/64"]),
+        };
         let guard = Guard {
             mesh: nets(&["10.2.0.0/24", "10.3.0.0/24", "fd00:2::/64", "fd00:3::/64"]),
             local: nets(&["10.1.0.0/24", "fd00:1::/64"]),

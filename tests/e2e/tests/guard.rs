@@ -113,8 +113,9 @@ fn announced(test: &str, config: &str) {
         ),
         ("a gateway there", "ip route replace default via 10.2.0.1 dev eth0 onlink metric 5"),
     ] {
-        mesh.steps(&format!("- name: {name}\n  exec: {{on: aws-1, command: {command}}}\n"))
-            .steps("- status: {nodes: aws, where: [{path: /errors, contains: an underlay address of this node}]}\n");
+        mesh.steps(&format!("- name: {name}\n  exec: {{on: aws-1, command: {command}}}\n")).steps(
+            "- status: {nodes: aws, where: [{path: /errors, contains: an underlay address of this node}]}\n",
+        );
     }
     // The last one takes the way to the router.
     mesh.steps("- exec: {on: aws-1, command: ip route del default via 10.2.0.1 dev eth0 metric 5}\n")
@@ -161,7 +162,10 @@ fn reboot() -> String {
 /// What a pod installs on its host works with the host's own programs away.
 #[test]
 fn an_installed_unit_restores_the_guard() {
-    let install = format!("{} guard install --root /run/netlab/private/host", e2e::programs().join("mesh-agent").display());
+    let install = format!(
+        "{} guard install --root /run/netlab/private/host",
+        e2e::programs().join("mesh-agent").display()
+    );
     let mut mesh = Mesh::new("guard-installed");
     mesh.sites(SITES).steps(&format!(
         r#"- exec: {{on: aws-1, command: "{install}", contains: files written}}
@@ -187,7 +191,9 @@ fn an_installed_unit_restores_the_guard() {
 /// Traffic that is lost, in streams of this number.
 fn lost(n: usize) -> String {
     let stream = |family: u8| {
-        format!("- traffic: {{start: out{n}{family}, from: aws-1-pod-1, to: gcp-1-pod-1, family: ipv{family}, packetsPerSecond: 200}}\n")
+        format!(
+            "- traffic: {{start: out{n}{family}, from: aws-1-pod-1, to: gcp-1-pod-1, family: ipv{family}, packetsPerSecond: 200}}\n"
+        )
     };
     stream(4) + &stream(6) + "- always: {for: 500ms, step: {expect: {matrix: pods, verdict: deny}}}\n"
 }
@@ -199,7 +205,9 @@ fn stopped(n: usize) -> String {
 #[test]
 fn reboots_with_broken_parts_leak_nothing() {
     let mut mesh = Mesh::new("guard-reboot");
-    mesh.sites(SITES).config(NO_SITES).steps("- capture: underlay\n- handshakes: all\n- expect: {matrix: pods}\n");
+    mesh.sites(SITES)
+        .config(NO_SITES)
+        .steps("- capture: underlay\n- handshakes: all\n- expect: {matrix: pods}\n");
     let config = "/run/netlab/private/agent.yaml";
     // Each: how it breaks, and what status says of it.
     for (n, (name, broken, told)) in [
@@ -210,7 +218,11 @@ fn reboots_with_broken_parts_leak_nothing() {
             r#"sed -i '0,/{/s//{\"metrics\": {\"listen\": \"192.0.2.99:9\"}, /'"#,
             "metrics.listen",
         ),
-        ("a backend that this kernel lacks", r#"sed -i 's/\"userspace\"/\"kernel\"/'"#, "this kernel has none"),
+        (
+            "a backend that this kernel lacks",
+            r#"sed -i 's/\"userspace\"/\"kernel\"/'"#,
+            "this kernel has none",
+        ),
     ]
     .into_iter()
     .enumerate()
@@ -233,7 +245,9 @@ fn reboots_with_broken_parts_leak_nothing() {
 fn an_unreadable_kubeconfig_leaks_nothing() {
     let config = "/run/netlab/private/agent.yaml";
     let mut mesh = Mesh::new("guard-kubeconfig");
-    mesh.sites(SITES).config(NO_SITES).steps("- capture: underlay\n- handshakes: all\n- expect: {matrix: pods}\n");
+    mesh.sites(SITES)
+        .config(NO_SITES)
+        .steps("- capture: underlay\n- handshakes: all\n- expect: {matrix: pods}\n");
     mesh.steps(&reboot())
         .steps(&lost(0))
         .steps(&format!(
