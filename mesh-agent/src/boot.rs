@@ -1,4 +1,4 @@
-//! What stands before anything is opened or parsed: guard, blackholes and rules of the last good state.
+//! Puts up guard, blackholes and rules of the last good state before anything is opened or parsed.
 //!
 //! It needs no configuration, no registry and no device. `mesh-agent run` begins with it, and a unit that runs
 //! before the network is up (`mesh-agent guard restore`) does nothing else.
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic;
 
-/// Where state is kept where nobody says.
+/// Names the state directory where nobody says.
 pub const STATE_DIR: &str = "/var/lib/sennit";
 /// The file in the state directory that holds what stands first.
 pub const FILE: &str = "guard.json";
@@ -27,7 +27,7 @@ pub const CONFIG: &str = "agent.last-good.yaml";
 /// The largest state and configuration that are read, in bytes.
 const FILE_MOST: u64 = 16 << 20;
 
-/// What stands first.
+/// Holds what has to stand first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Standing {

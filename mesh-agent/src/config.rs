@@ -324,7 +324,7 @@ pub struct Config {
     pub underlay: Underlay,
     /// What carries WireGuard where direct UDP does not pass.
     pub vxlan: VxlanConfig,
-    /// What is guarded, and for how long.
+    /// Bounds what is guarded, and for how long.
     pub guard: GuardConfig,
     /// How packets between nodes travel.
     pub encryption: Encryption,

@@ -5,6 +5,7 @@ mod budgets;
 pub mod control;
 mod metrics;
 mod server;
+mod telling;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
@@ -18,7 +19,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use mesh_keyring::{KeyFile, KeyStore as _, NodeName, PublicKey};
 use mesh_overlay::Exemption;
-use mesh_overlay::backend::{BackendError, NetBackend as _, WireguardBackend as _};
+use mesh_overlay::backend::{BackendError, NetBackend as _};
 use mesh_overlay::netlink::{Netlink, Watch};
 use mesh_overlay::nft::Nft;
 use mesh_overlay::wireguard::Wireguard;
@@ -36,10 +37,10 @@ use crate::notify::notify;
 use crate::policing::{Known, Policing};
 use crate::probing::Probing;
 use crate::reconcile::{Pass, Reconciler};
-use crate::registry::{Notice, Registry};
+use crate::registry::Registry;
 use crate::resolve::Resolver;
 use crate::state::LastGoodFile;
-use crate::status::{GuardStatus, Health, KeptStatus, RefusedStatus, Status, rfc3339};
+use crate::status::{Health, RefusedStatus};
 
 /// A pass is made at least this often: network file systems notify nobody.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -176,6 +177,7 @@ struct Running {
     complaint: Option<Complaint>,
     // Something that this agent could not begin with can be had now: it begins anew.
     again: bool,
+    // Prefixes that stay guarded, as told last.
     kept: BTreeSet<IpNet>,
 }
 
@@ -293,7 +295,11 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
                 seen = drift.changed() => {
                     if let Err(e) = seen {
                         tracing::warn!("{e}; watching anew");
-                        drift = Watch::new()?;
+                        match Watch::new() {
+                            Ok(anew) => drift = anew,
+                            // Out of descriptors, perhaps: the next pass comes all the same.
+                            Err(_) => tokio::time::sleep(RETRY).await,
+                        }
                     }
                     let settled = Instant::now() + SETTLE;
                     wake = wake.min(settled.max(ended + BREATH));
@@ -355,7 +361,7 @@ impl Running {
         }
     }
 
-    /// What could not be used at the start, and is looked at again.
+    /// Looks again at what could not be used at the start; returns what is wrong with the configuration.
     fn look_again(&mut self) -> Option<String> {
         self.again |= self.registry.opens();
         if let Wireguard::Missing(..) = self.reconciler.wireguard {
@@ -508,55 +514,6 @@ impl Running {
         self.held_back = !self.desired.announced;
     }
 
-    fn tell_refusals(&mut self) {
-        let all = self.desired.refused.iter();
-        let all: Vec<RefusedStatus> =
-            all.map(|p| RefusedStatus { node: p.node.clone(), reason: p.text.clone() }).collect();
-        let told: BTreeSet<&RefusedStatus> = self.refused.iter().collect();
-        for fresh in all.iter().filter(|r| !told.contains(r)) {
-            tracing::warn!(
-                node = fresh.node.as_ref().map(tracing::field::display),
-                "refused: {}",
-                fresh.reason
-            );
-        }
-        self.refused = all;
-    }
-
-    /// Says when a prefix that nobody holds any more stays guarded, and when it does no longer.
-    fn tell_kept(&mut self) {
-        for (net, kept) in self.desired.kept.iter().filter(|(net, _)| !self.kept.contains(*net)) {
-            tracing::warn!(
-                %net,
-                holder = kept.holder,
-                "nobody holds this prefix any more: it stays guarded until `mesh-agent guard release {net}`"
-            );
-        }
-        self.kept = self.desired.kept.keys().copied().collect();
-    }
-
-    /// Says when packets begin to travel in clear, and when they do no more.
-    fn tell_exemptions(&mut self) {
-        let planned = self.desired.plan.peers.iter();
-        let now: BTreeMap<NodeName, Exemption> =
-            planned.filter_map(|(name, peer)| Some((name.clone(), peer.exemption.clone()?))).collect();
-        for (peer, exemption) in now.iter().filter(|(peer, one)| self.in_clear.get(*peer) != Some(*one)) {
-            let (until, reason) = (exemption.expires(), exemption.reason());
-            tracing::warn!(%peer, %until, reason, "CLEARTEXT: packets to this peer are not encrypted");
-            let note = format!(
-                "Packets between this node and {peer} are not encrypted until {until}, by the exemption of {}: {reason}",
-                exemption.between()
-            );
-            self.registry.tell(&self.config.node, Notice { warning: true, reason: "CleartextBegins", note });
-        }
-        for peer in self.in_clear.keys().filter(|peer| !now.contains_key(*peer)) {
-            tracing::warn!(%peer, "no more clear text to this peer");
-            let note = format!("Packets between this node and {peer} do not travel in clear text any more");
-            self.registry.tell(&self.config.node, Notice { warning: false, reason: "CleartextEnds", note });
-        }
-        self.in_clear = now;
-    }
-
     fn wake_at(&self) -> Instant {
         let now = Instant::now();
         let mut wake = now + PERIOD;
@@ -583,53 +540,6 @@ impl Running {
             wake = wake.min(Instant::from_std(until));
         }
         wake
-    }
-
-    async fn status(&mut self) -> Status {
-        let mut errors = self.errors.now.clone();
-        let device = match self.reconciler.look_at_device().await {
-            Ok(device) => device,
-            Err(e) => {
-                errors.push(e.to_string());
-                None
-            }
-        };
-        let now = SystemTime::now();
-        let reports = self.probing.report();
-        self.health.observe(&self.desired.plan, device.as_ref(), &reports, now);
-        let guard = &self.pass.guard;
-        let wanted = self.desired.plan.guard.fingerprint();
-        Status {
-            node: self.config.node.clone(),
-            site: self.config.site.clone(),
-            mesh: self.config.grants.mesh.to_string(),
-            public_key: self.public_key,
-            interface: self.config.wireguard.interface.to_string(),
-            backend: self.reconciler.wireguard.kind().to_owned(),
-            features: self.reconciler.wireguard.features().await,
-            mtu: self.desired.plan.mtu,
-            ready: self.ready,
-            synced: self.agent.is_synced(),
-            observed_at: rfc3339(now),
-            changes: (self.pass.changes, self.changes),
-            mesh_addresses: self.desired.plan.addresses.iter().map(|net| net.addr()).collect(),
-            peers: self.health.peers(&self.desired.plan, device.as_ref(), &reports, now),
-            exemptions: self.desired.exemptions.clone(),
-            refused: self.refused.clone(),
-            unpublished: self.desired.unpublished.iter().cloned().collect(),
-            errors,
-            problems: self.bypass.problems().to_vec(),
-            guard: GuardStatus {
-                standing: guard.fingerprint.as_ref() == Some(&wanted),
-                egress_drops: guard.egress_drops,
-                ingress_drops: guard.ingress_drops,
-                carrier_drops: guard.carrier_drops,
-                cleartext_drops: guard.cleartext_drops,
-                kept: self.desired.kept.iter().map(|(net, kept)| KeptStatus::of(*net, kept)).collect(),
-                grants: self.agent.grants().sites.values().map(Vec::len).sum(),
-            },
-            policy: self.policing.status().await,
-        }
     }
 }
 

@@ -401,6 +401,7 @@ fn guard(
         port: local.listen_port,
         vxlan_port: vxlan.port,
         vni: vxlan.vni(Carried::Cleartext),
+        underlay: local.underlay_links.clone(),
         exempt,
     });
     Guard {

@@ -1,4 +1,4 @@
-//! What stays guarded although nobody holds it any more, and what the network tries to take out of the guard.
+//! Keeps in the guard what nobody holds any more, and what the network tries to take out of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -124,7 +124,7 @@ impl Agent {
     }
 
     /// Releases a prefix, or all that a node or `site NAME` held last, from the guard; returns what was released.
-    /// What somebody holds is not.
+    /// A prefix that somebody holds stays.
     pub fn release(&mut self, name: &str) -> Vec<IpNet> {
         self.last_good.guarded.release(name, &self.held)
     }

@@ -13,11 +13,11 @@ use crate::atomic;
 
 /// The folder on the host, below its root.
 const FOLDER: &str = "opt/sennit/boot";
-/// Where systemd looks for units, below the host's root.
+/// The folder of systemd's units, below the host's root.
 const UNITS: &str = "etc/systemd/system";
 /// The unit's name.
 const UNIT: &str = "sennit-guard.service";
-/// What wants it at boot.
+/// The folder of what the boot asks for, below that of the units.
 const WANTS: &str = "sysinit.target.wants";
 /// The unit as hosts without Kubernetes have it; the command is replaced.
 const TEXT: &str = include_str!("../../../deploy/systemd/sennit-guard.service");

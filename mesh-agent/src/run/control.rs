@@ -18,7 +18,7 @@ const REQUEST_MOST: u64 = 4_096;
 /// The most requests that wait for the loop.
 const WAITING_MOST: usize = 16;
 
-/// What can be asked of a running agent.
+/// A request to a running agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Request {
@@ -26,7 +26,7 @@ pub enum Request {
     Release(String),
 }
 
-/// What it answers.
+/// The agent's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Answer {

@@ -27,6 +27,10 @@ pub struct Cleartext {
     pub vxlan_port: u16,
     /// The network identifier of what travels in clear.
     pub vni: u32,
+    /// The kernel's indexes of the underlay's interfaces: VXLAN in clear comes in by these, never from a pod or a
+    /// tunnel. Empty: they are not known, and any does.
+    #[serde(default)]
+    pub underlay: BTreeSet<u32>,
     /// Who is exempt, by the end of the exemption: seconds since 1970.
     pub exempt: BTreeMap<i64, Exempt>,
 }
@@ -91,12 +95,15 @@ impl Cleartext {
         let add = format!("add rule inet {TABLE} {}", slot.chain("outer"));
         let port = format!("{add} udp dport {}", self.vxlan_port);
         let vxlan = format!("{port} @th,96,24 {}", self.vni);
+        let links = self.underlay.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let by = if links.is_empty() { String::new() } else { format!(" iif {{ {links} }}") };
+        let from = format!("{add}{by} udp dport {} @th,96,24 {}", self.vxlan_port, self.vni);
         let mut text = String::new();
         for (until, exempt) in &self.exempt {
             for (family, v6) in FAMILIES {
                 if let Some(remotes) = of_family(&exempt.remotes, v6) {
                     let _ =
-                        writeln!(text, "{vxlan} {family} saddr {{ {remotes} }} meta time < {until} accept");
+                        writeln!(text, "{from} {family} saddr {{ {remotes} }} meta time < {until} accept");
                 }
             }
         }

@@ -222,7 +222,8 @@ fn guard(objects: &[Object], slot: Slot, index_of: &dyn Fn(&str) -> Option<u32>)
     if of_chain("ingress", "iifname", "saddr")? != egress {
         return None;
     }
-    egress.cleartext = cleartext::complete(egress.cleartext.take(), cleartext::outer(objects, slot).ok()?)?;
+    egress.cleartext =
+        cleartext::complete(egress.cleartext.take(), cleartext::outer(objects, slot, index_of).ok()?)?;
     (clamped(objects, slot)? == egress.clamped()).then_some(egress)
 }
 
@@ -234,23 +235,28 @@ enum Through {
     Kinds(BTreeSet<String>),
 }
 
-fn through(test: &Value, side: &str, index_of: &dyn Fn(&str) -> Option<u32>) -> Option<Through> {
+/// The indexes of `iif { ... }`, or `oif`; one that is gone is shown as a number.
+fn links(test: &Value, key: &str, index_of: &dyn Fn(&str) -> Option<u32>) -> Option<BTreeSet<u32>> {
     let test = test.get("match").filter(|test| test.get("op").is_some_and(|op| op == "=="))?;
-    let key = test.get("left")?.get("meta")?.get("key")?.as_str()?;
-    let found = members(test.get("right")?).iter().map(Value::as_str);
-    match key.strip_prefix(side)? {
-        // One that is gone is shown as a number.
-        "" => {
-            let index = |name: Option<&str>| index_of(name?).or_else(|| name?.parse().ok());
-            found.map(index).collect::<Option<_>>().map(Through::Links)
-        }
-        "kind" => found.map(|name| name.map(str::to_owned)).collect::<Option<_>>().map(Through::Kinds),
-        _ => None,
+    if test.get("left")? != &json!({"meta": {"key": key}}) {
+        return None;
     }
-    .filter(|through| match through {
-        Through::Links(links) => !links.is_empty(),
-        Through::Kinds(kinds) => !kinds.is_empty(),
-    })
+    let index = |name: &Value| index_of(name.as_str()?).or_else(|| name.as_str()?.parse().ok());
+    let links: BTreeSet<u32> = members(test.get("right")?).iter().map(index).collect::<Option<_>>()?;
+    (!links.is_empty()).then_some(links)
+}
+
+fn through(test: &Value, side: &str, index_of: &dyn Fn(&str) -> Option<u32>) -> Option<Through> {
+    if let Some(links) = links(test, side, index_of) {
+        return Some(Through::Links(links));
+    }
+    let test = test.get("match").filter(|test| test.get("op").is_some_and(|op| op == "=="))?;
+    if test.get("left")? != &json!({"meta": {"key": format!("{side}kind")}}) {
+        return None;
+    }
+    let kinds = members(test.get("right")?).iter().map(|name| name.as_str().map(str::to_owned));
+    let kinds: BTreeSet<String> = kinds.collect::<Option<_>>()?;
+    (!kinds.is_empty()).then_some(Through::Kinds(kinds))
 }
 
 /// The rule that lets WireGuard pass on VXLAN devices.

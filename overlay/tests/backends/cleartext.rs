@@ -10,7 +10,7 @@ use mesh_overlay::{Guard, Route, RouteChange, RouteKind};
 
 use crate::lab::{Lab, eventually, net, nets};
 use crate::namespace::sh;
-use crate::net::{comes_in, guard, lan, way_out};
+use crate::net::{comes_in, guard, index, lan, way_out};
 
 /// Exemptions of `count` peers that end apart, and of another that ends with the first; `remotes`: all with underlay addresses.
 pub(crate) fn cleartext(count: usize, remotes: bool) -> Cleartext {
@@ -30,6 +30,7 @@ pub(crate) fn cleartext(count: usize, remotes: bool) -> Cleartext {
         port: 51820,
         vxlan_port: 4789,
         vni: 5183,
+        underlay: if count == 1 { [4_000, 4_001].into() } else { BTreeSet::new() },
         exempt: (0..count).map(|n| (end(n), exempt(n))).collect(),
     }
 }
@@ -82,14 +83,18 @@ pub(crate) async fn vxlan_in_clear_comes_in_from_those_that_are_exempt_only(mut 
                 Exempt { prefixes: nets(&["10.2.0.0/24"]), remotes: nets(&["192.0.2.2/32"]) },
             )]
             .into(),
+            underlay: [index("up0")].into(),
             ..cleartext(1, true)
         }),
         ..wanted.clone()
     };
+    // By another interface than the underlay's, as from a pod.
+    let mut elsewhere = exempt.clone();
+    elsewhere.cleartext.as_mut().unwrap().underlay = [4_000].into();
     sh("ip -n lan link add clear type vxlan id 5183 dstport 4789 remote 192.0.2.1 local 192.0.2.2 && \
         ip -n lan link set clear up && ip -n lan addr add 10.2.0.1/24 dev clear && \
         ip -n lan neigh add 10.2.0.9 lladdr 02:00:00:00:00:09 dev clear");
-    for (guard, dropped) in [(&wanted, true), (&exempt, false), (&wanted, true)] {
+    for (guard, dropped) in [(&wanted, true), (&exempt, false), (&elsewhere, true), (&wanted, true)] {
         lab.nft.apply(guard).await.unwrap();
         let before = lab.nft.observe().await.cleartext_drops;
         // The other end speaks on its own as well, so at least these.

@@ -18,7 +18,7 @@ use crate::lab::{Lab, eventually, name, net, nets};
 use crate::namespace::sh;
 
 /// The index of a link; where there is none, one that no link has.
-fn index(link: &str) -> u32 {
+pub(crate) fn index(link: &str) -> u32 {
     nix::net::if_::if_nametoindex(link).unwrap_or(4_000)
 }
 

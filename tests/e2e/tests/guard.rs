@@ -1,5 +1,5 @@
-//! What was guarded once stays guarded, whatever registry, network and host say later: each under traffic with
-//! a marker, with every link of the underlay recorded. And the proof that a leak would be seen.
+//! Checks that the guard outlasts registry, network and host: each step under traffic with a marker, with every
+//! link of the underlay recorded. One test proves that a leak would be seen.
 
 mod mesh;
 
@@ -7,7 +7,7 @@ use mesh::Mesh;
 use meshlab::Options;
 
 const SITES: &str = "- {name: aws, nodes: 1, underlay: dual}\n- {name: gcp, nodes: 1, underlay: dual}\n";
-/// Nothing but what nodes hold is known: the guard has no grants of sites to fall back on.
+/// Leaves only what nodes hold to be known: the guard has no grants of sites to fall back on.
 const NO_SITES: &str = "sites: null\n";
 
 const BEGIN: &str = r"- capture: underlay
@@ -159,7 +159,7 @@ fn reboot() -> String {
     )
 }
 
-/// What a pod installs on its host works with the host's own programs away.
+/// The unit that a pod installs on its host works with the host's own programs away.
 #[test]
 fn an_installed_unit_restores_the_guard() {
     let install = format!(

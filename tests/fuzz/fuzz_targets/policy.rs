@@ -34,6 +34,7 @@ fn settings() -> Settings {
         audit: false,
         log: Logging { group: 5, denied: 10, allowed: 1 },
         mask: MASK,
+        budgets: Default::default(),
     }
 }
 

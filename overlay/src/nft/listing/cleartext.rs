@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{Object, element_nets, interface_names, members, of_kind, text};
+use super::{Object, element_nets, interface_names, links, members, of_kind, text};
 use crate::guard::{Cleartext, Exempt, Slot};
 use crate::local::InterfaceName;
 
@@ -82,28 +82,33 @@ fn vni_field() -> Value {
     json!({"payload": {"base": "th", "offset": 96, "len": 24}})
 }
 
-/// What the chain `outer` says: port, network identifier, and the underlay addresses that are exempt, by the end.
-pub(super) type Outer = (u16, u32, Vec<(i64, Vec<IpNet>)>);
+/// What the chain `outer` says: port, network identifier, the underlay's interfaces, and the underlay addresses that
+/// are exempt, by the end.
+pub(super) type Outer = (u16, u32, BTreeSet<u32>, Vec<(i64, Vec<IpNet>)>);
 
 /// Reads the chain `outer`. `Ok(None)`: it is empty.
-pub(super) fn outer(objects: &[Object], slot: Slot) -> Result<Option<Outer>, ()> {
+pub(super) fn outer(
+    objects: &[Object],
+    slot: Slot,
+    index_of: &dyn Fn(&str) -> Option<u32>,
+) -> Result<Option<Outer>, ()> {
     let chain = slot.chain("outer");
     let rules: Vec<_> = of_kind(objects, "rule").filter(|rule| text(rule, "chain") == chain).collect();
     if rules.is_empty() {
         return Ok(None);
     }
-    read_outer(&rules).map(Some).ok_or(())
+    read_outer(&rules, index_of).map(Some).ok_or(())
 }
 
-fn read_outer(rules: &[&Map<String, Value>]) -> Option<Outer> {
+fn read_outer(rules: &[&Map<String, Value>], index_of: &dyn Fn(&str) -> Option<u32>) -> Option<Outer> {
     let [passing @ .., last, others, short, readable, unreadable] = rules else { return None };
-    let vxlan = |rule: &Map<String, Value>| -> Option<(u16, u32, Vec<Value>)> {
-        let [port, vni, rest @ ..] = rule.get("expr")?.as_array()?.as_slice() else { return None };
+    let vxlan = |tests: &[Value]| -> Option<(u16, u32, Vec<Value>)> {
+        let [port, vni, rest @ ..] = tests else { return None };
         let port = right(port, "==", &payload("udp", "dport"))?.as_u64()?;
         let vni = right(vni, "==", &vni_field())?.as_u64()?;
         Some((u16::try_from(port).ok()?, u32::try_from(vni).ok()?, rest.to_vec()))
     };
-    let (port, vni, verdict) = vxlan(last)?;
+    let (port, vni, verdict) = vxlan(last.get("expr")?.as_array()?)?;
     let udp = json!({"match": {"op": "==", "left": payload("udp", "dport"), "right": port}});
     let other = json!({"match": {"op": "!=", "left": vni_field(), "right": vni}});
     let fragment = json!({"match": {"op": "==", "left": {"exthdr": {"name": "frag"}}, "right": true}});
@@ -118,9 +123,18 @@ fn read_outer(rules: &[&Map<String, Value>]) -> Option<Outer> {
     if !drops(&verdict) || found != tail.each_ref().map(Some) {
         return None;
     }
-    let mut exempt = Vec::new();
+    let (mut exempt, mut by) = (Vec::new(), None);
     for rule in passing {
-        let (same_port, same_vni, rest) = vxlan(rule)?;
+        let tests = rule.get("expr")?.as_array()?;
+        let (links, tests) = match links(tests.first()?, "iif", index_of) {
+            Some(links) => (links, &tests[1..]),
+            None => (BTreeSet::new(), tests.as_slice()),
+        };
+        // All of them by the same.
+        if by.get_or_insert_with(|| links.clone()) != &links {
+            return None;
+        }
+        let (same_port, same_vni, rest) = vxlan(tests)?;
         let [from, time, verdict] = rest.as_slice() else { return None };
         if (same_port, same_vni) != (port, vni) || !accepts(verdict) {
             return None;
@@ -128,7 +142,7 @@ fn read_outer(rules: &[&Map<String, Value>]) -> Option<Outer> {
         let from = ["ip", "ip6"].iter().find_map(|family| right(from, "==", &payload(family, "saddr")))?;
         exempt.push((until(time)?, nets(from)?));
     }
-    Some((port, vni, exempt))
+    Some((port, vni, by.unwrap_or_default(), exempt))
 }
 
 /// What was read of the chains `egress` or `ingress`, put together.
@@ -161,6 +175,7 @@ impl Read {
             port,
             vxlan_port: 0,
             vni: 0,
+            underlay: BTreeSet::new(),
             exempt: [(last, Exempt::default())].into(),
         };
         if on != found.interfaces {
@@ -185,7 +200,7 @@ impl Read {
 
 /// Puts what the chain `outer` says to the rest. `None` when they do not go together.
 pub(super) fn complete(inside: Option<Cleartext>, outer: Option<Outer>) -> Option<Option<Cleartext>> {
-    let Some((vxlan_port, vni, remotes)) = outer else { return inside.is_none().then_some(None) };
+    let Some((vxlan_port, vni, underlay, remotes)) = outer else { return inside.is_none().then_some(None) };
     // Without an exemption the other fields make no rule.
     let empty = Cleartext {
         local: BTreeSet::new(),
@@ -194,9 +209,10 @@ pub(super) fn complete(inside: Option<Cleartext>, outer: Option<Outer>) -> Optio
         port: 0,
         vxlan_port,
         vni,
+        underlay: BTreeSet::new(),
         exempt: BTreeMap::new(),
     };
-    let mut whole = Cleartext { vxlan_port, vni, ..inside.unwrap_or(empty) };
+    let mut whole = Cleartext { vxlan_port, vni, underlay, ..inside.unwrap_or(empty) };
     for (until, nets) in remotes {
         whole.exempt.get_mut(&until)?.remotes.extend(nets);
     }
