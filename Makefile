@@ -35,6 +35,7 @@ kube-demo: setup ## two clusters of two whole nodes and two plain hosts, from `k
 kube-bench: build ## how long a node takes to join over a Kubernetes API, and a label to reach other nodes' kernels (six minutes)
 	@SENNIT_KUBE_BIN=$$(tests/kube/binaries.sh) SENNIT_BIN_DIR=$(CURDIR)/$(BIN) $(BIN)/join-latency
 	@SENNIT_KUBE_BIN=$$(tests/kube/binaries.sh) SENNIT_BIN_DIR=$(CURDIR)/$(BIN) $(BIN)/label-latency
+	@SENNIT_KUBE_BIN=$$(tests/kube/binaries.sh) SENNIT_BIN_DIR=$(CURDIR)/$(BIN) $(BIN)/tenant-latency
 
 unit:            ## the tests that need neither root nor packages
 	cargo test --locked --lib --bins -p mesh-keyring -p mesh-overlay -p mesh-policy -p mesh-agent -p mesh-wg -p sennit-bench

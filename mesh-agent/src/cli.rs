@@ -158,10 +158,11 @@ pub enum GuardCommand {
         #[arg(long)]
         remove: bool,
     },
-    /// Take a prefix out of the guard that nobody holds any more. Packets to it may leave in clear from then on.
+    /// Take prefixes out of the guard that nobody holds any more. Packets to them may leave in clear from then on.
     Release {
-        /// A prefix, the name of the node that held it last, or `site/NAME`.
-        what: String,
+        /// Prefixes, names of the nodes that held them last, or `site/NAME`.
+        #[arg(required = true)]
+        what: Vec<String>,
         /// The configuration.
         #[command(flatten)]
         configured: Configured,

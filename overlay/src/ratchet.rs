@@ -14,6 +14,11 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 const HOUR: u64 = 3_600;
+/// The most prefixes of one region that are kept although nobody holds them. Whoever may create and delete nodes
+/// could fill all memory else, and a region bounds whom that concerns.
+pub const KEPT_MOST: usize = 1_024;
+/// A region: a /16 of IPv4, a /40 of IPv6.
+const REGION: (u8, u8) = (16, 40);
 
 /// Who held a prefix last, and for how long nobody has held it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +47,10 @@ pub struct Ratchet(BTreeMap<IpNet, Kept>);
 
 impl Ratchet {
     /// Notes who holds what now. Prefixes that nobody holds any more age by `elapsed`; those older than
-    /// `grace` are dropped and returned. Without a grace nothing is ever dropped.
+    /// `grace` are dropped and returned. Without a grace nothing gets too old.
+    ///
+    /// Beyond [`KEPT_MOST`] in one region, neighbours are joined; the youngest that remain too many are dropped
+    /// and returned too.
     pub fn sight(
         &mut self,
         held: &BTreeMap<IpNet, String>,
@@ -59,14 +67,48 @@ impl Ratchet {
         for (net, holder) in held {
             self.0.insert(*net, Kept { holder: holder.clone(), absent: 0 });
         }
-        let Some(grace) = grace else { return Vec::new() };
-        let over = |net: &IpNet, kept: &Kept| !held.contains_key(net) && kept.absent > grace.as_secs();
-        let ended: Vec<(IpNet, Kept)> =
+        let grace = grace.map_or(u64::MAX, |grace| grace.as_secs());
+        let over = |net: &IpNet, kept: &Kept| !held.contains_key(net) && kept.absent > grace;
+        let mut ended: Vec<(IpNet, Kept)> =
             self.0.iter().filter(|(net, kept)| over(net, kept)).map(|(net, k)| (*net, k.clone())).collect();
         for (net, _) in &ended {
             self.0.remove(net);
         }
+        ended.extend(self.bound(held));
         ended
+    }
+
+    /// Keeps each region within its budget.
+    fn bound(&mut self, held: &BTreeMap<IpNet, String>) -> Vec<(IpNet, Kept)> {
+        let absent = |net: &IpNet| !held.contains_key(net);
+        if self.0.keys().filter(|net| absent(net)).count() <= KEPT_MOST {
+            return Vec::new();
+        }
+        let mut regions: BTreeMap<IpNet, Vec<IpNet>> = BTreeMap::new();
+        for net in self.0.keys().filter(|net| absent(net)) {
+            let length = if net.addr().is_ipv4() { REGION.0 } else { REGION.1 };
+            let region =
+                IpNet::new(net.addr(), length.min(net.prefix_len())).map_or(*net, |wide| wide.trunc());
+            regions.entry(region).or_default().push(*net);
+        }
+        let mut surplus = Vec::new();
+        for nets in regions.into_values().filter(|nets| nets.len() > KEPT_MOST) {
+            for wide in IpNet::aggregate(&nets).into_iter().filter(|wide| !nets.contains(wide)) {
+                let parts: Vec<IpNet> = nets.iter().filter(|net| wide.contains(*net)).copied().collect();
+                let ages = parts.iter().filter_map(|net| self.0.remove(net)).map(|kept| kept.absent);
+                let absent = ages.min().unwrap_or(1);
+                self.0.insert(wide, Kept { holder: format!("{} nodes", parts.len()), absent });
+            }
+            let mut left: Vec<(u64, IpNet)> = IpNet::aggregate(&nets)
+                .into_iter()
+                .filter_map(|net| Some((self.0.get(&net)?.absent, net)))
+                .collect();
+            left.sort_by_key(|(absent, net)| (std::cmp::Reverse(*absent), *net));
+            surplus.extend(
+                left.into_iter().skip(KEPT_MOST).filter_map(|(_, net)| Some((net, self.0.remove(&net)?))),
+            );
+        }
+        surplus
     }
 
     /// Returns what is remembered and lies in none of the prefixes in `held`: those protect it already,
@@ -169,6 +211,24 @@ mod tests {
         assert_eq!(ratchet.release("b", &BTreeSet::from([net("10.2.0.0/24")])), [net("fd00:2::/64")]);
         assert_eq!(ratchet.release("nobody", &BTreeSet::new()), [] as [IpNet; 0]);
         assert_eq!(ratchet.len(), 1);
+    }
+
+    #[test]
+    fn each_region_has_a_budget_of_its_own() {
+        let mut ratchet = Ratchet::default();
+        // Every second address of one region, a whole range of another, and a neighbour's prefix.
+        let scattered = (0..3_000u32).map(|n| format!("10.7.{}.{}/32", n * 2 / 256, n * 2 % 256));
+        let range = (0..2_048u32).map(|n| format!("10.8.{}.{}/31", n * 2 / 256, n * 2 % 256));
+        let all = scattered.chain(range).chain(["10.9.0.0/24".to_owned(), "fd00:9::/64".to_owned()]);
+        let all: BTreeMap<IpNet, String> = all.map(|text| (net(&text), "x".to_owned())).collect();
+        assert!(ratchet.sight(&all, HOURS(0), None).is_empty(), "what somebody holds has no bound");
+        let dropped = ratchet.sight(&held(&[]), HOURS(0), None);
+        assert_eq!(dropped.len(), 3_000 - KEPT_MOST);
+        assert!(dropped.iter().all(|(net, _)| net.to_string().starts_with("10.7.")));
+        let kept = ratchet.beyond(&BTreeSet::new());
+        assert_eq!(kept[&net("10.8.0.0/20")].holder, "2048 nodes");
+        assert!(kept.contains_key(&net("10.9.0.0/24")) && kept.contains_key(&net("fd00:9::/64")));
+        assert!(ratchet.sight(&held(&[]), HOURS(1), None).is_empty());
     }
 
     #[test]

@@ -98,7 +98,8 @@ impl Agent {
             if older { (elapsed, self.config.guard.grace()) } else { (Duration::ZERO, None) };
         self.held = held.keys().copied().collect();
         for (net, kept) in self.last_good.guarded.sight(held, elapsed, grace) {
-            tracing::warn!(%net, holder = kept.holder, "the guard lets go of a prefix: its grace is over");
+            let why = "the guard lets go of a prefix: its grace is over, or too many of its region are kept";
+            tracing::warn!(%net, holder = kept.holder, "{why}");
         }
     }
 

@@ -35,23 +35,36 @@ pub(super) fn execute(command: GuardCommand) -> anyhow::Result<()> {
             let written = boot::install::install(&root, &agent, &nft, &state_dir)?;
             print(&format!("{written} files written below {}\n", shown(&root)))
         }
-        GuardCommand::Release { what, configured } => {
-            let what = what.strip_prefix("site/").map_or(what.clone(), |site| format!("site {site}"));
-            let config = load(&configured)?;
-            let released = match block_on(ask(&config.control_socket(), &Request::Release(what.clone()))) {
-                Ok(Answer::Released(released)) => released,
-                Ok(Answer::Refused(why)) => bail!("{why}"),
-                // Nobody runs: the next start finds it done.
-                Err(why) => release_at_rest(&config, &what).map_err(|e| why.context(format!("{e:#}")))?,
-            };
-            if released.is_empty() {
-                bail!(
-                    "{what}: nothing is kept under this name; `mesh-agent status` lists what is, and what somebody holds is not released"
-                );
-            }
-            print(&format!("released: {}\n", released.join(", ")))
-        }
+        GuardCommand::Release { what, configured } => release(&what, &load(&configured)?),
     }
+}
+
+/// Releases each of these; says which are kept under no such name.
+fn release(names: &[String], config: &Config) -> anyhow::Result<()> {
+    let (mut released, mut unknown) = (Vec::new(), Vec::new());
+    for name in names {
+        let what = name.strip_prefix("site/").map_or(name.clone(), |site| format!("site {site}"));
+        let found = match block_on(ask(&config.control_socket(), &Request::Release(what.clone()))) {
+            Ok(Answer::Released(found)) => found,
+            Ok(Answer::Refused(why)) => bail!("{name}: {why}"),
+            // Nobody runs: the next start finds it done.
+            Err(why) => release_at_rest(config, &what).map_err(|e| why.context(format!("{e:#}")))?,
+        };
+        if found.is_empty() {
+            unknown.push(name.as_str());
+        }
+        released.extend(found);
+    }
+    if !released.is_empty() {
+        print(&format!("released: {}\n", released.join(", ")))?;
+    }
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "nothing is kept under {}; `mesh-agent status` lists what is, and what somebody holds is not released",
+        unknown.join(", ")
+    )
 }
 
 fn release_at_rest(config: &Config, what: &str) -> anyhow::Result<Vec<String>> {

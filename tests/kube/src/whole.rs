@@ -104,9 +104,12 @@ impl Whole {
             }
         }
         say(started, "containerd, kubelet and kube-proxy are started");
-        for cluster in &whole.clusters {
+        for (cluster, site) in whole.clusters.iter().zip(CLUSTERS) {
             let args = ["wait", "--for=condition=Ready", "node", "--all", "--timeout=60s"];
             cluster.kubectl_within(&args, PATIENCE * 2).with_context(|| whole.logs())?;
+            // The hosts that join stand in another site.
+            let site = format!("sennit.dev.node-restriction.kubernetes.io/site={site}");
+            cluster.kubectl(&["label", "node", "--all", &site])?;
             for web in WEBS {
                 cluster.apply(&web_server(web))?;
             }

@@ -342,6 +342,16 @@ fn fifty_nodes_that_come_and_go_leave_nothing_behind() {
             ["delete", "node"].into_iter().chain(names.iter().map(String::as_str)).collect();
         mesh.cluster().kubectl(&args).unwrap();
         until_peers(&mesh, "aws-1", 3);
+        // Their pods may run on: nothing goes there in clear until the operator says so.
+        eventually("what they held stays guarded", || {
+            let kept = mesh.status("aws-1")?["guard"]["kept"].as_array().map_or(0, Vec::len);
+            anyhow::ensure!(kept == 50, "{kept}");
+            Ok(())
+        })
+        .unwrap();
+        let release = ["guard", "release", "--config", "/run/netlab/private/agent.yaml"];
+        let release: Vec<&str> = release.into_iter().chain(names.iter().map(String::as_str)).collect();
+        mesh.agent("aws-1", &release).unwrap();
         eventually("the host is as it was", || {
             let now = host_state(&mesh, "aws-1");
             anyhow::ensure!(now == before, "before:\n{before}\nnow:\n{now}");
