@@ -43,7 +43,8 @@ fn remedy(errno: Errno) -> &'static str {
             " (it takes CAP_NET_ADMIN, and no other process may own the table: see `nft list tables`)"
         }
         Errno::ENOENT => {
-            " (something that it needs is gone: somebody else changed the table; write the whole ruleset anew)"
+            " (something that it needs is gone: somebody else changed the table, or this kernel lacks the module nft_fib_inet, \
+             which policy.checkSources needs)"
         }
         Errno::EEXIST => {
             " (it is there already: somebody else changed the table; write the whole ruleset anew)"
