@@ -1,7 +1,7 @@
 //! Enforces policy beside the agent's loop, in a thread of its own: what the registry says of pods and policies reaches the kernel
 //! without waiting for a turn, and a ruleset that takes long to compile or to commit keeps nobody waiting.
 //!
-//! The loop tells the thread which plan to follow, and reads what it has published last ([`Seen`]).
+//! The loop tells the thread which plan to follow, and reads what it has published last (`Seen`).
 
 mod enforcing;
 mod flows;
