@@ -19,7 +19,7 @@ use crate::guard::{Carriers, Cleartext, Exempt, Guard};
 use crate::local::{Grants, InterfaceName, LocalNode};
 use crate::path::{Candidate, Origin, PeerPaths, Rung};
 use crate::peer::Peer;
-use crate::prefix::PrefixIndex;
+use crate::prefix::{self, PrefixIndex};
 use crate::route::{Route, RouteKind, RouteTable};
 use crate::vxlan::{self, VxlanConfig};
 use path::Resolution;
@@ -277,13 +277,9 @@ fn mesh_prefixes(
     peers: &BTreeMap<NodeName, Peer>,
     reserved: &BTreeSet<IpNet>,
 ) -> BTreeSet<IpNet> {
-    let held: BTreeSet<&IpNet> =
-        peers.values().flat_map(|peer| &peer.prefixes).chain(&local.prefixes).chain(&local.former).collect();
-    let inside = |net: &IpNet| {
-        (0..=net.prefix_len())
-            .any(|length| IpNet::new(net.addr(), length).is_ok_and(|wide| held.contains(&wide.trunc())))
-    };
-    let reserved = reserved.iter().filter(|net| !inside(net));
+    let held = peers.values().flat_map(|peer| &peer.prefixes).chain(&local.prefixes).chain(&local.former);
+    let held: BTreeSet<IpNet> = held.copied().collect();
+    let reserved = reserved.iter().filter(|net| !prefix::within(net, &held));
     (grants.sites.values().flatten().chain(reserved).copied())
         .chain([IpNet::V6(grants.mesh_prefix())])
         .chain(peers.values().flat_map(|p| p.prefixes.iter().copied()))

@@ -1,5 +1,6 @@
 //! Questions about sets of IP prefixes.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -15,6 +16,12 @@ fn span(net: &IpNet) -> (u8, u128, u128) {
 /// Whether two prefixes share an address.
 pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
+}
+
+/// Reports whether a prefix is one of these, or lies inside of one.
+pub fn within(net: &IpNet, wide: &BTreeSet<IpNet>) -> bool {
+    (0..=net.prefix_len())
+        .any(|length| IpNet::new(net.addr(), length).is_ok_and(|outer| wide.contains(&outer.trunc())))
 }
 
 /// Prefixes with their owners, ordered so that overlaps and lookups need no pairwise comparison.

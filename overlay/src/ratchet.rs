@@ -13,6 +13,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::prefix;
+
 const HOUR: u64 = 3_600;
 /// The most prefixes of one region that are kept although nobody holds them. Whoever may create and delete nodes
 /// could fill all memory else, and a region bounds whom that concerns.
@@ -114,11 +116,11 @@ impl Ratchet {
     /// Returns what is remembered and lies in none of the prefixes in `held`: those protect it already,
     /// and a blackhole for a part of one would take that part from its holder.
     pub fn beyond(&self, held: &BTreeSet<IpNet>) -> BTreeMap<IpNet, Kept> {
-        let wide = |net: &IpNet| {
-            (0..=net.prefix_len())
-                .any(|length| IpNet::new(net.addr(), length).is_ok_and(|wide| held.contains(&wide.trunc())))
-        };
-        self.0.iter().filter(|(net, _)| !wide(net)).map(|(net, kept)| (*net, kept.clone())).collect()
+        self.0
+            .iter()
+            .filter(|(net, _)| !prefix::within(net, held))
+            .map(|(net, kept)| (*net, kept.clone()))
+            .collect()
     }
 
     /// Releases a prefix, or all prefixes of a holder, and returns them. What somebody holds now is not

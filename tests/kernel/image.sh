@@ -79,7 +79,8 @@ tree=$dir/root
 
 # In the order of use. What the kernel has built in needs no module.
 modules=(virtio_pci virtio_net virtio_console virtio_rng af_packet unix ipv6 tun veth bridge dummy wireguard vxlan
-  nf_tables nft_objref nf_conntrack nft_ct nft_fib nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet nft_limit)
+  nf_tables nft_objref nf_conntrack nft_ct nft_fib nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet nft_limit
+  nf_flow_table nf_flow_table_inet nft_flow_offload vrf)
 programs=(ip nft wg unshare bash ping)
 mapfile -t found < <(for program in "${programs[@]}"; do command -v "$program"; done)
 ((${#found[@]} == ${#programs[@]})) || lacks "one of the programs ${programs[*]}"

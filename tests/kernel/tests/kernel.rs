@@ -121,6 +121,42 @@ fn the_kernel_device_holds_what_the_plan_says() {
     figure(&format!("{} peers with endpoint, AllowedIPs and keepalive as planned", held.len()));
 }
 
+/// Both pass by the guard or policy, and the machine of the other suites has neither.
+#[test]
+fn flowtables_and_vrfs_of_others_are_named() {
+    let Some(mesh) = mesh("flowtables_and_vrfs_of_others_are_named") else { return };
+    for (what, make, undo, code) in [
+        (
+            "a flowtable",
+            "nft 'add table inet other; add flowtable inet other fast { hook ingress priority 0; devices = { eth0, pod0 }; }'",
+            "nft delete table inet other",
+            "flowtable-foreign",
+        ),
+        (
+            "a VRF",
+            "ip link add vrf0 type vrf table 99 && ip link set vrf0 up && ip link set sennitx4 master vrf0",
+            "ip link set sennitx4 nomaster && ip link del vrf0",
+            "vrf-holds-interface",
+        ),
+    ] {
+        mesh.guest.run(make).unwrap();
+        eventually(&format!("{what} is named, and the node is not ready"), || {
+            let status = mesh.status(GUEST.0)?;
+            let named = status["problems"].as_array().into_iter().flatten().any(|one| one["code"] == code);
+            anyhow::ensure!(named && status["ready"] == false, "{}", status["problems"]);
+            Ok(())
+        })
+        .unwrap();
+        mesh.guest.run(undo).unwrap();
+        eventually(&format!("{what} is gone, and the node is ready"), || {
+            let status = mesh.status(GUEST.0)?;
+            anyhow::ensure!(status["ready"] == true, "{} {}", status["problems"], status["errors"]);
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
 #[test]
 fn traffic_passes_both_ways_and_only_wireguard_is_on_the_wire() {
     let Some(mesh) = mesh("traffic_passes_both_ways_and_only_wireguard_is_on_the_wire") else { return };
