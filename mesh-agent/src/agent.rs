@@ -365,7 +365,7 @@ impl Agent {
         }
         warnings.extend(self.endless());
         let carrier = IpNet::V6(carrier_prefix(&grants.mesh, Carried::Wireguard));
-        let around = |net: &&IpNet| net.contains(&carrier) || carrier.contains(*net);
+        let around = |net: &&IpNet| prefix::overlap(net, &carrier);
         if let Some(net) = grants.sites.values().flatten().find(around).filter(|_| local.vxlan.is_some()) {
             warnings.push(format!("sites: {net} holds {carrier}, where VXLAN carriers have their addresses: there is no path by VXLAN"));
         }

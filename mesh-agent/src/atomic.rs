@@ -27,6 +27,18 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
     written.map(|()| true)
 }
 
+/// Reads what is left of a file, where that is no more than `most` bytes.
+///
+/// # Errors
+/// Returns what the system says, or that it has more.
+pub fn read_at_most(file: impl io::Read, most: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    if file.take(most + 1).read_to_end(&mut content)? as u64 > most {
+        return Err(io::Error::other(format!("it has more than {most} bytes")));
+    }
+    Ok(content)
+}
+
 /// Whether a regular file holds just this. Whatever else stands there, a pipe or a link to an endless device, is not
 /// read.
 fn holds(path: &Path, content: &[u8]) -> bool {

@@ -184,7 +184,6 @@ pub fn state_dir(config: &Path) -> PathBuf {
 
 /// Reads a regular file of bounded size; `None` where there is none.
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    use std::io::Read as _;
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -193,12 +192,7 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
-    let mut text = Vec::new();
-    file.take(FILE_MOST + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > FILE_MOST {
-        return Err(io::Error::other(format!("it is larger than {FILE_MOST} bytes")));
-    }
-    Ok(Some(text))
+    atomic::read_at_most(file, FILE_MOST).map(Some)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use mesh_overlay::MeshPlan;
 use mesh_overlay::local::Routing;
 use mesh_overlay::netlink::Netlink;
+use mesh_overlay::prefix::overlap;
 use mesh_overlay::surroundings::{Action, Neighbour, RoutingRule, Surroundings};
 use mesh_policy::nft::{Deed, Others, OthersReader};
 use serde::{Deserialize, Serialize};
@@ -228,10 +229,6 @@ fn doers<'a>(needs: &'a Needs, others: &'a Others) -> impl Iterator<Item = Probl
             .blocking(needs.judges),
         }
     })
-}
-
-fn overlap(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(other) || other.contains(one)
 }
 
 /// Rules that decide before ours about packets to the mesh.

@@ -1,7 +1,6 @@
 //! What names resolve to, from the answers that the kernel copies.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -60,16 +59,11 @@ fn epoch() -> u64 {
 
 /// What a file holds; nothing, and why, where it cannot be read.
 fn read(path: &Path) -> (Kept, Option<String>) {
-    let mut text = Vec::new();
-    let opened = std::fs::File::open(path).map(|file| file.take(FILE_MOST + 1));
-    match opened.and_then(|mut file| file.read_to_end(&mut text)) {
-        Ok(length) if length as u64 > FILE_MOST => {
-            return (Kept::default(), Some(format!("it has more than {FILE_MOST} bytes")));
-        }
-        Ok(_) => {}
+    let text = match std::fs::File::open(path).and_then(|file| atomic::read_at_most(file, FILE_MOST)) {
+        Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return (Kept::default(), None),
         Err(e) => return (Kept::default(), Some(e.to_string())),
-    }
+    };
     match serde_json::from_slice(&text) {
         Ok(kept) => (kept, None),
         Err(e) => (Kept::default(), Some(e.to_string())),
