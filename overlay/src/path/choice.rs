@@ -16,7 +16,8 @@ const SOON: Duration = Duration::from_secs(60);
 const STEADY: Duration = Duration::from_secs(600);
 /// At the start the best line gets so long to answer before a worse one that did is taken.
 const GRACE: Duration = Duration::from_millis(200);
-/// And the line that the device sends to already so long, before another one is taken.
+/// And the line that the device sends to already so long, before another one is taken; so does the line in use when a
+/// worse one is the first to answer again.
 const ADOPTION: Duration = Duration::from_secs(1);
 /// A line that has answered within this time is known to live. Otherwise it is asked first.
 const FRESH: Duration = Duration::from_secs(2);
@@ -90,6 +91,9 @@ pub struct Choice {
     // When traffic went back to a better line.
     climbed: Option<Instant>,
     first_alive: Option<Instant>,
+    // Whether nothing answered when the line in use had died, and when a worse one did so again.
+    silent: bool,
+    revived: Option<Instant>,
 }
 
 impl Default for Choice {
@@ -101,6 +105,8 @@ impl Default for Choice {
             settle: SETTLE,
             climbed: None,
             first_alive: None,
+            silent: false,
+            revived: None,
         }
     }
 }
@@ -112,6 +118,11 @@ impl Choice {
         lines.iter().position(|line| line.candidate.address == address)
     }
 
+    /// Reports whether a worse line answers again and the dead one in use has a moment left to do so too.
+    pub fn is_reviving(&self) -> bool {
+        self.revived.is_some()
+    }
+
     /// Decides anew.
     pub fn decide(&mut self, lines: &[Line], now: Instant) -> Option<Decision> {
         let Some((rung, address, since)) = self.carrying else { return self.first(lines, now) };
@@ -119,6 +130,7 @@ impl Choice {
         let index = self.index(lines);
         let lives = index.is_some_and(|at| lines[at].lives());
         if lives {
+            (self.silent, self.revived) = (false, None);
             if self.blocked {
                 self.blocked = false;
                 return Some(Decision { at: now, to: from, from, why: Why::Recovered });
@@ -137,10 +149,19 @@ impl Choice {
                 && line.answered_at.is_some_and(|at| now.saturating_duration_since(at) < FRESH)
         };
         if let Some(line) = lines.iter().find(fresh) {
-            self.blocked = false;
+            // A peer whose agent starts again answers by all lines, in whatever order they were asked.
+            let worse = index.is_some_and(|used| line.candidate.rank() > lines[used].candidate.rank());
+            if self.silent && worse {
+                let since = *self.revived.get_or_insert(now);
+                if now.saturating_duration_since(since) < ADOPTION {
+                    return None;
+                }
+            }
+            (self.blocked, self.silent, self.revived) = (false, false, None);
             let why = if index.is_some() { Why::Died } else { Why::Withdrawn };
             return Some(self.take(line, from, why, now));
         }
+        (self.silent, self.revived) = (true, None);
         if self.blocked || lines.iter().any(Line::lives) {
             return None;
         }
@@ -194,6 +215,9 @@ impl Choice {
             let any = self.carrying.is_none() && lines.iter().any(|line| line.state == Liveness::Alive);
             return self.first_alive.filter(|_| any).map(|at| at + self.patience(lines));
         };
+        if let Some(at) = self.revived {
+            return Some(at + ADOPTION);
+        }
         let used = &lines[index];
         let settling = lines[..index].iter().filter(|line| used.lives() && better(line, &used.candidate));
         settling.filter_map(|line| line.alive_since).map(|at| at + self.settle).min()

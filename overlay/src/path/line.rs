@@ -220,6 +220,12 @@ impl Line {
         }
     }
 
+    /// Asks as soon as a question of just now has had time for an answer.
+    pub fn hurry_soon(&mut self, now: Instant) {
+        let earliest = self.asked_at.map_or(now, |at| (at + FAST * 4).max(now));
+        self.due = self.due.min(earliest);
+    }
+
     /// The sizes of the questions to ask now, in bytes of IP, and whether they are for the MTU alone.
     pub fn due(&mut self, role: Role, now: Instant) -> Vec<(u16, bool)> {
         let padded = if self.lives() { self.pmtu.due(now) } else { Vec::new() };

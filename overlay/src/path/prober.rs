@@ -266,6 +266,7 @@ impl Prober {
                 peer.nonces.note(&nonce, answered);
                 if answered {
                     self.changes += u64::from(peer.mtu() != before) + u64::from(peer.decide(now));
+                    peer.rescue(now);
                 }
             }
             Kind::Question => {
@@ -533,7 +534,10 @@ impl Peer {
         }
         for (at, line) in self.lines.iter_mut().enumerate() {
             let recently = |at: Instant| now.saturating_duration_since(at) < Duration::from_secs(1);
-            if Some(at) != used && line.state == Liveness::Alive && !line.answered_at.is_some_and(recently) {
+            let stale = line.state == Liveness::Alive && !line.answered_at.is_some_and(recently);
+            if Some(at) == used && self.choice.is_reviving() {
+                line.hurry_soon(now);
+            } else if Some(at) != used && stale {
                 line.hurry_once(now);
             }
         }

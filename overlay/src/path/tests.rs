@@ -125,6 +125,38 @@ fn what_a_device_sends_to_already_goes_before_what_answers_sooner() {
     assert_eq!(restarted("203.0.113.1:9", &[(CARRIER, 0), (B, 0)], 1100), Some(direct));
 }
 
+// Where traffic goes to at each moment, when the peer's agent is away for `away` seconds and only `back` answers then.
+fn revived(away: u64, back: &[&str]) -> Vec<SocketAddr> {
+    let now = Instant::now();
+    let (mut a, mut b) = (Prober::new(key(1), [1; 16]), prober(2, 1, A, now));
+    let carrier = Candidate { rung: Rung::Vxlan, ..direct(CARRIER) };
+    let paths = PeerPaths { candidates: vec![direct(B), carrier], mtu_most: 1500 };
+    a.set_peers(BTreeMap::from([(key(2).public(), paths)]), |_| true, now);
+    let mut used = Vec::new();
+    for millis in (0..away + 30_000).step_by(10) {
+        let moment = now + Duration::from_millis(millis);
+        for question in polled(&mut a, moment) {
+            let to = question.to.to_string();
+            let answers = millis < 10_000 || (millis >= 10_000 + away && back.contains(&to.as_str()));
+            for answer in given(&mut b, A, &question.payload, moment).1.iter().filter(|_| answers) {
+                given(&mut a, &to, &answer.payload, moment);
+            }
+        }
+        used.extend(a.report(moment)[&key(2).public()].carrying.map(|(_, address, _)| address));
+    }
+    used.dedup();
+    used
+}
+
+#[test]
+fn a_restarted_peer_keeps_its_line() {
+    for away in (2000..12_000).step_by(390) {
+        assert_eq!(revived(away, &[B, CARRIER]), [at(B)], "away for {away} ms");
+    }
+    // What does not come back is waited for no longer than a second.
+    assert_eq!(revived(5000, &[CARRIER]), [at(B), at(CARRIER)]);
+}
+
 #[test]
 fn an_address_that_a_probe_came_from_is_asked_and_counts_once_it_answers() {
     let now = Instant::now();
