@@ -18,12 +18,10 @@ use mesh_policy::nft::{Deed, Others, OthersReader};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Mode, RegistryChoice};
-use crate::status::rfc3339;
+use crate::problem::{self, Problem, Since};
 
 /// How long a reading counts at least, however much changes. It counts as long as a pass of the agent at most.
 const BREATH: Duration = Duration::from_secs(1);
-/// The most problems of one code that are named one by one.
-const NAMED_MOST: usize = 8;
 /// Where container runtimes look for the configuration of pods' networks.
 pub const CNI_FOLDER: &str = "/etc/cni/net.d";
 
@@ -35,58 +33,6 @@ pub enum Acknowledged {
     PodsBesideTheHost,
     /// Flowtables of others: flows in them are neither judged nor cut.
     ForeignFlowtables,
-}
-
-/// Something that is wrong, or that somebody has to know.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Problem {
-    /// A short name that does not change.
-    pub code: String,
-    /// The thing that is wrong: a table, a rule, an interface.
-    pub object: String,
-    /// What it does.
-    pub text: String,
-    /// What to do about it.
-    pub remedy: String,
-    /// Whether the agent is not ready as long as it is there.
-    pub blocks: bool,
-    /// Packets that it has taken past the mesh, where they can be counted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub packets: Option<u64>,
-    /// Since when it has been seen, RFC 3339.
-    pub since: String,
-}
-
-impl Problem {
-    fn new(
-        code: &str,
-        object: impl Into<String>,
-        text: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        let (object, text, remedy) = (object.into(), text.into(), remedy.into());
-        Self {
-            code: code.to_owned(),
-            object,
-            text,
-            remedy,
-            blocks: false,
-            packets: None,
-            since: String::new(),
-        }
-    }
-
-    fn blocking(self, blocks: bool) -> Self {
-        Self { blocks, ..self }
-    }
-}
-
-impl std::fmt::Display for Problem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { code, object, text, remedy, .. } = self;
-        write!(f, "{code}: {object}: {text}; {remedy}")
-    }
 }
 
 /// What the mesh needs of this host.
@@ -170,28 +116,7 @@ pub fn judge(
             "what takes packets past the mesh may be among the rest",
         )
     }));
-    bounded(found)
-}
-
-/// The first of each code, and how many more there are.
-fn bounded(found: Vec<Problem>) -> Vec<Problem> {
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    let mut kept: Vec<Problem> = Vec::new();
-    for problem in found {
-        let count = counts.entry(problem.code.clone()).or_default();
-        *count += 1;
-        if *count <= NAMED_MOST {
-            kept.push(problem);
-        } else if let Some(last) = kept.iter_mut().rev().find(|last| last.code == problem.code) {
-            last.blocks |= problem.blocks;
-        }
-    }
-    for (code, count) in counts.into_iter().filter(|(_, count)| *count > NAMED_MOST) {
-        if let Some(last) = kept.iter_mut().rev().find(|problem| problem.code == code) {
-            last.text.push_str(&format!(" (and {} more of this kind)", count - NAMED_MOST));
-        }
-    }
-    kept
+    problem::bounded(found)
 }
 
 fn flowtables<'a>(needs: &'a Needs, others: &'a Others) -> impl Iterator<Item = Problem> + 'a {
@@ -387,7 +312,7 @@ pub struct Watcher {
     folder: PathBuf,
     read_at: Option<Instant>,
     around: Surroundings,
-    since: BTreeMap<(String, String), SystemTime>,
+    since: Since,
     problems: Vec<Problem>,
     failure: Option<String>,
 }
@@ -399,7 +324,7 @@ impl Default for Watcher {
             folder: CNI_FOLDER.into(),
             read_at: None,
             around: Surroundings::default(),
-            since: BTreeMap::new(),
+            since: Since::default(),
             problems: Vec::new(),
             failure: None,
         }
@@ -432,14 +357,7 @@ impl Watcher {
             format!("bypass-unread: what takes packets past the mesh cannot be told: {}", failures.join("; "))
         });
         self.problems = judge(needs, &self.around, &others, &cni);
-        let mut since = BTreeMap::new();
-        for problem in &mut self.problems {
-            let key = (problem.code.clone(), problem.object.clone());
-            let first = *self.since.get(&key).unwrap_or(&wall);
-            problem.since = rfc3339(first);
-            since.insert(key, first);
-        }
-        self.since = since;
+        self.since.note(&mut self.problems, wall);
     }
 
     fn others(&mut self) -> Result<Others, String> {

@@ -19,6 +19,7 @@ pub mod manifest;
 pub mod notify;
 pub mod policing;
 pub mod probing;
+pub mod problem;
 pub mod reconcile;
 pub mod registry;
 pub mod resolve;

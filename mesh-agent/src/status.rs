@@ -19,7 +19,7 @@ use mesh_policy::state::OverBudget;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Exempted;
-use crate::bypass::Problem;
+use crate::problem::Problem;
 
 /// What is known of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,3 +1,4 @@
+use crate::problem::NAMED_MOST;
 use mesh_overlay::surroundings::{Child, Hop, Way};
 use mesh_policy::nft::{Doer, Flowtable};
 
