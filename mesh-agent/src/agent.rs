@@ -298,6 +298,11 @@ impl Agent {
         self.paths = paths;
     }
 
+    /// Reports whether this host forwards IPv4 and IPv6.
+    pub fn forwarding(&self) -> (bool, bool) {
+        self.underlay.forwarding
+    }
+
     /// Whether the registry was read in full since the start.
     pub fn is_synced(&self) -> bool {
         self.snapshot.is_some()
@@ -449,15 +454,6 @@ impl Agent {
             ));
             mtu = MTU_LEAST;
         }
-        let (v4, v6) = self.underlay.forwarding;
-        if !prefixes.is_empty()
-            && (!v4 && has_v4(&prefixes) || !v6 && prefixes.iter().any(|p| p.addr().is_ipv6()))
-        {
-            warnings.push(
-                "the kernel does not forward packets: pods cannot use the mesh; set net.ipv4.ip_forward and net.ipv6.conf.all.forwarding to 1"
-                    .to_owned(),
-            );
-        }
         LocalNode {
             name: self.config.node.clone(),
             site: self.config.site.clone(),
@@ -577,10 +573,6 @@ pub fn own_prefixes(
         }
     }
     own
-}
-
-fn has_v4(prefixes: &[IpNet]) -> bool {
-    prefixes.iter().any(|p| p.addr().is_ipv4())
 }
 
 fn names_of(peer: &Peer) -> impl Iterator<Item = String> + '_ {

@@ -315,6 +315,7 @@ pub struct Watcher {
     since: Since,
     problems: Vec<Problem>,
     failure: Option<String>,
+    closed: Vec<String>,
 }
 
 impl Default for Watcher {
@@ -327,6 +328,7 @@ impl Default for Watcher {
             since: Since::default(),
             problems: Vec::new(),
             failure: None,
+            closed: Vec::new(),
         }
     }
 }
@@ -353,6 +355,7 @@ impl Watcher {
             }
         };
         let cni = cni::kinds(&self.folder);
+        self.closed.clone_from(&others.closed);
         self.failure = (!failures.is_empty()).then(|| {
             format!("bypass-unread: what takes packets past the mesh cannot be told: {}", failures.join("; "))
         });
@@ -374,6 +377,11 @@ impl Watcher {
     /// The names of the interfaces that lead to no pod of this node.
     pub fn outside(&self, own: &BTreeSet<IpNet>) -> BTreeSet<String> {
         self.around.outside(own)
+    }
+
+    /// Chains of others that drop by default what this host forwards.
+    pub fn closed(&self) -> &[String] {
+        &self.closed
     }
 
     /// What was found.

@@ -20,6 +20,7 @@ pub mod notify;
 pub mod policing;
 pub mod probing;
 pub mod problem;
+pub mod reach;
 pub mod reconcile;
 pub mod registry;
 pub mod resolve;

@@ -3,6 +3,7 @@
 mod filter;
 mod packet;
 mod socket;
+mod tap;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,7 @@ use mesh_overlay::prefix::PrefixIndex;
 use tokio::sync::Notify;
 
 use socket::Sockets;
+use tap::Tap;
 
 /// Timers fire no finer than this: at a thousand peers something is due all the time.
 const TICK: Duration = Duration::from_millis(10);
@@ -32,6 +34,8 @@ struct Shared {
     port: u16,
     // Whether a device listens there.
     device: bool,
+    // The mesh interface, as the kernel numbers it now.
+    interface: Option<u32>,
     // Whether the device was seen once.
     looked: bool,
     failure: Option<String>,
@@ -73,6 +77,7 @@ impl Probing {
                 prober: Prober::new(key, boot),
                 port: 0,
                 device: true,
+                interface: None,
                 looked: false,
                 failure: None,
             })),
@@ -102,6 +107,10 @@ impl Probing {
             Instant::now(),
         );
         (shared.port, shared.device) = (plan.device.listen_port, plan.encrypts);
+        shared.prober.set_port(plan.device.listen_port);
+        let interface = plan.guard.interfaces.first();
+        shared.interface =
+            interface.and_then(|interface| nix::net::if_::if_nametoindex(interface.as_str()).ok());
         drop(shared);
         self.peers_changed.notify_one();
     }
@@ -162,6 +171,8 @@ impl Probing {
         let mut tried: Option<Instant> = None;
         // The peers that the sockets' filters know.
         let mut filtered = None;
+        // What comes through the tunnel. The interface may be made anew.
+        let mut tap: Option<Tap> = None;
         // Where no device listens the kernel would answer each probe that nobody does.
         let mut held: Option<(u16, std::io::Result<UdpSocket>)> = None;
         loop {
@@ -189,14 +200,26 @@ impl Probing {
             let due = self.shared.borrow().prober.wake_at();
             let due = due.filter(|_| sockets.is_some()).unwrap_or_else(|| Instant::now() + RETRY);
             let due = due.max(Instant::now() + TICK);
+            let interface = self.shared.borrow().interface;
+            if tap.as_ref().map(Tap::index) != interface {
+                let ids = self.shared.borrow().prober.route_ids();
+                tap = interface.and_then(|index| Tap::open(index, &ids).ok());
+            }
             let arrived = async {
                 match &sockets {
                     Some(sockets) => sockets.readable().await,
                     None => std::future::pending().await,
                 }
             };
+            let through = async {
+                match &tap {
+                    Some(tap) => tap.readable().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = arrived => {}
+                () = through => {}
                 () = tokio::time::sleep_until(due.into()) => {}
                 () = self.peers_changed.notified() => {}
             }
@@ -206,21 +229,30 @@ impl Probing {
             let revision = shared.prober.route_ids_revision();
             if filtered != Some(revision) {
                 filtered = Some(revision);
-                sockets.admit(&shared.prober.route_ids());
+                let ids = shared.prober.route_ids();
+                sockets.admit(&ids);
+                if let Some(tap) = &tap {
+                    tap.admit(&ids);
+                }
             }
             // First what has arrived: nothing is lost that only was not read yet.
             let mut answers = Vec::new();
-            sockets.receive(|from, local, datagram| {
+            let mut take = |from, local, datagram: &mut [u8]| {
                 shared.prober.receive(from, datagram, now, &mut out);
                 answers.extend(out.drain(..).map(|answer| (answer, local)));
-            });
+            };
+            // Before the host's own input: the tap knows to which address a question was sent.
+            if tap.as_mut().is_some_and(|tap| tap.receive(&mut take).is_err()) {
+                tap = None;
+            }
+            sockets.receive(take);
             // From where the question went to, as the device answers: a firewall in between knows no other.
             for (answer, local) in answers {
                 sockets.send(answer.to, local, &answer.payload, now);
             }
             shared.prober.poll(now, &mut out);
             for transmit in out.drain(..) {
-                sockets.send(transmit.to, None, &transmit.payload, now);
+                sockets.send(transmit.to, transmit.from, &transmit.payload, now);
             }
             if shared.prober.changes() != told {
                 told = shared.prober.changes();

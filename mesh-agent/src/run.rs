@@ -36,11 +36,12 @@ use crate::config::{Config, Mode};
 use crate::notify::notify;
 use crate::policing::{Known, Policing};
 use crate::probing::Probing;
+use crate::reach::{self, Forwarding};
 use crate::reconcile::{Pass, Reconciler};
 use crate::registry::Registry;
 use crate::resolve::Resolver;
 use crate::state::LastGoodFile;
-use crate::status::{Health, RefusedStatus};
+use crate::status::{Health, RefusedStatus, Reports};
 
 /// A pass is made at least this often: network file systems notify nobody.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -155,6 +156,7 @@ struct Running {
     probing: Probing,
     policing: Policing,
     bypass: Watcher,
+    reach: reach::Watcher,
     health: Health,
     errors: Errors,
     refused: Vec<RefusedStatus>,
@@ -164,6 +166,8 @@ struct Running {
     desired: Desired,
     pass: Pass,
     changes: usize,
+    // Packets that policy had dropped when that was last of interest.
+    denied: u64,
     failures: u32,
     ready: bool,
     notified: bool,
@@ -250,6 +254,7 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
         probing,
         policing,
         bypass: Watcher::default(),
+        reach: reach::Watcher::default(),
         health: Health::default(),
         errors: Errors::default(),
         refused: Vec::new(),
@@ -258,6 +263,7 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
         desired,
         pass: Pass::default(),
         changes: 0,
+        denied: 0,
         failures: 0,
         ready: false,
         notified: false,
@@ -478,6 +484,8 @@ impl Running {
         }
         self.changes += pass.changes;
         self.pass = pass;
+        self.look_at_reach(&reports, now).await;
+        errors.extend(self.reach.problems().iter().map(ToString::to_string));
         self.tell_refusals();
         self.tell_kept();
         for notice in self.budgets.fresh(&self.policing.over_budget(), std::time::Instant::now()) {
@@ -494,12 +502,36 @@ impl Running {
         if !failed && self.pass.device.is_some() && !std::mem::replace(&mut self.notified, true) {
             notify("READY=1");
         }
-        let ready =
-            !unfinished && self.agent.is_synced() && self.policing.is_ready() && !self.bypass.blocks();
+        let ready = !unfinished && self.agent.is_synced() && self.policing.is_ready() && !self.blocked();
         if ready && !self.ready {
             tracing::info!(peers = self.desired.plan.peers.len(), "ready");
         }
         self.ready = ready;
+    }
+
+    /// Judges whether packets get where they are to.
+    async fn look_at_reach(&mut self, reports: &Reports, wall: SystemTime) {
+        let denied = if self.reach.misses(&self.pass.guard) {
+            let dropped = self.policing.status().await.dropped;
+            self.denied =
+                dropped.egress + dropped.ingress + dropped.unknown + dropped.invalid + dropped.midstream;
+            self.denied
+        } else {
+            self.denied
+        };
+        let seen = reach::Seen {
+            plan: &self.desired.plan,
+            reports,
+            guard: &self.pass.guard,
+            forwarding: Forwarding::read(self.agent.forwarding(), self.config.wireguard.interface.as_str()),
+            closed: self.bypass.closed(),
+        };
+        self.reach.look(&seen, denied, (std::time::Instant::now(), wall));
+    }
+
+    /// Whether a problem keeps the agent from being ready.
+    fn blocked(&self) -> bool {
+        self.bypass.blocks() || self.reach.blocks()
     }
 
     fn head_start(&mut self) {

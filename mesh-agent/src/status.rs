@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use mesh_keyring::{NodeName, PublicKey, SiteName};
 use mesh_overlay::dial::is_fresh;
-use mesh_overlay::path::{LineReport, PeerReport};
+use mesh_overlay::path::{LineReport, PeerReport, Reach};
 use mesh_overlay::plan::PlannedPeer;
 use mesh_overlay::{Exemption, Kept, MeshPlan, ObservedDevice};
 use mesh_policy::budget::Which;
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::Exempted;
 use crate::problem::Problem;
+use crate::reach::reach;
 
 /// What is known of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub enum PeerState {
     Missing,
     /// It answers on no path any more, whatever the age of its handshake.
     Blocked,
+    /// A path to it lives, and no packet through the tunnel comes back.
+    Unreached,
     /// It answers, and packets to it travel in clear, by an exemption.
     Cleartext,
     /// One of the two cannot do WireGuard, and no exemption is in force: no packet goes there.
@@ -86,9 +89,28 @@ pub struct PeerStatus {
     /// The last decisions, the oldest first.
     #[serde(default)]
     pub decisions: Vec<DecisionStatus>,
+    /// Whether packets through the tunnel to its mesh addresses come back.
+    #[serde(default)]
+    pub through: Vec<ThroughStatus>,
     /// The exemption by which packets to it travel in clear.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exemption: Option<Exemption>,
+}
+
+/// Whether packets go through the tunnel between two mesh addresses, and back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ThroughStatus {
+    /// This node's address.
+    pub from: IpAddr,
+    /// The peer's.
+    pub to: IpAddr,
+    /// What is known.
+    pub reach: Reach,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// Seconds since the last answer, or null.
+    pub answered_seconds: Option<u64>,
 }
 
 /// A decision about a peer's path.
@@ -336,6 +358,7 @@ fn state_of(
     match device.and_then(|d| d.peers.get(&peer.public_key)) {
         None => PeerState::Missing,
         Some(_) if blocked => PeerState::Blocked,
+        Some(_) if report.is_some_and(|report| reach(report) == Reach::Unreached) => PeerState::Unreached,
         Some(found) if is_fresh(found.last_handshake, now) => PeerState::Established,
         Some(found) if found.last_handshake.is_some() => PeerState::Stale,
         Some(_) => PeerState::Waiting,
@@ -431,6 +454,18 @@ impl Health {
                     .iter()
                     .find(|line| carrying.is_some_and(|(_, address, _)| address == line.address))
                     .cloned(),
+                through: report
+                    .map(|report| report.through.as_slice())
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|end| ThroughStatus {
+                        from: end.from,
+                        to: end.to,
+                        reach: end.reach,
+                        since: ago(end.since),
+                        answered_seconds: end.answered_at.map(|at| at.elapsed().as_secs()),
+                    })
+                    .collect(),
                 candidates: lines,
                 decisions,
                 name: name.clone(),

@@ -203,6 +203,10 @@ pub struct ObservedGuard {
     pub exempt: Vec<(IpNet, i64)>,
     /// Packets in clear inside of VXLAN that no exemption allows and that were dropped, both ways.
     pub cleartext_drops: u64,
+    /// Packets on their way between the tunnel and pods, before any firewall of this host judged what it forwards.
+    pub crossing: u64,
+    /// The same behind all of them.
+    pub crossed: u64,
 }
 
 /// The nftables table that is ours.

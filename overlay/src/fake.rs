@@ -478,6 +478,8 @@ impl NftBackend for FakeNft {
                 carrier_drops: 0,
                 exempt: host.guard.iter().flat_map(Guard::exempt).collect(),
                 cleartext_drops: 0,
+                crossing: 0,
+                crossed: 0,
             })
         })
     }

@@ -26,17 +26,20 @@ pub const MARK: &str = "sennit guard ";
 
 /// Name, hook and priority of each chain. After source NAT's priority nothing changes a packet
 /// any more; before conntrack's -200 nothing has yet. Segment sizes are clamped where others mangle. VXLAN's outer packets are
-/// judged on their way to its socket, when they are whole.
-pub(crate) const CHAINS: [(&str, &str, i64); 4] = [
+/// judged on their way to its socket, when they are whole. What crosses between the tunnel and pods is counted before any firewall of this
+/// host judges what it forwards, and behind all of them.
+pub(crate) const CHAINS: [(&str, &str, i64); 6] = [
     ("egress", "postrouting", 300),
     ("ingress", "prerouting", -300),
     ("clamp", "forward", -150),
     ("outer", "input", -300),
+    ("crossing", "forward", -140),
+    ("crossed", "postrouting", 299),
 ];
 /// How many of them, at the end, a guard of before may lack.
-pub(crate) const LATE: usize = 1;
-/// What was dropped, by where.
-pub(crate) const COUNTERS: [&str; 4] = ["egress", "ingress", "carrier", "cleartext"];
+pub(crate) const LATE: usize = 3;
+/// What was dropped, by where; and what crossed between the tunnel and pods.
+pub(crate) const COUNTERS: [&str; 6] = ["egress", "ingress", "carrier", "cleartext", "crossing", "crossed"];
 
 /// Which of its two places in the table a guard takes: the next one stands in the other before this one goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,6 +103,13 @@ pub struct Carriers {
     /// Our WireGuard port.
     pub port: u16,
 }
+
+/// The rules that count what crosses: the interface that is the tunnel, and a test before it. Postrouting sees what this host itself sends
+/// as well; it came in by no interface.
+pub(crate) const CROSSING: [(&str, [(&str, &str); 2]); 2] = [
+    ("crossing", [("iifname", ""), ("oifname", "")]),
+    ("crossed", [("iifname", ""), ("oifname", "iif != 0 ")]),
+];
 
 impl Guard {
     /// A short digest of what the guard protects; in the comment of each chain's first rule, so that a restarted
@@ -188,6 +198,13 @@ impl Guard {
         }
         if let Some(cleartext) = &self.cleartext {
             text.push_str(&cleartext.outer(slot));
+        }
+        let tunnel = names(self.interfaces.iter().map(InterfaceName::as_str));
+        for (name, tests) in CROSSING.into_iter().filter(|_| !tunnel.is_empty()) {
+            let add = format!("add rule inet {TABLE} {}", slot.chain(name));
+            for (interface, before) in tests {
+                let _ = writeln!(text, "{add} {before}{interface} {{ {tunnel} }} counter name {name}");
+            }
         }
         let through = self.clamped();
         let through = names(through.iter().map(InterfaceName::as_str));

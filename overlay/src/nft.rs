@@ -146,6 +146,8 @@ impl NftBackend for Nft {
             ingress_drops: listing.ingress_drops,
             carrier_drops: listing.carrier_drops,
             cleartext_drops: listing.cleartext_drops,
+            crossing: listing.crossing,
+            crossed: listing.crossed,
         })
     }
 

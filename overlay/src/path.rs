@@ -15,6 +15,7 @@ mod limit;
 pub mod line;
 pub mod pmtu;
 pub mod prober;
+pub mod through;
 pub mod wire;
 
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ mod tests;
 pub use choice::Decision;
 pub use line::{LineReport, Liveness};
 pub use prober::{PeerPaths, PeerReport, Prober, Transmit};
+pub use through::{Reach, ThroughReport};
 
 /// How packets reach a peer, best first. All but the last are encrypted from node to node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -265,7 +265,29 @@ fn probed(
         })
     });
     let direct = published.chain(reflexive).filter(|_| encrypted);
-    PeerPaths { candidates: direct.chain(carriers).collect(), mtu_most: if encrypted { most } else { 0 } }
+    PeerPaths {
+        candidates: direct.chain(carriers).collect(),
+        mtu_most: if encrypted { most } else { 0 },
+        inside: if encrypted { inside(local, grants, peer) } else { Vec::new() },
+        asking: if encrypted { asking(peer) } else { Vec::new() },
+    }
+}
+
+/// Between which mesh addresses packets have to go through the tunnel: of each family in which both nodes hold pods. Nodes
+/// without such a family have their IPv6 addresses alone.
+fn inside(local: &LocalNode, grants: &Grants, peer: &Peer) -> Vec<(IpAddr, IpAddr)> {
+    let v4 = |nets: &[IpNet]| nets.iter().find(|net| net.addr().is_ipv4()).map(IpNet::network);
+    let holds_v6 = |nets: &[IpNet]| nets.iter().any(|net| net.addr().is_ipv6());
+    let v4 = v4(&local.prefixes).zip(v4(&peer.prefixes));
+    let v6 = (IpAddr::V6(local.address(&grants.mesh)), IpAddr::V6(peer.address));
+    let both = holds_v6(&local.prefixes) && holds_v6(&peer.prefixes);
+    v4.into_iter().chain((both || v4.is_none()).then_some(v6)).collect()
+}
+
+/// The addresses that a peer may ask from inside of the tunnel: which of its IPv4 prefixes is its first, others do not know.
+fn asking(peer: &Peer) -> Vec<IpAddr> {
+    let v4 = peer.prefixes.iter().filter(|net| net.addr().is_ipv4()).map(IpNet::network);
+    [IpAddr::V6(peer.address)].into_iter().chain(v4).collect()
 }
 
 /// All that may travel through the mesh only: the sites' grants, the mesh addresses, what nodes hold. What is

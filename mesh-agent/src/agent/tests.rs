@@ -189,13 +189,6 @@ fn names_that_peers_give_are_asked_for_and_what_they_resolve_to_is_dialled() {
     assert_eq!(dialled, [1, 0], "the name that does not resolve disturbs nobody else");
 }
 
-#[test]
-fn a_kernel_that_does_not_forward_is_named() {
-    let mut agent = agent(config(""), known());
-    agent.underlay(ObservedUnderlay::default());
-    assert!(agent.desired(start()).warnings.iter().any(|w| w.contains("net.ipv4.ip_forward")));
-}
-
 fn said(settings: serde_json::Value) -> MeshWord {
     MeshWord::Said(Settings::from_spec(settings).unwrap())
 }

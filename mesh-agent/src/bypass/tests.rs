@@ -122,6 +122,7 @@ fn a_vrf_that_holds_pods_or_the_mesh_blocks() {
 #[test]
 fn flowtables_and_rules_of_others_are_told() {
     let others = Others {
+        closed: Vec::new(),
         flowtables: vec![Flowtable {
             table: "inet fast".into(),
             name: "f".into(),

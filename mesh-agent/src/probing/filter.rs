@@ -10,6 +10,7 @@ use mesh_overlay::path::wire::{HEADER, LEAST, MAGIC, RouteId, VERSION};
 use socket2::SockFilter;
 
 const LDX_MSH: u16 = 0xb1;
+const LD_B_ABS: u16 = 0x30;
 const LD_H_ABS: u16 = 0x28;
 const LD_W_ABS: u16 = 0x20;
 const LD_H_IND: u16 = 0x48;
@@ -22,6 +23,11 @@ const RET: u16 = 0x06;
 const UDP: u32 = 8;
 const PORT_AT: u32 = 2;
 const LENGTH_AT: u32 = 4;
+/// The UDP header in what a tap sees of IPv6, and where IP headers name the protocol.
+const V6_HEADER: u32 = 40;
+const V6_PROTOCOL_AT: u32 = 6;
+const V4_PROTOCOL_AT: u32 = 9;
+const UDP_PROTOCOL: u32 = 17;
 /// Ids that are compared one after the other, at the end of the search.
 const LEAF: usize = 16;
 /// Beyond so many peers any probe is kept: the kernel takes no longer programs.
@@ -45,28 +51,49 @@ pub(super) fn any(port: u16, v6: bool) -> Vec<SockFilter> {
     filters(&steps(port, v6, None))
 }
 
+/// Keeps probes to any port, of what a packet socket sees of an interface: packets with their IP header.
+pub(super) fn tapped(v6: bool, ids: &[RouteId]) -> Vec<SockFilter> {
+    let ids = (ids.len() <= IDS_MOST).then_some(ids);
+    filters(&tap_steps(v6, ids))
+}
+
+fn tap_steps(v6: bool, ids: Option<&[RouteId]>) -> Vec<Step> {
+    let protocol = if v6 { V6_PROTOCOL_AT } else { V4_PROTOCOL_AT };
+    let mut steps = vec![Step(LD_B_ABS, 0, 0, protocol), Step(JEQ, 1, 0, UDP_PROTOCOL), Step(RET, 0, 0, 0)];
+    if !v6 {
+        steps.push(Step(LDX_MSH, 0, 0, 0));
+    }
+    probe_steps(v6, if v6 { V6_HEADER } else { 0 }, ids, &mut steps);
+    steps
+}
+
 fn filters(steps: &[Step]) -> Vec<SockFilter> {
     steps.iter().map(|Step(code, yes, no, number)| SockFilter::new(*code, *yes, *no, *number)).collect()
 }
 
 // An IPv4 raw socket's packets begin with their IP header, an IPv6 one's behind it.
 fn steps(port: u16, v6: bool, ids: Option<&[RouteId]>) -> Vec<Step> {
-    let (half, word) = if v6 { (LD_H_ABS, LD_W_ABS) } else { (LD_H_IND, LD_W_IND) };
+    let half = if v6 { LD_H_ABS } else { LD_H_IND };
     let mut steps = Vec::new();
     if !v6 {
         steps.push(Step(LDX_MSH, 0, 0, 0));
     }
+    steps.extend([Step(half, 0, 0, PORT_AT), Step(JEQ, 1, 0, u32::from(port)), Step(RET, 0, 0, 0)]);
+    probe_steps(v6, 0, ids, &mut steps);
+    steps
+}
+
+/// Keeps probes. `at`: where the UDP header begins; of IPv4 behind the IP header, whose length is in the index register.
+fn probe_steps(v6: bool, at: u32, ids: Option<&[RouteId]>, steps: &mut Vec<Step>) {
+    let (half, word) = if v6 { (LD_H_ABS, LD_W_ABS) } else { (LD_H_IND, LD_W_IND) };
     let none = Step(RET, 0, 0, 0);
     let least = LEAST as u32 + UDP;
     let begin = u32::from_be_bytes([MAGIC, VERSION, 0, 0]);
     steps.extend([
-        Step(half, 0, 0, PORT_AT),
-        Step(JEQ, 1, 0, u32::from(port)),
-        none,
-        Step(half, 0, 0, LENGTH_AT),
+        Step(half, 0, 0, at + LENGTH_AT),
         Step(JGE, 1, 0, least),
         none,
-        Step(word, 0, 0, UDP),
+        Step(word, 0, 0, at + UDP),
         Step(JEQ, 1, 0, begin),
         none,
     ]);
@@ -76,11 +103,10 @@ fn steps(port: u16, v6: bool, ids: Option<&[RouteId]>) -> Vec<Step> {
             // Half of an id tells enough: who has none of it is one in four thousand million.
             let mut firsts: Vec<u32> = ids.iter().map(first).collect();
             firsts.dedup();
-            steps.push(Step(word, 0, 0, UDP + HEADER as u32));
-            search(&firsts, &mut steps);
+            steps.push(Step(word, 0, 0, at + UDP + HEADER as u32));
+            search(&firsts, steps);
         }
     }
-    steps
 }
 
 fn first(id: &RouteId) -> u32 {
@@ -123,6 +149,7 @@ mod tests {
                     x = usize::from(packet[k] & 15) * 4;
                     continue;
                 }
+                LD_B_ABS => load(k, 1),
                 LD_H_ABS => load(k, 2),
                 LD_W_ABS => load(k, 4),
                 LD_H_IND => load(x + k, 2),
@@ -199,6 +226,31 @@ mod tests {
                 assert!(!keeps(&steps, &packet(v6, 51820, &[])), "empty");
             }
         }
+    }
+
+    #[test]
+    fn a_tap_keeps_probes_alone() {
+        let id = [5; 8];
+        for v6 in [false, true] {
+            let steps = tap_steps(v6, Some(&[id]));
+            let tapped = |protocol: u8, payload: &[u8]| {
+                let mut packet =
+                    if v6 { [&[0x60][..], &[0; 39]].concat() } else { [&[0x45][..], &[0; 19]].concat() };
+                packet[if v6 { 6 } else { 9 }] = protocol;
+                packet.extend(&packet_of(payload));
+                packet
+            };
+            assert!(keeps(&steps, &tapped(17, &probe(id, LEAST))));
+            assert!(!keeps(&steps, &tapped(6, &probe(id, LEAST))), "TCP");
+            assert!(!keeps(&steps, &tapped(17, &probe([6; 8], LEAST))), "a stranger's");
+            assert!(!keeps(&steps, &tapped(17, &[7; LEAST])), "no probe");
+            assert!(!keeps(&steps, &tapped(17, b"")), "empty");
+        }
+    }
+
+    // A UDP datagram alone.
+    fn packet_of(payload: &[u8]) -> Vec<u8> {
+        packet(true, 9, payload)
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Running {
             refused: self.refused.clone(),
             unpublished: self.desired.unpublished.iter().cloned().collect(),
             errors,
-            problems: self.bypass.problems().to_vec(),
+            problems: self.bypass.problems().iter().chain(self.reach.problems()).cloned().collect(),
             guard: GuardStatus {
                 standing: guard.fingerprint.as_ref() == Some(&wanted),
                 egress_drops: guard.egress_drops,

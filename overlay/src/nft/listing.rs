@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::guard::{CHAINS, COUNTERS, Carriers, Guard, LATE, MARK, Slot};
+use crate::guard::{CHAINS, COUNTERS, CROSSING, Carriers, Guard, LATE, MARK, Slot};
 use crate::local::InterfaceName;
 
 /// One listing of the table.
@@ -30,6 +30,10 @@ pub(super) struct Listing {
     pub(super) carrier_drops: u64,
     /// Packets in clear that were dropped because nobody has exempted them.
     pub(super) cleartext_drops: u64,
+    /// Packets on their way between the tunnel and pods, before any firewall judged them.
+    pub(super) crossing: u64,
+    /// The same behind all of them.
+    pub(super) crossed: u64,
 }
 
 impl Listing {
@@ -38,6 +42,7 @@ impl Listing {
     pub(super) fn read(json: Value, index_of: &dyn Fn(&str) -> Option<u32>) -> Self {
         let mut objects = Vec::new();
         let (mut egress_drops, mut ingress_drops, mut carrier_drops, mut cleartext_drops) = (0, 0, 0, 0);
+        let (mut crossing, mut crossed) = (0, 0);
         let listed = json.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         for (kind, content) in listed.iter().filter_map(Value::as_object).flatten() {
             let Some(mut content) = content.as_object().cloned() else { continue };
@@ -53,6 +58,8 @@ impl Listing {
                     Some("ingress") => ingress_drops = packets,
                     Some("carrier") => carrier_drops = packets,
                     Some("cleartext") => cleartext_drops = packets,
+                    Some("crossing") => crossing = packets,
+                    Some("crossed") => crossed = packets,
                     _ => {}
                 }
             }
@@ -77,6 +84,8 @@ impl Listing {
             ingress_drops,
             carrier_drops,
             cleartext_drops,
+            crossing,
+            crossed,
         }
     }
 }
@@ -224,7 +233,33 @@ fn guard(objects: &[Object], slot: Slot, index_of: &dyn Fn(&str) -> Option<u32>)
     }
     egress.cleartext =
         cleartext::complete(egress.cleartext.take(), cleartext::outer(objects, slot, index_of).ok()?)?;
-    (clamped(objects, slot)? == egress.clamped()).then_some(egress)
+    let counts = CROSSING.iter().all(|(name, tests)| counts(objects, slot, name, tests, &egress.interfaces));
+    (counts && clamped(objects, slot)? == egress.clamped()).then_some(egress)
+}
+
+/// Whether a chain counts what crosses the tunnel's interfaces, and does nothing else.
+fn counts(
+    objects: &[Object],
+    slot: Slot,
+    name: &str,
+    tests: &[(&str, &str); 2],
+    tunnel: &BTreeSet<InterfaceName>,
+) -> bool {
+    let chain = slot.chain(name);
+    let rules: Vec<_> = of_kind(objects, "rule").filter(|rule| text(rule, "chain") == chain).collect();
+    let expected = if tunnel.is_empty() { &[][..] } else { &tests[..] };
+    let arrived = json!({"match": {"op": "!=", "left": {"meta": {"key": "iif"}}, "right": "0"}});
+    rules.len() == expected.len()
+        && rules.iter().zip(expected).all(|(rule, (interface, before))| {
+            let tests = rule.get("expr").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            let tests = match (before.is_empty(), tests) {
+                (false, [first, rest @ ..]) if *first == arrived => rest,
+                (false, _) => return false,
+                (true, all) => all,
+            };
+            let [on, counter] = tests else { return false };
+            interface_names(on, interface).as_ref() == Some(tunnel) && *counter == json!({"counter": name})
+        })
 }
 
 /// The interfaces that a rule about local prefixes is for.

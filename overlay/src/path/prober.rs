@@ -1,7 +1,7 @@
 //! All peers: what arrives is given to the line that it concerns, and what is due is asked.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use mesh_keyring::{PrivateKey, PublicKey};
@@ -9,6 +9,7 @@ use mesh_keyring::{PrivateKey, PublicKey};
 use super::choice::{Choice, Decision};
 use super::limit::{Bucket, Window};
 use super::line::{Line, LineReport, Liveness, Role};
+use super::through::{Through, ThroughReport};
 use super::wire::{self, Kind, Message, NONCE, Rejected, RouteId, Secrets};
 use super::{Candidate, Origin, Rung, headers};
 use crate::endpoint::is_dialable;
@@ -31,6 +32,10 @@ const UNPROVED: (f64, f64) = (2.0, 24.0);
 const UNPROVED_OF_ALL: (f64, f64) = (500.0, 4_000.0);
 /// The same to addresses of one peer from which a question of it came a moment ago.
 const UNPROVED_HEARD: (f64, f64) = (2.0, 8.0);
+/// Questions from the peer's mesh address that are answered, a second and at once.
+const ANSWERS_INSIDE: (f64, f64) = (10.0, 40.0);
+/// What a question inside of the tunnel says in place of an MTU when the one before was answered.
+const SATISFIED: u16 = 1;
 /// A poll that comes so late was held up by the host.
 const STARVED: Duration = Duration::from_millis(150);
 /// On a host that is always late losses count all the same, or nothing would ever be left.
@@ -47,6 +52,8 @@ const SAMPLE: u32 = 8;
 pub struct Transmit {
     /// Where to.
     pub to: SocketAddr,
+    /// The address to send it from; `None`: the one that the kernel chooses.
+    pub from: Option<IpAddr>,
     /// The UDP payload.
     pub payload: Vec<u8>,
 }
@@ -58,6 +65,10 @@ pub struct PeerPaths {
     pub candidates: Vec<Candidate>,
     /// What our side can put on a direct path to an address that is learned, in bytes of IP; 0: there are no direct paths.
     pub mtu_most: u16,
+    /// Between which mesh addresses packets have to go through the tunnel: ours, and the peer's.
+    pub inside: Vec<(IpAddr, IpAddr)>,
+    /// The addresses from which its questions come through the tunnel.
+    pub asking: Vec<IpAddr>,
 }
 
 /// How a peer is reached.
@@ -73,6 +84,8 @@ pub struct PeerReport {
     pub lines: Vec<LineReport>,
     /// The last decisions, the oldest first.
     pub decisions: Vec<Decision>,
+    /// Whether packets go through the tunnel to its mesh addresses and back.
+    pub through: Vec<ThroughReport>,
 }
 
 struct Peer {
@@ -92,6 +105,8 @@ struct Peer {
     doubtful: u32,
     unproved: Bucket,
     unproved_heard: Bucket,
+    through: Vec<Through>,
+    inside: Bucket,
 }
 
 /// What came of a datagram.
@@ -117,6 +132,8 @@ pub struct Prober {
     peers: BTreeMap<PublicKey, Peer>,
     reachable: Box<dyn Fn(&SocketAddr) -> bool + Send>,
     changes: u64,
+    // The port of our own device: what comes through the tunnel to it is heeded by no program.
+    port: u16,
     // For questions to addresses that have never answered, and the peer for which there was none last.
     unproved: Option<Bucket>,
     short: Option<PublicKey>,
@@ -140,6 +157,7 @@ impl Prober {
             peers: BTreeMap::new(),
             reachable: Box::new(|_| true),
             changes: 0,
+            port: 0,
             unproved: None,
             short: None,
             ids: 0,
@@ -193,6 +211,11 @@ impl Prober {
             });
             self.changes += u64::from(peer.offer(paths, &self.reachable, now));
         }
+    }
+
+    /// Sets the port of our own device, to which peers' mesh addresses are asked.
+    pub fn set_port(&mut self, port: u16) {
+        self.port = port;
     }
 
     /// The device sends to this address: somebody was learned there.
@@ -256,6 +279,9 @@ impl Prober {
         if !opened.take(now, OPENED) {
             return Received::TooMany;
         }
+        if peer.offered.asking.contains(&from.ip()) {
+            return self.through(id, from, &message, &nonce, now, out);
+        }
         let present = peer.nonces.is_present(&nonce);
         match message.kind {
             Kind::Answer { seen } => {
@@ -283,7 +309,11 @@ impl Prober {
                 let mtu = place.and_then(|at| peer.lines[at].pmtu.confirmed()).unwrap_or(0);
                 let answer = Message { kind: Kind::Answer { seen: from }, number: message.number, mtu };
                 let nonce = next_nonce(&self.boot, &mut self.count);
-                out.push(Transmit { to: from, payload: peer.secrets.seal(&answer, wire::LEAST, nonce) });
+                out.push(Transmit {
+                    to: from,
+                    from: None,
+                    payload: peer.secrets.seal(&answer, wire::LEAST, nonce),
+                });
                 match place {
                     Some(at) => {
                         let role = peer.role(at);
@@ -297,6 +327,41 @@ impl Prober {
         Received::Taken
     }
 
+    /// A probe has come through the tunnel, from the peer's mesh address.
+    fn through(
+        &mut self,
+        id: RouteId,
+        from: SocketAddr,
+        message: &Message,
+        nonce: &[u8; NONCE],
+        now: Instant,
+        out: &mut Vec<Transmit>,
+    ) -> Received {
+        let known = self.routes.get(&id).and_then(|key| self.peers.get_mut(key));
+        let Some(peer) = known else { return Received::Rejected(Rejected::Stranger) };
+        match message.kind {
+            Kind::Answer { .. } => {
+                let mut ends = peer.through.iter_mut().filter(|end| end.to == from.ip());
+                let changed = ends.find_map(|end| end.answered(message.number, now));
+                peer.nonces.note(nonce, changed.is_some());
+                self.changes += u64::from(changed == Some(true));
+            }
+            Kind::Question => {
+                peer.nonces.note(nonce, false);
+                let ends = peer.through.iter_mut().filter(|end| end.to == from.ip());
+                ends.for_each(|end| end.heard(message.mtu == SATISFIED, now));
+                if !peer.inside.take(now, ANSWERS_INSIDE) {
+                    return Received::TooMany;
+                }
+                let answer = Message { kind: Kind::Answer { seen: from }, number: message.number, mtu: 0 };
+                let nonce = next_nonce(&self.boot, &mut self.count);
+                let payload = peer.secrets.seal(&answer, wire::LEAST, nonce);
+                out.push(Transmit { to: from, from: None, payload });
+            }
+        }
+        Received::Taken
+    }
+
     /// Does what is due.
     pub fn poll(&mut self, now: Instant, out: &mut Vec<Transmit>) {
         // Who was not given the processor for so long may have missed every answer: what is open tells nothing.
@@ -304,7 +369,10 @@ impl Prober {
         let again = self.pardoned.is_some_and(|at| now.saturating_duration_since(at) < PARDON_EVERY);
         if late && !again {
             self.pardoned = Some(now);
-            self.peers.values_mut().flat_map(|peer| &mut peer.lines).for_each(|line| line.pardon(now));
+            for peer in self.peers.values_mut() {
+                peer.lines.iter_mut().for_each(|line| line.pardon(now));
+                peer.through.iter_mut().for_each(Through::pardon);
+            }
         }
         let mut of_all = self.unproved.take().unwrap_or_else(|| Bucket::new(now, UNPROVED_OF_ALL));
         // Whoever went short is the first now.
@@ -322,6 +390,23 @@ impl Prober {
             peer.forget(now);
             self.changes += u64::from(peer.decide(now)) + u64::from(peer.mtu() != before);
             peer.rescue(now);
+            let lives = peer.lives();
+            for end in &mut peer.through {
+                self.changes += u64::from(end.expire(lives, now));
+                if !lives || !end.asks(now) {
+                    continue;
+                }
+                let nonce = next_nonce(&self.boot, &mut self.count);
+                let number = self.first.wrapping_add(self.count);
+                let mtu = if end.is_satisfied() { SATISFIED } else { 0 };
+                let question = Message { kind: Kind::Question, number, mtu };
+                end.note(number, now);
+                out.push(Transmit {
+                    to: SocketAddr::new(end.to, self.port),
+                    from: Some(end.from),
+                    payload: peer.secrets.seal(&question, wire::LEAST, nonce),
+                });
+            }
             for at in 0..peer.lines.len() {
                 let role = peer.role(at);
                 if peer.lines[at].asks_unproved(role, now) && !peer.may_ask(at, now, &mut of_all) {
@@ -343,7 +428,7 @@ impl Prober {
                     let payload = usize::from(size.saturating_sub(headers(&to)));
                     let payload = peer.secrets.seal(&question, payload, nonce);
                     line.note(number, size, padded, now);
-                    out.push(Transmit { to, payload });
+                    out.push(Transmit { to, from: None, payload });
                 }
             }
         }
@@ -355,6 +440,12 @@ impl Prober {
     /// When [`Prober::poll`] has something to do.
     pub fn wake_at(&self) -> Option<Instant> {
         self.peers.values().filter_map(Peer::wake_at).min()
+    }
+
+    /// Returns the line that carries to a peer.
+    pub fn carrying(&self, key: &PublicKey) -> Option<(Rung, SocketAddr)> {
+        let (rung, address, _) = self.peers.get(key)?.choice.carrying?;
+        Some((rung, address))
     }
 
     /// How all peers are reached.
@@ -389,11 +480,18 @@ impl Peer {
             doubtful: 0,
             unproved: Bucket::new(now, UNPROVED),
             unproved_heard: Bucket::new(now, UNPROVED_HEARD),
+            through: Vec::new(),
+            inside: Bucket::new(now, ANSWERS_INSIDE),
         }
     }
 
     fn line(&self, address: &SocketAddr) -> Option<usize> {
         self.lines.iter().position(|line| line.candidate.address == *address)
+    }
+
+    /// Whether the line in use answers.
+    fn lives(&self) -> bool {
+        !self.choice.blocked && self.choice.index(&self.lines).is_some_and(|at| self.lines[at].lives())
     }
 
     fn mtu(&self) -> Option<u16> {
@@ -435,6 +533,12 @@ impl Peer {
             (line.candidate.rank(), listed.unwrap_or(usize::MAX))
         };
         self.lines.sort_by_key(place);
+        self.through.retain(|end| paths.inside.contains(&(end.from, end.to)));
+        for (from, to) in &paths.inside {
+            if !self.through.iter().any(|end| (end.from, end.to) == (*from, *to)) {
+                self.through.push(Through::new(*from, *to, now));
+            }
+        }
         self.offered = paths;
         let Some((rung, address, since)) = self.choice.carrying else { return false };
         match self.line(&address) {
@@ -554,7 +658,8 @@ impl Peer {
 
     fn wake_at(&self) -> Option<Instant> {
         let lines = self.lines.iter().map(Line::wake_at);
-        lines.chain(self.choice.wake_at(&self.lines)).min()
+        let ends = self.through.iter().map(Through::wake_at);
+        lines.chain(ends).chain(self.choice.wake_at(&self.lines)).min()
     }
 
     fn report(&self, now: Instant) -> PeerReport {
@@ -564,6 +669,7 @@ impl Peer {
             mtu: self.mtu(),
             lines: self.lines.iter().map(|line| line.report(now)).collect(),
             decisions: self.decisions.iter().copied().collect(),
+            through: self.through.iter().map(Through::report).collect(),
         }
     }
 }

@@ -27,7 +27,7 @@ fn direct(address: &str) -> Candidate {
 // A prober of one peer, which it looks for at one address.
 fn prober(own: u8, peer: u8, address: &str, now: Instant) -> Prober {
     let mut prober = Prober::new(key(own), [own; 16]);
-    let paths = PeerPaths { candidates: vec![direct(address)], mtu_most: 1500 };
+    let paths = PeerPaths { candidates: vec![direct(address)], mtu_most: 1500, ..PeerPaths::default() };
     prober.set_peers(
         BTreeMap::from([(key(peer).public(), paths)]),
         |to| !to.ip().to_string().starts_with("10."),
@@ -90,7 +90,7 @@ fn restarted(adopted: &str, answering: &[(&str, u64)], until: u64) -> Option<Soc
     let now = Instant::now();
     let (mut a, mut b) = (Prober::new(key(1), [1; 16]), prober(2, 1, A, now));
     let carrier = Candidate { rung: Rung::Vxlan, ..direct(CARRIER) };
-    let paths = PeerPaths { candidates: vec![direct(B), carrier], mtu_most: 1500 };
+    let paths = PeerPaths { candidates: vec![direct(B), carrier], mtu_most: 1500, ..PeerPaths::default() };
     a.set_peers(BTreeMap::from([(key(2).public(), paths)]), |_| true, now);
     a.adopted(&key(2).public(), at(adopted), now);
     for millis in (0..=until).step_by(50) {
@@ -130,7 +130,7 @@ fn revived(away: u64, back: &[&str]) -> Vec<SocketAddr> {
     let now = Instant::now();
     let (mut a, mut b) = (Prober::new(key(1), [1; 16]), prober(2, 1, A, now));
     let carrier = Candidate { rung: Rung::Vxlan, ..direct(CARRIER) };
-    let paths = PeerPaths { candidates: vec![direct(B), carrier], mtu_most: 1500 };
+    let paths = PeerPaths { candidates: vec![direct(B), carrier], mtu_most: 1500, ..PeerPaths::default() };
     a.set_peers(BTreeMap::from([(key(2).public(), paths)]), |_| true, now);
     let mut used = Vec::new();
     for millis in (0..away + 30_000).step_by(10) {
@@ -202,7 +202,11 @@ fn no_address_inside_of_the_mesh_is_ever_asked() {
     given(&mut b, "10.1.2.3:51820", &question.payload, now);
     b.observed(&key(1).public(), at("10.1.2.4:51820"), now);
     assert_eq!(addresses(&b, 1, now), [at(A)]);
-    let paths = PeerPaths { candidates: vec![direct("10.9.9.9:1"), direct(A)], mtu_most: 1500 };
+    let paths = PeerPaths {
+        candidates: vec![direct("10.9.9.9:1"), direct(A)],
+        mtu_most: 1500,
+        ..PeerPaths::default()
+    };
     b.set_peers(
         BTreeMap::from([(key(1).public(), paths)]),
         |to| !to.ip().to_string().starts_with("10."),
@@ -357,7 +361,7 @@ fn recordings_of_a_boot_before_use_up_no_answers() {
         recorded.extend(polled(&mut before, moment).into_iter().map(|question| question.payload));
     }
     let mut a = Prober::new(key(1), [77; 16]);
-    let paths = PeerPaths { candidates: vec![direct(B)], mtu_most: 1500 };
+    let paths = PeerPaths { candidates: vec![direct(B)], mtu_most: 1500, ..PeerPaths::default() };
     a.set_peers(BTreeMap::from([(key(2).public(), paths)]), |_| true, now);
     let mut b = prober(2, 1, A, now);
     talk_beside(&mut a, &mut b, &mut now, 50, |_, _| ());
@@ -378,7 +382,7 @@ fn recordings_take_no_place_of_a_peer_that_moved() {
     let mut now = Instant::now();
     let mut before = prober(1, 2, B, now);
     let mut a = Prober::new(key(1), [77; 16]);
-    let paths = PeerPaths { candidates: vec![direct(B)], mtu_most: 1500 };
+    let paths = PeerPaths { candidates: vec![direct(B)], mtu_most: 1500, ..PeerPaths::default() };
     a.set_peers(BTreeMap::from([(key(2).public(), paths)]), |_| true, now);
     let mut b = prober(2, 1, A, now);
     talk_beside(&mut a, &mut b, &mut now, 50, |_, _| ());
@@ -410,7 +414,7 @@ fn asked_in_vain(peers: u8, candidates: u8, seconds: u64) -> (usize, usize) {
     let mut a = Prober::new(key(1), [1; 16]);
     let paths = |peer: u8| {
         let all = (0..candidates).map(|n| direct(&format!("203.0.{peer}.{n}:51820")));
-        (key(peer).public(), PeerPaths { candidates: all.collect(), mtu_most: 1500 })
+        (key(peer).public(), PeerPaths { candidates: all.collect(), mtu_most: 1500, ..PeerPaths::default() })
     };
     a.set_peers((2..2 + peers).map(paths).collect(), |_| true, begin);
     let (mut all, mut late) = (0, 0);
@@ -444,7 +448,7 @@ fn a_peer_that_went_short_is_the_next() {
         let secret: [u8; 32] = secret.try_into().unwrap();
         let all = (0..24).map(|at| direct(&format!("203.{}.{}.{at}:51820", n / 250, n % 250)));
         let key = PrivateKey::from_bytes(&secret).unwrap().public();
-        (key, PeerPaths { candidates: all.collect(), mtu_most: 1500 })
+        (key, PeerPaths { candidates: all.collect(), mtu_most: 1500, ..PeerPaths::default() })
     };
     let peers: BTreeMap<_, _> = (0..1200).map(paths).collect();
     let count = peers.len();
@@ -478,7 +482,7 @@ fn addresses_that_nobody_has_are_never_asked() {
     ];
     let mut a = Prober::new(key(1), [1; 16]);
     let candidates = special.iter().map(|address| direct(address)).chain([direct(B)]).collect();
-    let paths = PeerPaths { candidates, mtu_most: 1500 };
+    let paths = PeerPaths { candidates, mtu_most: 1500, ..PeerPaths::default() };
     a.set_peers(BTreeMap::from([(key(2).public(), paths)]), |_| true, now);
     let mut b = prober(2, 1, A, now);
     for address in special {
@@ -495,7 +499,7 @@ fn a_peer_that_moves_is_found_beside_dead_candidates() {
     let mut now = Instant::now();
     let mut b = Prober::new(key(2), [2; 16]);
     let dead = (0..10).map(|n| direct(&format!("203.0.113.{n}:51820"))).collect();
-    let paths = PeerPaths { candidates: dead, mtu_most: 1500 };
+    let paths = PeerPaths { candidates: dead, mtu_most: 1500, ..PeerPaths::default() };
     b.set_peers(BTreeMap::from([(key(1).public(), paths)]), |_| true, now);
     for _ in 0..600 {
         now += Duration::from_millis(100);

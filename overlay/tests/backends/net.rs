@@ -46,7 +46,7 @@ pub(crate) async fn a_guard_is_replaced_by_the_next(mut lab: Lab) {
     }
     if lab.fake.is_none() {
         // Nothing of the guards before is left.
-        assert_eq!(sh("nft list table inet sennit").matches("chain").count(), 4);
+        assert_eq!(sh("nft list table inet sennit").matches("chain").count(), 6);
         // An agent died after the first of the two steps.
         let next = guard(&["10.9.0.0/24"]);
         std::fs::write("/run/next.nft", next.render(Slot::A) + &next.render(Slot::B)).unwrap();
@@ -54,7 +54,7 @@ pub(crate) async fn a_guard_is_replaced_by_the_next(mut lab: Lab) {
         assert_eq!(lab.nft.observe().await.fingerprint, None);
         lab.nft.apply(&next).await.unwrap();
         assert_eq!(lab.nft.observe().await.fingerprint, Some(next.fingerprint()));
-        assert_eq!(sh("nft list table inet sennit").matches("chain").count(), 4);
+        assert_eq!(sh("nft list table inet sennit").matches("chain").count(), 6);
     }
     lab.nft.remove().await.unwrap();
     assert_eq!(lab.nft.observe().await.fingerprint, None);

@@ -24,7 +24,9 @@ const READING: &str = "reading the nftables tables of others";
 
 const NFPROTO_NETDEV: u8 = 5;
 const NF_INET_PRE_ROUTING: u32 = 0;
+const NF_INET_FORWARD: u32 = 2;
 const NF_INET_LOCAL_OUT: u32 = 3;
+const NF_DROP: u32 = 0;
 /// `XT_CT_NOTRACK`, of `struct xt_ct_target_info`.
 const XT_CT_NOTRACK: u16 = 1;
 
@@ -66,6 +68,8 @@ pub struct Others {
     pub flowtables: Vec<Flowtable>,
     /// Rules, one of each chain and kind.
     pub doers: Vec<Doer>,
+    /// Chains that drop what this host forwards where none of their rules accepts it, as `chain FORWARD of table ip filter`.
+    pub closed: Vec<String>,
     /// Whether there was more than is looked at.
     pub cut: bool,
 }
@@ -127,15 +131,18 @@ impl OthersReader {
                 found.extend(flowtable(message).filter(|_| found.len() < FINDINGS_MOST));
             },
         ))?;
-        let mut tables: Vec<(u8, String)> = nothing(self.socket.dump(
+        type Chains = (Vec<(u8, String)>, Vec<String>);
+        let (mut tables, closed) = nothing(self.socket.dump(
             &mut self.batch,
             everything(kind::GETCHAIN),
-            |found: &mut Vec<(u8, String)>, message| {
+            |(found, closing): &mut Chains, message| {
                 if let Some(table) = acting(message).filter(|table| !found.contains(table)) {
                     found.push(table);
                 }
+                closing.extend(closed(message).filter(|_| closing.len() < FINDINGS_MOST));
             },
         ))?;
+        others.closed = closed;
         others.cut = tables.len() > TABLES_MOST;
         tables.truncate(TABLES_MOST);
         let mut looked_at = 0;
@@ -215,6 +222,17 @@ fn acting(message: &Message<'_>) -> Option<(u8, String)> {
     let (number, priority) = (hook.be32(1)?, hook.be32(2)?.cast_signed());
     let early = priority < CONNTRACK && [NF_INET_PRE_ROUTING, NF_INET_LOCAL_OUT].contains(&number);
     (early || family == NFPROTO_NETDEV).then(|| (family, table.to_owned()))
+}
+
+/// A base chain that drops by default what is forwarded.
+fn closed(message: &Message<'_>) -> Option<String> {
+    let (family, table) = of_others(message)?;
+    let attributes = message.attributes();
+    // NFTA_CHAIN_HOOK and its NFTA_HOOK_HOOKNUM, NFTA_CHAIN_POLICY, NFTA_CHAIN_NAME
+    let forwards = attributes.nested(4)?.be32(1)? == NF_INET_FORWARD && [1, 2, 10].contains(&family);
+    let drops = attributes.be32(5)? == NF_DROP;
+    (forwards && drops).then_some(())?;
+    Some(format!("chain {} of table {}", attributes.text(3)?, table_name(family, table)))
 }
 
 fn doers(message: &Message<'_>) -> Vec<Doer> {

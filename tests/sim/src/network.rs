@@ -34,9 +34,9 @@ struct Node {
 }
 
 struct Flight {
-    from: NodeId,
     to: NodeId,
-    rung: Rung,
+    // Where it seems to come from.
+    source: SocketAddr,
     datagram: Vec<u8>,
 }
 
@@ -48,7 +48,8 @@ pub struct Network<W> {
     pub sent: u64,
     nodes: Vec<Node>,
     ids: HashMap<PublicKey, NodeId>,
-    addresses: HashMap<IpAddr, (NodeId, Rung)>,
+    // On a carrier, or inside of the tunnel.
+    addresses: HashMap<IpAddr, (NodeId, Option<Rung>)>,
     flights: HashMap<u64, Flight>,
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
     // Each node's next timer, and outdated ones.
@@ -69,6 +70,11 @@ pub(crate) fn address(node: NodeId, rung: Rung) -> SocketAddr {
     SocketAddr::new(ip, PORT)
 }
 
+/// Where a node is inside of the tunnel.
+fn mesh_address(node: NodeId) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from((0xfd07_u128 << 112) + node as u128))
+}
+
 impl<W: World> Network<W> {
     /// Nodes that know of each other what `peers` says.
     pub fn new(count: usize, world: W, random: &mut Random, peers: impl Fn(NodeId, NodeId) -> bool) -> Self {
@@ -83,8 +89,11 @@ impl<W: World> Network<W> {
         }
         let ids = nodes.iter().enumerate().map(|(id, node)| (node.key, id)).collect();
         let rungs = [Rung::Direct, Rung::Vxlan];
-        let addresses =
-            (0..nodes.len()).flat_map(|id| rungs.map(|rung| (address(id, rung).ip(), (id, rung)))).collect();
+        let addresses = (0..nodes.len()).flat_map(|id| {
+            let carriers = rungs.map(|rung| (address(id, rung).ip(), (id, Some(rung))));
+            carriers.into_iter().chain([(mesh_address(id), (id, None))])
+        });
+        let addresses = addresses.collect();
         let mut network = Self {
             world,
             sent: 0,
@@ -99,7 +108,7 @@ impl<W: World> Network<W> {
             now: begun,
         };
         for id in 0..network.nodes.len() {
-            let of = |other: NodeId| (network.nodes[other].key, paths(other));
+            let of = |other: NodeId| (network.nodes[other].key, paths(id, other));
             let known = (0..network.nodes.len()).filter(|other| *other != id && peers(id, *other)).map(of);
             let known: BTreeMap<_, _> = known.collect();
             network.nodes[id].prober.set_peers(known.clone(), |_| true, begun);
@@ -208,7 +217,7 @@ impl<W: World> Network<W> {
                 continue;
             }
             let mut out = Vec::new();
-            let from = address(flight.from, flight.rung);
+            let from = flight.source;
             let node = &mut self.nodes[flight.to];
             node.prober.receive(from, &mut flight.datagram, self.now, &mut out);
             self.sleep(flight.to);
@@ -239,12 +248,19 @@ impl<W: World> Network<W> {
     }
 
     fn send(&mut self, from: NodeId, out: Vec<Transmit>) {
-        for Transmit { to, payload } in out {
+        for Transmit { to, payload, .. } in out {
             self.sent += 1;
-            let Some(&(id, rung)) = self.addresses.get(&to.ip()) else { continue };
+            let Some(&(id, place)) = self.addresses.get(&to.ip()) else { continue };
+            // What goes into the tunnel takes the path that carries.
+            let carrying = || self.nodes[from].prober.carrying(&self.nodes[id].key).map(|(rung, _)| rung);
+            let Some(rung) = place.or_else(carrying) else { continue };
+            let source = match place {
+                Some(rung) => address(from, rung),
+                None => SocketAddr::new(mesh_address(from), PORT),
+            };
             let size = u16::try_from(payload.len()).unwrap_or(u16::MAX) + headers(&to);
             let Some(takes) = self.world.carries(from, id, rung, size) else { continue };
-            self.flights.insert(self.next, Flight { from, to: id, rung, datagram: payload });
+            self.flights.insert(self.next, Flight { to: id, source, datagram: payload });
             self.queue.push(Reverse((self.now + takes, self.next)));
             self.next += 1;
         }
@@ -255,7 +271,7 @@ fn boot(random: &mut Random) -> [u8; 16] {
     std::array::from_fn(|_| random.bits() as u8)
 }
 
-fn paths(node: NodeId) -> PeerPaths {
+fn paths(own: NodeId, node: NodeId) -> PeerPaths {
     let candidate =
         |rung, origin, mtu_most| Candidate { address: address(node, rung), rung, origin, mtu_most };
     PeerPaths {
@@ -264,5 +280,7 @@ fn paths(node: NodeId) -> PeerPaths {
             candidate(Rung::Vxlan, Origin::Carrier, 1450),
         ],
         mtu_most: 1500,
+        inside: vec![(mesh_address(own), mesh_address(node))],
+        asking: vec![mesh_address(node)],
     }
 }

@@ -134,7 +134,10 @@ async fn a_change_is_not_forgotten_when_the_wait_for_it_is_cut_short() {
     // Others that are waited for beside it end the wait again and again, each time within the quiet time.
     let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
     for _ in 0..3 {
-        let _ = tokio::time::timeout(QUIET / 3, registry.changed()).await;
+        // A busy host may take longer to end the wait than the quiet time lasts.
+        if tokio::time::timeout(QUIET / 3, registry.changed()).await.is_ok() {
+            return;
+        }
     }
     tokio::time::timeout_at(deadline, registry.changed()).await.expect("the change was forgotten");
 }

@@ -50,7 +50,7 @@ fn run(count: u32, peer: PublicKey, at: SocketAddr, seconds: u64) -> anyhow::Res
         let mut prober = Prober::new(key(n)?, boot);
         let candidate =
             Candidate { address: at, rung: Rung::Direct, origin: Origin::Published, mtu_most: 1500 };
-        let paths = PeerPaths { candidates: vec![candidate], mtu_most: 1500 };
+        let paths = PeerPaths { candidates: vec![candidate], mtu_most: 1500, ..PeerPaths::default() };
         prober.set_peers(BTreeMap::from([(peer, paths)]), |_| true, begun);
         nodes.push((socket, prober));
     }

@@ -1,0 +1,312 @@
+//! Whether packets get where they are to: judged by the end-to-end check of each peer, the guard's counts, and the kernel's settings.
+//!
+//! Handshakes and probes say that two agents reach each other on the underlay. What the routes, rules and firewalls of either host do to
+//! pods' packets shows here.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant, SystemTime};
+
+use mesh_keyring::NodeName;
+use mesh_overlay::MeshPlan;
+use mesh_overlay::backend::ObservedGuard;
+use mesh_overlay::guard::Guard;
+use mesh_overlay::path::{PeerReport, Reach};
+
+use crate::problem::{self, Problem, Since};
+use crate::status::Reports;
+
+/// A count that rose within this time is told as one that rises.
+const RISES_FOR: Duration = Duration::from_secs(30);
+/// Counts are compared over at least this time: they are not read in one moment.
+const WINDOW: Duration = Duration::from_secs(4);
+/// What was found about forwarding holds this long without any packet that could say more.
+const HOLDS: Duration = Duration::from_secs(60);
+/// Fewer packets say nothing.
+const PACKETS_LEAST: u64 = 3;
+
+/// What the kernel says of forwarding, for IPv4 and IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forwarding {
+    /// For the host as a whole.
+    pub host: (bool, bool),
+    /// For what comes in by the mesh interface.
+    pub tunnel: (bool, bool),
+}
+
+impl Forwarding {
+    /// Reads the settings of the mesh interface. `host`: those of the host as a whole.
+    pub fn read(host: (bool, bool), interface: &str) -> Self {
+        // An interface that is not there yet forbids nothing.
+        let on = |family: &str| {
+            let path = format!("/proc/sys/net/{family}/conf/{interface}/forwarding");
+            std::fs::read_to_string(path).map_or(true, |text| text.trim() != "0")
+        };
+        Self { host, tunnel: (on("ipv4"), on("ipv6")) }
+    }
+}
+
+/// What one pass has seen.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// The plan in force.
+    pub plan: &'a MeshPlan,
+    /// What the prober knows.
+    pub reports: &'a Reports,
+    /// The guard with its counts.
+    pub guard: &'a ObservedGuard,
+    /// The kernel's settings.
+    pub forwarding: Forwarding,
+    /// Chains of other tables that drop what they forward by default, as `chain FORWARD of table ip filter`.
+    pub closed: &'a [String],
+}
+
+/// A count, and when it rose last.
+#[derive(Debug, Clone, Default)]
+struct Rising {
+    before: Option<u64>,
+    rose: Option<(Instant, u64)>,
+}
+
+impl Rising {
+    /// Takes the count of now. Returns by how much it has risen since it began to, while it rises.
+    fn take(&mut self, count: u64, now: Instant) -> Option<u64> {
+        let risen = self.before.replace(count).map_or(0, |before| count.saturating_sub(before));
+        let rises = self.rose.filter(|(at, _)| now.saturating_duration_since(*at) < RISES_FOR);
+        let by = rises.map_or(0, |(_, by)| by);
+        self.rose = if risen > 0 { Some((now, by + risen)) } else { rises };
+        self.rose.map(|(_, by)| by)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Counts {
+    at: Instant,
+    crossing: u64,
+    crossed: u64,
+    denied: u64,
+}
+
+/// Judges, and remembers what it needs of the passes before.
+#[derive(Debug, Clone, Default)]
+pub struct Watcher {
+    egress: Rising,
+    counts: Option<Counts>,
+    // Packets that were lost of all that crossed, and when that was found.
+    lost: Option<(u64, u64, Instant)>,
+    since: Since,
+    problems: Vec<Problem>,
+}
+
+impl Watcher {
+    /// Judges what a pass has seen. `denied`: packets that policy has dropped so far.
+    pub fn look(&mut self, seen: &Seen<'_>, denied: u64, clock: (Instant, SystemTime)) {
+        let (now, wall) = clock;
+        let mut found = unreached(seen.plan, seen.reports);
+        found.extend(forwarding_off(&seen.plan.guard, seen.forwarding));
+        self.count(seen.guard, denied, now);
+        found.extend(self.lost.map(|(lost, all, _)| forward_dropped(lost, all, seen.closed)));
+        if let Some(packets) = self.egress.take(seen.guard.egress_drops, now) {
+            let problem = Problem::new(
+                "packets-leave-the-mesh",
+                "guard",
+                "packets for the mesh were routed past the tunnel, and the guard dropped them",
+                "compare `ip rule` and `ip route show table all` with what `mesh-agent plan` shows; something else on this host sets routes",
+            );
+            found.push(Problem { packets: Some(packets), ..problem });
+        }
+        self.problems = problem::bounded(found);
+        self.since.note(&mut self.problems, wall);
+    }
+
+    /// Whether more packets began to cross than have crossed since the last look: only then is it of interest what policy has dropped.
+    pub fn misses(&self, guard: &ObservedGuard) -> bool {
+        self.counts.is_none_or(|before| {
+            guard.crossing.saturating_sub(before.crossing) > guard.crossed.saturating_sub(before.crossed)
+        })
+    }
+
+    fn count(&mut self, guard: &ObservedGuard, denied: u64, now: Instant) {
+        let counts = Counts { at: now, crossing: guard.crossing, crossed: guard.crossed, denied };
+        let Some(before) = self.counts else {
+            self.counts = Some(counts);
+            return;
+        };
+        if now.saturating_duration_since(before.at) < WINDOW {
+            return;
+        }
+        self.counts = Some(counts);
+        let risen = |of: fn(&Counts) -> u64| of(&counts).checked_sub(of(&before));
+        // A guard that was written anew counts from zero.
+        let (Some(crossing), Some(crossed)) = (risen(|c| c.crossing), risen(|c| c.crossed)) else { return };
+        let lost = crossing.saturating_sub(crossed).saturating_sub(risen(|c| c.denied).unwrap_or(0));
+        if crossing >= PACKETS_LEAST {
+            // A firewall that forbids some of it is as its owner wants it; one that lets hardly anything pass cuts pods off.
+            self.lost = (lost * 2 > crossing).then_some((lost, crossing, now));
+        } else if self.lost.is_some_and(|(_, _, at)| now.saturating_duration_since(at) > HOLDS) {
+            self.lost = None;
+        }
+    }
+
+    /// What was found.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Whether the agent is not ready because of any of it.
+    pub fn blocks(&self) -> bool {
+        self.problems.iter().any(|problem| problem.blocks)
+    }
+}
+
+/// How the peers that a path leads to are reached through the tunnel.
+fn unreached(plan: &MeshPlan, reports: &Reports) -> Vec<Problem> {
+    let judged = |name: &NodeName| -> Option<(Reach, &PeerReport)> {
+        let report = reports.get(&plan.peers.get(name)?.public_key)?;
+        Some((reach(report), report)).filter(|(reach, _)| *reach != Reach::Unknown)
+    };
+    let all: Vec<_> = plan.peers.keys().filter_map(|name| Some((name, judged(name)?))).collect();
+    let reached = all.iter().filter(|(_, (reach, _))| *reach == Reach::Reached).count();
+    let silent = all.iter().filter(|(_, (reach, _))| *reach == Reach::Unreached);
+    let problems = silent.map(|(name, (_, report))| {
+        let ends = report.through.iter().filter(|end| end.reach == Reach::Unreached);
+        let ends: Vec<String> = ends.map(|end| format!("{} to {}", end.from, end.to)).collect();
+        Problem::new(
+            "peer-unreached",
+            format!("peer {name}"),
+            format!(
+                "a path to it lives, but no packet through the tunnel from {} comes back",
+                ends.join(", nor from ")
+            ),
+            format!(
+                "run `mesh-agent status` here and on {name}: one of the two refuses the other's prefixes, or its rules, routes or \
+                 firewall take the packets"
+            ),
+        )
+        // One peer that is not reached is one path's fault. All of them are this host's.
+        .blocking(reached == 0)
+    });
+    problems.collect()
+}
+
+/// How a peer is reached as a whole: every family has to work.
+pub fn reach(report: &PeerReport) -> Reach {
+    let of = |reach| report.through.iter().any(|end| end.reach == reach);
+    if of(Reach::Unreached) {
+        Reach::Unreached
+    } else if of(Reach::Unknown) || report.through.is_empty() {
+        Reach::Unknown
+    } else {
+        Reach::Reached
+    }
+}
+
+fn forwarding_off(guard: &Guard, forwarding: Forwarding) -> Vec<Problem> {
+    let local: BTreeSet<bool> = guard.local.iter().map(|net| net.addr().is_ipv6()).collect();
+    let tunnel = guard.interfaces.first();
+    let families = [
+        (false, "IPv4", "ipv4", "net.ipv4.ip_forward", forwarding.host.0, forwarding.tunnel.0),
+        (true, "IPv6", "ipv6", "net.ipv6.conf.all.forwarding", forwarding.host.1, forwarding.tunnel.1),
+    ];
+    let held = families.into_iter().filter(|(v6, ..)| local.contains(v6));
+    held.filter_map(|(_, family, folder, setting, host, of_tunnel)| {
+        let setting = match (host, of_tunnel, tunnel) {
+            (false, ..) => setting.to_owned(),
+            (true, false, Some(tunnel)) => format!("net.{folder}.conf.{tunnel}.forwarding"),
+            _ => return None,
+        };
+        let text = format!("the kernel forwards no {family} packets: pods of this node cannot use the mesh");
+        let remedy = format!("run `sysctl -w {setting}=1`, and write it to a file in /etc/sysctl.d");
+        Some(Problem::new("forwarding-off", setting, text, remedy).blocking(true))
+    })
+    .collect()
+}
+
+fn forward_dropped(lost: u64, all: u64, closed: &[String]) -> Problem {
+    let who = match closed {
+        [] => "another table or program of this host".to_owned(),
+        some => some.join(", "),
+    };
+    let problem = Problem::new(
+        "forwarding-dropped",
+        who,
+        format!("{lost} of {all} packets between pods and the tunnel were dropped while they were forwarded, and not by policy"),
+        "let the host's firewall accept what it forwards from and to the mesh interface, such as by `iptables -I FORWARD -i sennit0 -j \
+         ACCEPT` and `-o sennit0`, or put the interface into firewalld's zone trusted",
+    )
+    .blocking(true);
+    Problem { packets: Some(lost), ..problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guard(crossing: u64, crossed: u64) -> ObservedGuard {
+        ObservedGuard { crossing, crossed, ..ObservedGuard::default() }
+    }
+
+    fn after(seconds: u64, begun: Instant) -> Instant {
+        begun + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_firewall_that_drops_everything_is_told() {
+        let begun = Instant::now();
+        let mut watcher = Watcher::default();
+        for (second, crossing, crossed, denied, lost) in [
+            (0, 100, 100, 0, false),
+            (10, 200, 190, 0, false),
+            (20, 300, 195, 0, true),
+            // Nothing says that it is over.
+            (30, 301, 195, 0, true),
+            (40, 401, 290, 0, false),
+            // Policy has dropped them.
+            (50, 501, 295, 100, false),
+            (60, 601, 295, 100, true),
+            // A new guard counts anew, and says nothing.
+            (70, 5, 5, 100, true),
+            (80, 105, 105, 100, false),
+        ] {
+            watcher.count(&guard(crossing, crossed), denied, after(second, begun));
+            assert_eq!(watcher.lost.is_some(), lost, "after {second} s");
+        }
+    }
+
+    #[test]
+    fn a_count_that_rests_is_forgotten() {
+        let begun = Instant::now();
+        let mut rising = Rising::default();
+        assert_eq!(rising.take(7, begun), None);
+        assert_eq!(rising.take(9, after(1, begun)), Some(2));
+        assert_eq!(rising.take(10, after(20, begun)), Some(3));
+        assert_eq!(rising.take(10, after(49, begun)), Some(3));
+        assert_eq!(rising.take(10, after(51, begun)), None);
+    }
+
+    #[test]
+    fn forwarding_is_told_by_its_setting() {
+        let mut guard = Guard {
+            mesh: BTreeSet::new(),
+            local: BTreeSet::new(),
+            outside: BTreeSet::new(),
+            interfaces: BTreeSet::from(["sennit0".parse().unwrap()]),
+            pod_kinds: BTreeSet::new(),
+            underlay: BTreeSet::new(),
+            carriers: None,
+            cleartext: None,
+        };
+        let settings = |guard: &Guard, host, tunnel| -> Vec<String> {
+            let found = forwarding_off(guard, Forwarding { host, tunnel });
+            found.into_iter().map(|problem| problem.object).collect()
+        };
+        assert!(settings(&guard, (false, false), (false, false)).is_empty(), "no pods");
+        guard.local.insert("10.1.0.0/24".parse().unwrap());
+        assert_eq!(settings(&guard, (false, false), (true, true)), ["net.ipv4.ip_forward"]);
+        guard.local.insert("fd00:1::/64".parse().unwrap());
+        assert_eq!(
+            settings(&guard, (true, false), (false, true)),
+            ["net.ipv4.conf.sennit0.forwarding", "net.ipv6.conf.all.forwarding"]
+        );
+        assert!(settings(&guard, (true, true), (true, true)).is_empty());
+    }
+}
