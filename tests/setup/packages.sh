@@ -7,6 +7,7 @@ declare -A need=(
   [cc]=build-essential [ip]=iproute2 [tc]=iproute2 [nft]=nftables [wg]=wireguard-tools
   [wg-quick]=wireguard-tools [wireguard-go]=wireguard-go [iperf3]=iperf3 [ping]=iputils-ping
   [ethtool]=ethtool [unshare]=util-linux [setpriv]=util-linux [ps]=procps [conntrack]=conntrack [jq]=jq [python3]=python3
+  [dnsmasq]=dnsmasq-base [dhcpcd]=dhcpcd-base
 )
 missing=()
 for program in "${!need[@]}"; do

@@ -5,7 +5,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use meshlab::Options;
+use meshlab::{Options, Report, RunError};
 
 /// A directory of the programs under test: `$SENNIT_BIN_DIR`, or where cargo puts what it builds with the tests.
 pub fn programs() -> PathBuf {
@@ -35,13 +35,33 @@ pub fn can_run(test: &str) -> bool {
             programs().display()
         )
     };
+    skip(test, &missing);
+    false
+}
+
+/// Says loudly that a test is skipped; under `CI=true` it fails.
+fn skip(test: &str, missing: &str) {
     // Not by a macro: libtest keeps what those print to itself when a test passes.
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {missing}");
     assert!(
         std::env::var("CI").as_deref() != Ok("true"),
         "under CI nothing is skipped: {test} needs {missing}"
     );
-    false
+}
+
+/// Returns the report of a run; `None`, loudly, where this machine lacks what the scenario needs.
+///
+/// # Panics
+/// When the scenario cannot run for another reason, and under `CI=true` for any.
+pub fn ran(test: &str, run: Result<Report, RunError>) -> Option<Report> {
+    match run {
+        Ok(report) => Some(report),
+        Err(RunError::Missing(missing)) => {
+            skip(test, &missing);
+            None
+        }
+        Err(error) => panic!("{test} cannot run: {error}"),
+    }
 }
 
 fn is_root() -> bool {
@@ -59,11 +79,7 @@ pub fn passes(test: &str, scenario: &str) {
     }
     let dump_dir = Some(programs().join("reports").join(test));
     let options = Options { bin_dir: Some(programs()), dump_dir, ..Options::default() };
-    match meshlab::run_text(scenario, options) {
-        Ok(report) => {
-            println!("{}", report.to_text());
-            assert!(report.passed(), "{test} failed:\n{}", report.to_text());
-        }
-        Err(error) => panic!("{test} cannot run: {error}"),
-    }
+    let Some(report) = ran(test, meshlab::run_text(scenario, options)) else { return };
+    println!("{}", report.to_text());
+    assert!(report.passed(), "{test} failed:\n{}", report.to_text());
 }

@@ -1,5 +1,6 @@
 //! Looks for pod addresses and the marker outside tunnels in recorded frames.
 
+use std::collections::BTreeSet;
 use std::io::{BufReader, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -22,17 +23,25 @@ pub(crate) struct Found {
 }
 
 /// Looks through a classic pcap file for addresses of the prefixes in the outermost IP header, and for the marker.
+/// `lent`: addresses that the LAN itself has given out of the prefixes, which no pod has.
 ///
 /// # Errors
 /// A sentence when the file cannot be read or is no pcap file. A record cut off at the end is passed over.
-pub(crate) fn search(file: &Path, prefixes: &[IpNet], marker: &[u8]) -> Result<Found, String> {
+pub(crate) fn search(
+    file: &Path,
+    prefixes: &[IpNet],
+    lent: &BTreeSet<IpAddr>,
+    marker: &[u8],
+) -> Result<Found, String> {
     let opened = std::fs::File::open(file).map_err(|error| format!("{}: {error}", file.display()))?;
     let mut found = Found::default();
     let mut number = 0;
     each_frame(BufReader::new(opened), |time, frame| {
         number += 1;
         let describe = || format!("frame {number} at {}: {}", clock(time), describe(frame));
-        let inside = |address: &IpAddr| prefixes.iter().any(|prefix| prefix.contains(address));
+        let inside = |address: &IpAddr| {
+            !lent.contains(address) && prefixes.iter().any(|prefix| prefix.contains(address))
+        };
         if packet(frame).is_some_and(|packet| inside(&packet.from) || inside(&packet.to)) {
             found.inner_addresses += 1;
             found.first_inner.get_or_insert_with(describe);
@@ -174,7 +183,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.pcap");
         std::fs::write(&path, file).unwrap();
-        search(&path, &["10.1.0.0/16".parse().unwrap()], b"mark")
+        let lent = BTreeSet::from(["10.1.0.77".parse().unwrap()]);
+        search(&path, &["10.1.0.0/16".parse().unwrap()], &lent, b"mark")
     }
 
     fn count(file: &[u8]) -> Result<u64, String> {
@@ -192,6 +202,15 @@ mod tests {
             vec![1, 2, 3],
         ]);
         assert_eq!(count(&file), Ok(2));
+    }
+
+    #[test]
+    fn what_a_lan_lends_is_no_pods() {
+        let file = pcap(&[
+            v4_frame([10, 1, 0, 77], [198, 18, 2, 2], false),
+            v4_frame([10, 1, 0, 2], [10, 1, 0, 77], false),
+        ]);
+        assert_eq!(count(&file), Ok(1));
     }
 
     #[test]

@@ -161,6 +161,9 @@ fn prerequisites(scenario: &Scenario, options: &Options) -> Result<Option<Binari
         features.push(Feature::Tbf);
     }
     netlab::capabilities().require(&features).map_err(|error| RunError::Missing(error.to_string()))?;
+    if scenario.steps.iter().any(|step| step.value.dhcp.is_some()) {
+        steps::lease::programs().map_err(RunError::Missing)?;
+    }
     if !scenario.agents {
         return Ok(None);
     }

@@ -2,7 +2,8 @@
 
 mod build;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,9 +16,10 @@ use crate::agents::{self, Binaries};
 use crate::layout::{Layout, NodeLayout};
 use crate::picture::{LinkView, Picture, StreamView, TunnelCount};
 use crate::report::count;
-use crate::scenario::Scenario;
+use crate::scenario::{Family, Scenario};
 use crate::selector::Place;
 use crate::status::NodeStatus;
+use crate::steps::lease::Lease;
 use crate::steps::{Trouble, Verdict};
 
 /// What every probe and stream carries, so that a capture can tell whether it was ever seen in clear.
@@ -59,6 +61,9 @@ pub struct Stage {
     pub(crate) recordings: Vec<Recording>,
     pub(crate) streams: BTreeMap<String, Stream>,
     pub(crate) blocks: Vec<PlacedBlock>,
+    pub(crate) leases: BTreeMap<(String, Family), Lease>,
+    /// Addresses that servers and clients of leases have or had.
+    pub(crate) lent: BTreeSet<IpAddr>,
     pub(crate) agents_started: Option<Instant>,
     pub(crate) picture: Picture,
     interrupt: Arc<AtomicBool>,
@@ -224,7 +229,7 @@ impl Stage {
                     recording.name, stats.kernel_drops
                 )));
             }
-            let found = crate::pcap::search(&recording.pcap, &inner, MARKER)
+            let found = crate::pcap::search(&recording.pcap, &inner, &self.lent, MARKER)
                 .map_err(|error| Trouble::failed(format!("{}: {error}", recording.name)))?;
             views.push(LinkView {
                 name: recording.name,
@@ -281,6 +286,7 @@ impl Stage {
     /// Ends everything in the lab and the lab itself.
     pub(crate) fn tear_down(mut self) {
         self.streams.clear();
+        self.leases.clear();
         self.recordings.clear();
         self.agents.clear();
         self.lab.shutdown();

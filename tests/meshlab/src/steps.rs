@@ -2,6 +2,7 @@
 
 pub(crate) mod block;
 mod command;
+pub(crate) mod lease;
 mod process;
 mod reach;
 mod record;
@@ -72,6 +73,7 @@ pub(crate) fn perform(stage: &mut Stage, step: &Step) -> Verdict {
         Action::Exec(exec) => command::exec(stage, exec, time),
         Action::Capture(_) => record::start(stage),
         Action::AssertNoCleartext(bounds) => record::assert_no_cleartext(stage, *bounds),
+        Action::Dhcp(dhcp) => lease::perform(stage, dhcp, deadline),
         Action::Traffic(traffic) => traffic::perform(stage, traffic, deadline),
         Action::Eventually(Eventually { deadline, step }) => {
             until(stage, Instant::now() + deadline.0, |stage| once(stage, step, deadline.0))

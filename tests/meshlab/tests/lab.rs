@@ -494,3 +494,45 @@ fn a_held_lab_answers_and_goes_down() {
     assert_eq!(meshlab(&["down"], folder.path()).0, Some(0));
     assert_eq!(holder.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn leases_come_and_go() {
+    if !lab_possible("leases_come_and_go") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let text = "
+name: leases
+agents: false
+sites: [{name: a, nodes: 2, underlay: dual}]
+steps:
+  - dhcp: {lease: a-1, address: 10.9.0.7/24, routes: [10.8.0.0/16], mtu: 1400}
+  - dhcp: {lease: a-2, address: 10.9.0.8/24, gateway: true}
+  - dhcp: {lease: a-1, address: 'fd09::7/64', gateway: true}
+  - exec:
+      on: a-1
+      command: ip addr show dev eth0; ip route; ip -6 route
+      contains: [10.9.0.7/24, 'fd09::7/', mtu 1400, 10.8.0.0/16 via 10.9.0.1 dev eth0, default via fe80]
+      notContains: 10.9.0.8
+  - exec: {on: a-2, command: ip addr show dev eth0; ip route, contains: [10.9.0.8/24, default via 10.9.0.1], notContains: 10.9.0.7}
+  - name: another of the same family replaces it
+    dhcp: {lease: a-1, address: 10.9.0.17/24}
+  - exec: {on: a-1, command: ip addr show dev eth0, contains: [10.9.0.17/24, mtu 1500], notContains: 10.9.0.7/24}
+  - dhcp: {release: a-1}
+  - exec: {on: a-1, command: ip addr show dev eth0; ip route; ip -6 route, notContains: [10.9.0, 'fd09::7', 10.8.0.0]}
+  - dhcp: {release: a-2}
+  - expect: {matrix: nodes}
+";
+    let resolv = || std::fs::read("/etc/resolv.conf").unwrap_or_default();
+    let before = resolv();
+    let options = Options { dump_dir: Some(folder.path().to_path_buf()), ..Options::default() };
+    match run_text(text, options) {
+        Ok(report) => assert!(report.passed(), "{}", report.to_text()),
+        Err(meshlab::RunError::Missing(missing)) => {
+            assert!(std::env::var_os("CI").is_none(), "leases_come_and_go: {missing}");
+            let _ = writeln!(std::io::stderr(), "SKIPPED leases_come_and_go: {missing}");
+        }
+        Err(error) => panic!("{error}"),
+    }
+    assert_eq!(resolv(), before, "resolv.conf has changed");
+}

@@ -65,6 +65,7 @@ pub(super) fn check(scenario: &Scenario) -> Result<Layout, Vec<Problem>> {
         layout: &layout,
         streams: BTreeSet::new(),
         used: BTreeSet::new(),
+        leased: BTreeSet::new(),
         capturing: false,
     }
     .run(&mut problems);
@@ -103,6 +104,7 @@ struct StepCheck<'a> {
     layout: &'a Layout,
     streams: BTreeSet<&'a str>,
     used: BTreeSet<&'a str>,
+    leased: BTreeSet<&'a str>,
     capturing: bool,
 }
 
@@ -193,6 +195,7 @@ impl<'a> StepCheck<'a> {
                 Ok(())
             }
             Action::Traffic(traffic) => self.traffic(traffic),
+            Action::Dhcp(dhcp) => dhcp.check(self.scenario, self.layout, &mut self.leased),
             Action::Eventually(eventually) => self.inner("eventually", &eventually.step),
             Action::Always(always) => self.inner("always", &always.step),
         }

@@ -1,6 +1,7 @@
 //! The scenario file: topology, mesh configuration and steps, read from YAML with positions.
 
 mod check;
+pub mod lease;
 pub(crate) mod ruled_out;
 mod schema;
 pub mod step;

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::lease::Dhcp;
 use super::value::{CommandLine, OneOrMany, Span};
 use super::{Direction, Family, Protocol};
 
@@ -68,6 +69,9 @@ pub struct Step {
     /// Starts or stops a constant stream of packets that runs beside the following steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic: Option<Traffic>,
+    /// A DHCP server at a site's router gives a node an address, routes and MTU, or the node gives them back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhcp: Option<Dhcp>,
     /// Tries the inner step again and again until it passes or the deadline runs out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eventually: Option<Eventually>,
@@ -111,6 +115,8 @@ pub enum Action<'a> {
     AssertNoCleartext(&'a NoCleartext),
     /// `traffic`
     Traffic(&'a Traffic),
+    /// `dhcp`
+    Dhcp(&'a Dhcp),
     /// `eventually`
     Eventually(&'a Eventually),
     /// `always`
@@ -137,6 +143,7 @@ impl Action<'_> {
             Self::Capture(_) => "capture",
             Self::AssertNoCleartext(_) => "assertNoCleartext",
             Self::Traffic(_) => "traffic",
+            Self::Dhcp(_) => "dhcp",
             Self::Eventually(_) => "eventually",
             Self::Always(_) => "always",
         }
@@ -168,7 +175,7 @@ impl Action<'_> {
 
 /// All the action keywords, for messages.
 pub const KEYWORDS: &str = "expect, handshakes, status, apply, delete, block, unblock, forgetNat, kill, restart, stop, \
-start, exec, capture, assertNoCleartext, traffic, eventually, always";
+start, exec, capture, assertNoCleartext, traffic, dhcp, eventually, always";
 
 impl Step {
     /// Every action written in this step; a valid step has one.
@@ -190,6 +197,7 @@ impl Step {
             self.capture.as_ref().map(Action::Capture),
             self.assert_no_cleartext.as_ref().map(Action::AssertNoCleartext),
             self.traffic.as_ref().map(Action::Traffic),
+            self.dhcp.as_ref().map(Action::Dhcp),
             self.eventually.as_ref().map(Action::Eventually),
             self.always.as_ref().map(Action::Always),
         ]

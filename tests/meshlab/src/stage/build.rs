@@ -59,6 +59,8 @@ impl Stage {
             recordings: Vec::new(),
             streams: BTreeMap::new(),
             blocks: Vec::new(),
+            leases: BTreeMap::new(),
+            lent: BTreeSet::new(),
             agents_started: None,
             interrupt: Arc::clone(&options.interrupt),
             _echoes: echoes,
