@@ -97,6 +97,7 @@ pub fn judge(
     found.extend(doers(needs, others));
     found.extend(rules(needs, around));
     found.extend(vrfs(needs, around));
+    found.extend(wide(needs, around));
     found.extend(beside(needs, around, cni));
     found.extend(programs(needs, around));
     if needs.judges && !needs.checks_sources {
@@ -234,6 +235,23 @@ fn vrfs<'a>(needs: &'a Needs, around: &'a Surroundings) -> impl Iterator<Item = 
             )
             .blocking(true)
         })
+    })
+}
+
+/// Routes to this node's pods that are wider than its prefix: what comes out of a tunnel takes none of them.
+fn wide<'a>(needs: &'a Needs, around: &'a Surroundings) -> impl Iterator<Item = Problem> + 'a {
+    const MAIN: u32 = 254;
+    let of_main = || around.ways.iter().filter(|way| way.table == MAIN && !way.learnt);
+    needs.own.iter().filter(move |net| !of_main().any(|way| net.contains(&way.to))).filter_map(move |net| {
+        let way = of_main().filter(|way| way.to.contains(net)).max_by_key(|way| way.to.prefix_len())?;
+        let links = way.hops.iter().filter(|hop| hop.gateway.is_none()).map(|hop| hop.interface);
+        let link = links.filter_map(|index| around.link(index)).find(|link| around.leads_to(link, &needs.own))?;
+        Some(Problem::new(
+            "pod-route-too-wide",
+            format!("route {} on {}", way.to, link.name),
+            format!("it is wider than this node's prefix {net}: packets from the mesh do not take it, and its pods are cut off"),
+            format!("grant this node {} (spec.podCIDRs), or give {} an address of {net}", way.to, link.name),
+        ))
     })
 }
 

@@ -35,6 +35,24 @@ fn way(table: u32, to: &str, interface: u32) -> Way {
     Way { table, to: net(to), hops: vec![Hop { interface, gateway: None }], learnt: false }
 }
 
+#[test]
+fn a_bridge_wider_than_the_prefix_is_told() {
+    let mut around = around();
+    let found = |around: &Surroundings| found(around).into_iter().map(|(code, _)| code).collect::<Vec<_>>();
+    around.links[2].addresses = vec![(net("10.1.0.1/16"), true)];
+    around.ways = vec![way(254, "10.1.0.0/16", 4), way(254, "0.0.0.0/0", 2)];
+    assert_eq!(found(&around), ["pod-route-too-wide"]);
+    // As wide as the prefix, or narrower, it is taken.
+    for right in ["10.1.0.0/24", "10.1.0.7/32"] {
+        around.ways.push(way(254, right, 4));
+        assert!(found(&around).is_empty(), "{right}");
+        around.ways.pop();
+    }
+    // A company's route leads to no pods.
+    around.ways = vec![way(254, "10.0.0.0/8", 2)];
+    assert!(found(&around).is_empty());
+}
+
 fn rule(priority: u32, action: Action) -> RoutingRule {
     RoutingRule {
         v6: false,

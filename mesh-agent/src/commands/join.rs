@@ -1,5 +1,7 @@
 //! `mesh-agent join`: registers a host without Kubernetes with a cluster, and gives it credentials for nothing else.
 
+mod labels;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -107,6 +109,9 @@ pub(super) async fn join(asked: &Join) -> anyhow::Result<()> {
     let settings = meshes.get_opt(mesh.as_str()).await.ok().flatten();
     let sites = settings.as_ref().and_then(|object| object.data.pointer("/spec/sites")?.as_array());
     let granted = sites.is_some_and(|sites| !sites.is_empty());
+    let old_counts =
+        settings.as_ref().and_then(|object| object.data.pointer("/spec/oldSiteLabel")?.as_bool());
+    let unlabelled = labels::check(client.clone(), &site, old_counts == Some(true)).await;
 
     let account = format!("host-{node}");
     let accounts: Api<ServiceAccount> = Api::namespaced(client, NAMESPACE);
@@ -154,7 +159,7 @@ pub(super) async fn join(asked: &Join) -> anyhow::Result<()> {
         }
     };
     print(&format!(
-        "MeshNode {node} is registered for site {site}; {wrote}.\n{} holds a token until {}; join again to renew them.\n{grants}Next: systemctl enable --now sennit-guard sennit-agent (deploy/systemd), or mesh-agent run\n",
+        "MeshNode {node} is registered for site {site}; {wrote}.\n{} holds a token until {}; join again to renew them.\n{grants}{unlabelled}Next: systemctl enable --now sennit-guard sennit-agent (deploy/systemd), or mesh-agent run\n",
         shown(&token),
         status.expiration_timestamp.0,
     ))

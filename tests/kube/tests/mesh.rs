@@ -227,8 +227,14 @@ fn a_host_joins_with_a_token_for_its_own_annotations_alone() {
     assert!(refused.contains("--pod-cidr 0.0.0.0/0"), "{refused}");
     let said = join(&prefixes.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
     assert!(said.contains("MeshNode onprem-1 is registered for site onprem"), "{said}");
+    assert!(!said.contains("kubectl label"), "{said}");
+    // A Node that lost its label is named at once, with its own site.
+    let label = "sennit.dev.node-restriction.kubernetes.io/site";
+    mesh.cluster().kubectl(&["label", "node", "aws-1", &format!("{label}-")]).unwrap();
     // Renewed without a word on prefixes: they stay.
-    join(&[]).unwrap();
+    let said = join(&[]).unwrap();
+    assert!(said.contains(&format!("kubectl label node aws-1 {label}=aws")), "{said}");
+    mesh.cluster().kubectl(&["label", "node", "aws-1", &format!("{label}=aws")]).unwrap();
     assert_eq!(
         mesh.cluster().get("meshnode", "onprem-1").unwrap()["spec"]["podCIDRs"].as_array().unwrap().len(),
         prefixes.len()
