@@ -24,6 +24,7 @@ use crate::{boot, federate, run};
 /// # Errors
 /// What went wrong, in one line for the terminal.
 pub fn execute(cli: Cli) -> anyhow::Result<()> {
+    crate::descriptors::raise();
     match cli.command {
         Command::Run(configured) => run_agent(&configured),
         Command::Device(asked) => {
@@ -81,7 +82,7 @@ fn run_agent(configured: &Configured) -> anyhow::Result<()> {
         if complaint.is_none() {
             keep_config(&configured.config, &config);
         }
-        if block_on(run::run(config, complaint))? == run::Ended::Told {
+        if block_on(run::run(config, complaint)).map_err(crate::descriptors::explained)? == run::Ended::Told {
             return Ok(());
         }
     }

@@ -14,6 +14,7 @@ pub mod bypass;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod descriptors;
 pub mod federate;
 pub mod manifest;
 pub mod notify;

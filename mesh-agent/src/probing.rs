@@ -264,8 +264,12 @@ impl Probing {
     fn open(&self, port: u16) -> Option<Sockets> {
         let opened = Sockets::open(port);
         let failure = opened.as_ref().err().map(|e| {
+            let remedy = match e.kind() {
+                std::io::ErrorKind::PermissionDenied => ": give the agent CAP_NET_RAW",
+                _ => "; it is tried again",
+            };
             format!(
-                "probing paths on UDP port {port}: {e}; paths are not watched, and there is no fallback: give the agent CAP_NET_RAW"
+                "probing paths on UDP port {port}: {e}; paths are not watched, and there is no fallback{remedy}"
             )
         });
         if self.shared.borrow().failure != failure {

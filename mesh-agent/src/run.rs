@@ -3,36 +3,34 @@
 
 mod budgets;
 pub mod control;
+mod drift;
+mod lock;
 mod metrics;
 mod server;
 mod telling;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::OpenOptions;
-use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use mesh_keyring::{KeyFile, KeyStore as _, NodeName, PublicKey};
 use mesh_overlay::Exemption;
 use mesh_overlay::backend::{BackendError, NetBackend as _};
-use mesh_overlay::netlink::{Netlink, Watch};
+use mesh_overlay::netlink::Netlink;
 use mesh_overlay::nft::Nft;
 use mesh_overlay::wireguard::Wireguard;
 use mesh_overlay::wireguard::userspace::UserspaceConfig;
-use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::agent::{Agent, Desired};
-use crate::atomic;
 use crate::boot::{self, Standing};
 use crate::bypass::{Needs, Watcher};
 use crate::config::{Config, Mode};
+use crate::descriptors;
 use crate::notify::notify;
 use crate::policing::{Known, Policing};
 use crate::probing::Probing;
@@ -42,6 +40,8 @@ use crate::registry::Registry;
 use crate::resolve::Resolver;
 use crate::state::LastGoodFile;
 use crate::status::{Health, RefusedStatus, Reports};
+use drift::Drift;
+pub use lock::lock;
 
 /// A pass is made at least this often: network file systems notify nobody.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -72,7 +72,12 @@ pub fn device_log(config: &Config) -> PathBuf {
 
 /// The file that keeps a second agent away.
 pub fn lock_path(config: &Config) -> PathBuf {
-    config.run_dir.join("agent.lock")
+    config.run_dir.join(lock::FILE)
+}
+
+/// Its like in the state directory, for the day when runDir cannot be used.
+pub fn state_lock_path(config: &Config) -> PathBuf {
+    config.state_dir.join(lock::FILE)
 }
 
 /// The WireGuard backend that is configured, or that this host has. `own` is the key by which it knows a device as ours.
@@ -90,30 +95,6 @@ pub fn wireguard(config: &Config, own: Option<PublicKey>) -> anyhow::Result<Wire
         external: wireguard.external_device,
     };
     Ok(Wireguard::choose(wireguard.backend, userspace)?)
-}
-
-/// Takes the lock of this host's agent.
-///
-/// # Errors
-/// When another agent holds it.
-pub fn lock(config: &Config) -> anyhow::Result<Flock<std::fs::File>> {
-    atomic::make_dir(&config.run_dir, 0o700)
-        .with_context(|| format!("making runDir {}", config.run_dir.display()))?;
-    let path = lock_path(config);
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .with_context(|| format!("opening {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, nix::errno::Errno::EAGAIN)) => {
-            bail!("{}: another mesh-agent runs on this host with the same runDir", path.display())
-        }
-        Err((_, e)) => Err(io::Error::from(e)).with_context(|| format!("locking {}", path.display())),
-    }
 }
 
 /// Milliseconds since 1970 when the key file was made: a later key has a later epoch, on whatever host it is made, and
@@ -209,9 +190,9 @@ pub enum Ended {
 /// that cannot be had and sockets that cannot be bound are told in status and tried again.
 ///
 /// # Errors
-/// Only before the loop: a bad key, a second agent, no netlink.
+/// Only before the loop: a bad key, a second agent, no netlink, neither runDir nor stateDir.
 pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Result<Ended> {
-    let _lock = lock(&config)?;
+    let mut lock = lock(&config)?;
     let policy = config.policy.mode != Mode::Off;
     let (registry, servers) =
         Registry::open_or_closed(&config.registry, &config.grants.mesh, &config.site, policy).await;
@@ -228,7 +209,7 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
         tracing::warn!("{why}");
     }
     let mut net = Netlink::new()?;
-    let mut drift = Watch::new()?;
+    let mut drift = Drift::new();
     let mut agent = Agent::new(config.clone(), public_key, epoch, remembered);
     agent.today(Timestamp::now());
     agent.underlay(net.observe(&config.wireguard.interface, &config.routing).await?.underlay);
@@ -278,9 +259,18 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let ended = loop {
+        lock.again();
+        let own = [
+            descriptors::shortage(),
+            lock.failure(),
+            server.failure(),
+            control.failure(),
+            metrics.failure(),
+            drift.failure(),
+        ];
         // A turn that hangs on a wedged device must not keep the agent from ending.
         tokio::select! {
-            () = running.turn([server.failure(), control.failure(), metrics.failure()]) => {}
+            () = running.turn(own.into_iter().flatten()) => {}
             _ = terminate.recv() => break Ended::Told,
             _ = interrupt.recv() => break Ended::Told,
         }
@@ -298,15 +288,7 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
                 () = policing.changed() => wake = wake.min(ended + GULP).max(Instant::now()),
                 () = probing.changed() => wake = wake.min(ended + GULP).max(Instant::now()),
                 () = running.resolver.changed(Instant::now) => wake = wake.min(ended + BREATH),
-                seen = drift.changed() => {
-                    if let Err(e) = seen {
-                        tracing::warn!("{e}; watching anew");
-                        match Watch::new() {
-                            Ok(anew) => drift = anew,
-                            // Out of descriptors, perhaps: the next pass comes all the same.
-                            Err(_) => tokio::time::sleep(RETRY).await,
-                        }
-                    }
+                () = drift.changed() => {
                     let settled = Instant::now() + SETTLE;
                     wake = wake.min(settled.max(ended + BREATH));
                 }
@@ -381,10 +363,9 @@ impl Running {
         ))
     }
 
-    /// One turn: read what changed, decide, apply, remember, publish. `sockets`: what is wrong with those.
-    async fn turn(&mut self, sockets: [Option<String>; 3]) {
-        let mut errors: Vec<String> =
-            self.look_again().into_iter().chain(sockets.into_iter().flatten()).collect();
+    /// One turn: read what changed, decide, apply, remember, publish. `own`: what is wrong with this process itself.
+    async fn turn(&mut self, own: impl Iterator<Item = String>) {
+        let mut errors: Vec<String> = self.look_again().into_iter().chain(own).collect();
         // What is decided now is decided by what the kernel shows now.
         let seen = self.reconciler.look(&self.config.wireguard.interface, &self.config.routing).await;
         if seen.net.underlay != Default::default() {

@@ -51,6 +51,7 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
     tried("state", remove(LastGoodFile::new(&config.state_dir).path()));
     tried("guard's state", remove(&config.state_dir.join(crate::boot::FILE)));
     tried("last good configuration", remove(&config.state_dir.join(crate::boot::CONFIG)));
+    tried("lock of the state", remove(&run::state_lock_path(config)));
     tried("names", remove(&config.state_dir.join(crate::policing::NAMES)));
     if !keep_key {
         tried("key", remove(run::key_file(config).path()));

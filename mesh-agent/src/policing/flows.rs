@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::io::unix::AsyncFd;
 
 use crate::config::{Config, Mode};
+use crate::descriptors::is_shortage;
 
 /// A file that is larger is put aside, and the one put aside before is gone; in bytes.
 const FILE_MOST: u64 = 16 << 20;
@@ -115,8 +116,9 @@ impl Flows {
                 self.deaf = None;
             }
             Err(e) => {
+                let remedy = if is_shortage(&e) { "it is tried again" } else { "another group may be free" };
                 self.deaf = Some(format!(
-                    "policy.log: NFLOG group {group}: {e}; denied flows are counted, and not told; another group may be free"
+                    "policy.log: NFLOG group {group}: {e}; denied flows are counted, and not told; {remedy}"
                 ));
             }
         }

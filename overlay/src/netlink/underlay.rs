@@ -108,7 +108,11 @@ fn hops(message: &RouteMessage) -> Vec<(u32, Option<IpAddr>)> {
 }
 
 fn forwarding() -> (bool, bool) {
-    let on = |path: &str| std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0");
+    // What cannot be read now, for want of descriptors perhaps, is not told to be off.
+    let on = |path: &str| match std::fs::read_to_string(path) {
+        Ok(text) => text.trim() != "0",
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    };
     (on("/proc/sys/net/ipv4/ip_forward"), on("/proc/sys/net/ipv6/conf/all/forwarding"))
 }
 
