@@ -87,6 +87,9 @@ pub fn install(root: &Path, agent: &Path, nft: &Path, state_dir: &Path) -> Resul
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
         Err(e) => return Err(of(&link)(e)),
     }
+    // The power may fail next, and without the link the unit does not run.
+    let wants = units.join(WANTS);
+    std::fs::File::open(&wants).and_then(|folder| folder.sync_all()).map_err(of(&wants))?;
     Ok(written)
 }
 
@@ -134,6 +137,8 @@ fn unit_text(loader: Option<&Path>, state_dir: &Path) -> String {
             text.push_str(&format!("Environment=\"SENNIT_NFT={}\"\n", program("nft")));
             let command = format!("guard restore --state-dir {}", state_dir.display());
             text.push_str(&format!("ExecStart={} {command}\n", program("mesh-agent")));
+        } else if line.starts_with("RequiresMountsFor=") {
+            text.push_str(&format!("RequiresMountsFor={} {}\n", folder.display(), state_dir.display()));
         } else {
             text.push_str(line);
             text.push('\n');
@@ -179,7 +184,7 @@ mod tests {
     fn what_is_installed_runs_by_its_own_libraries() {
         let root = tempfile::tempdir().unwrap();
         let sh = find("sh").unwrap();
-        let state = Path::new("/var/lib/sennit");
+        let state = Path::new("/srv/state");
         assert!(install(root.path(), &sh, &sh, state).unwrap() > 3);
         assert_eq!(install(root.path(), &sh, &sh, state).unwrap(), 0, "a second time writes nothing");
         let unit = std::fs::read_to_string(root.path().join(UNITS).join(WANTS).join(UNIT)).unwrap();
@@ -188,7 +193,11 @@ mod tests {
         let mut words = command.split(' ').take_while(|word| *word != "guard");
         let ran = Command::new(words.next().unwrap()).args(words).args(["-c", "echo it runs"]).output();
         assert_eq!(ran.unwrap().stdout, b"it runs\n");
-        for wanted in ["Before=network-pre.target kubelet.service", "SENNIT_NFT=/opt/sennit/boot/lib/ld"] {
+        for wanted in [
+            "Before=network-pre.target kubelet.service",
+            "SENNIT_NFT=/opt/sennit/boot/lib/ld",
+            "RequiresMountsFor=/opt/sennit/boot /srv/state\n",
+        ] {
             assert!(unit.contains(wanted), "{unit}");
         }
         remove(root.path()).unwrap();
