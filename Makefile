@@ -23,7 +23,7 @@ demo: build      ## four sites, twelve nodes, one encrypted mesh, and a picture 
 test: setup      ## all tests
 	@tests/setup/test.sh
 
-kernel-test: setup ## the mesh with the kernel's WireGuard, on an emulated machine whose kernel has it (needs root, 3 minutes)
+kernel-test: setup ## the mesh with the kernel's WireGuard, and the guard at boot, on emulated machines (needs root, 5 minutes)
 	@tests/kernel/run.sh $(TEST_ARGS)
 
 kube-test: setup ## the mesh on real Kubernetes, control planes and whole nodes (needs root; builds Kubernetes the first time, ten minutes)

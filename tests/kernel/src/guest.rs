@@ -26,8 +26,12 @@ const WAY: Duration = Duration::from_secs(20);
 pub struct Image {
     /// The kernel.
     pub kernel: PathBuf,
-    /// The base initramfs and the programs under test, in this order.
-    pub initramfs: [PathBuf; 2],
+    /// Archives, unpacked one after the other into the initramfs.
+    pub initramfs: Vec<PathBuf>,
+    /// A disk, which the guest has as `/dev/vda` and writes to.
+    pub disk: Option<PathBuf>,
+    /// More words for the kernel and for what it starts.
+    pub words: String,
 }
 
 /// Who waits for which answer; none once the channel is closed.
@@ -60,7 +64,8 @@ impl Guest {
             std::io::copy(&mut part, &mut joined)?;
         }
         let begun = Instant::now();
-        let process = namespace
+        let words = format!("console=ttyS0 quiet panic=-1 random.trust_cpu=on {}", image.words);
+        let mut command = namespace
             .command("qemu-system-x86_64")
             .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "512"])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
@@ -68,15 +73,19 @@ impl Guest {
             .arg(&image.kernel)
             .arg("-initrd")
             .arg(&both)
-            .args(["-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on"])
+            .args(["-append", &words])
             .args(["-serial", &format!("file:{}", console.display())])
             .args(["-netdev", &format!("tap,id=n0,ifname={tap},script=no,downscript=no")])
             .args(["-device", "virtio-net-pci,netdev=n0,mac=52:54:00:00:03:0a,romfile="])
             .args(["-device", "virtio-rng-pci"])
             .args(["-chardev", &format!("socket,id=c0,path={},server=on,wait=on", socket.display())])
             .args(["-device", "virtio-serial-pci"])
-            .args(["-device", &format!("virtserialport,chardev=c0,name={PORT}")])
-            .spawn()?;
+            .args(["-device", &format!("virtserialport,chardev=c0,name={PORT}")]);
+        if let Some(disk) = &image.disk {
+            let drive = format!("file={},format=raw,if=none,id=d0", disk.display());
+            command = command.args(["-drive", &drive]).args(["-device", "virtio-blk-pci,drive=d0"]);
+        }
+        let process = command.spawn()?;
         let stream = loop {
             match UnixStream::connect(&socket) {
                 Ok(stream) => break stream,
@@ -147,6 +156,14 @@ impl Guest {
         let answer = self.ask(&script, content, COMMAND)?;
         ensure!(answer.code == Some(0), "guest: writing {path}: {}", answer.stderr);
         Ok(())
+    }
+
+    /// Cuts its power off: nothing in it is told, and nothing is written any more.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn cut_power(self) -> anyhow::Result<()> {
+        Ok(self.process.kill()?)
     }
 
     /// The end of what the guest's kernel and first program said.

@@ -12,6 +12,8 @@
 //! it. All of it lives in the lab's namespaces and ends with the test program.
 
 pub mod channel;
+pub mod figures;
 pub mod guest;
+pub mod host;
 pub mod mesh;
 pub mod transfer;

@@ -6,12 +6,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use kernel_tests::figures::{figure, from_environment};
 use kernel_tests::guest::Image;
 use kernel_tests::mesh::{
     GUEST, GUEST_ADDRESS, GUEST_POD, INTERFACE, LONG_FLOW_RATE, Mesh, OUTSIDE, PATIENCE, TAP, eventually,
@@ -25,31 +24,13 @@ use netlab::{CaptureSpec, IpNet, Ports, Protocol, Rule};
 const REKEY_AFTER: u64 = 120;
 const TRANSFER_BYTES: usize = 4 << 20;
 
-fn skipped(test: &str, missing: &str) {
-    // Not by a macro: libtest keeps what those print to itself when a test passes.
-    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: missing {missing}");
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "under CI nothing is skipped: {test} needs {missing}"
-    );
-}
-
-/// A figure of a check, shown also when it passes.
-fn figure(text: &str) {
-    let _ = write!(std::io::stderr(), "\n      {text} ");
-}
-
 /// The mesh, for one test at a time; none where this machine cannot have it.
 fn mesh(test: &str) -> Option<MutexGuard<'static, Mesh>> {
     static MESH: OnceLock<Result<Mutex<Mesh>, String>> = OnceLock::new();
     let variables = ["SENNIT_KERNEL", "SENNIT_KERNEL_INITRAMFS", "SENNIT_KERNEL_PROGRAMS", "SENNIT_BIN_DIR"];
-    let values = variables.map(|name| std::env::var_os(name).map(PathBuf::from));
-    let [Some(kernel), Some(base), Some(programs), Some(bin)] = values else {
-        skipped(test, &format!("{}: run `make kernel-test`", variables.join(", ")));
-        return None;
-    };
+    let [kernel, base, programs, bin] = from_environment(test, variables)?;
     let mesh = MESH.get_or_init(|| {
-        let image = Image { kernel, initramfs: [base, programs] };
+        let image = Image { kernel, initramfs: vec![base, programs], disk: None, words: String::new() };
         let begun = Instant::now();
         let mesh = Mesh::start(&image, &bin).map_err(|error| format!("{error:#}"))?;
         let release = mesh.guest.run("uname -r").map_err(|error| format!("{error:#}"))?;
@@ -378,10 +359,14 @@ fn a_killed_agent_finds_its_device_again_and_writes_nothing() {
     .unwrap();
     // A monitor without a reader tells at once; what came of the probes ends here.
     mesh.guest.run("cp /root/monitor /root/monitor.0; cp /root/nft-monitor /root/nft-monitor.0").unwrap();
+    let killed = Instant::now();
     mesh.guest.run("kill -9 $(pidof mesh-agent); while pidof mesh-agent; do sleep 0.05; done").unwrap();
     assert!(mesh.status(GUEST.0).is_err(), "an agent answers although it was killed");
     let begun = Instant::now();
     mesh.start_agent().unwrap();
+    eventually("the agent answers again", || mesh.status(GUEST.0)).unwrap();
+    // Said at once: on a slow machine peers may have given the path up meanwhile.
+    figure(&format!("away for {:.1} s", killed.elapsed().as_secs_f64()));
     let status = eventually("the agent is ready again", || {
         let status = mesh.status(GUEST.0)?;
         anyhow::ensure!(status["ready"] == true && status["synced"] == true, "{status}");

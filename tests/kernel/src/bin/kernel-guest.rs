@@ -2,9 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read as _, Seek as _, SeekFrom, Write as _};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,8 +29,33 @@ fn main() -> anyhow::Result<()> {
             writeln!(std::io::stdout(), "{}", took.as_secs_f64())?;
             Ok(())
         }
-        _ => bail!("usage: kernel-guest serve | receive ADDRESS:PORT | send ADDRESS:PORT BYTES"),
+        ["mark", count, to @ ..] => {
+            let to = to.iter().map(|to| to.parse()).collect::<Result<Vec<SocketAddr>, _>>()?;
+            mark(Path::new(count), &to)
+        }
+        _ => bail!(
+            "usage: kernel-guest serve | receive ADDRESS:PORT | send ADDRESS:PORT BYTES | mark FILE ADDRESS:PORT..."
+        ),
     }
+}
+
+/// Sends a marked packet to each of these a hundred times a second, whatever comes of it. The file tells how many
+/// rounds there were.
+fn mark(count: &Path, to: &[SocketAddr]) -> anyhow::Result<()> {
+    let v4 = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let v6 = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0));
+    let new = count.with_extension("new");
+    for round in 1_u64.. {
+        for to in to {
+            let socket = if to.is_ipv4() { Some(&v4) } else { v6.as_ref().ok() };
+            // No interface, no route, the guard: that is what it is about.
+            let _ = socket.map(|socket| socket.send_to(transfer::MARKER.as_bytes(), to));
+        }
+        fs::write(&new, round.to_string())?;
+        fs::rename(&new, count)?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// The device of our port.
