@@ -218,6 +218,11 @@ impl Compiler {
         &self.standing
     }
 
+    /// Returns of how many addresses names have said something new since the last [`Compiler::update`].
+    pub fn renamed(&self) -> usize {
+        self.touched.names.len()
+    }
+
     /// The bits of conntrack's mark that hold the epoch.
     pub fn mask(&self) -> u32 {
         self.settings.mask
@@ -257,7 +262,10 @@ impl Compiler {
         let others_ask = |source: &Source| !matches!(source, Source::Pods(_) | Source::Domains(..));
         self.members(others, &mut edit, others_ask);
         self.named_members(&touched.names, &mut edit);
-        if self.fit(stale, touched, edit.standing()) {
+        // Names alone change no class, and their sets are no namespace's. They come often, so that nothing else is looked at for them.
+        let Touched { addresses, meanings, subjects, .. } = &touched;
+        let only_named = !stale && addresses.is_empty() && meanings.is_empty() && subjects.is_empty();
+        if !only_named && self.fit(stale, touched, edit.standing()) {
             let strict = self.classes.values().any(|class| class.denies);
             let based = Some((self.anybody.clone(), strict));
             let chains =

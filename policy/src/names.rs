@@ -96,6 +96,8 @@ pub struct Names {
     pods: BTreeMap<IpAddr, Pool>,
     wildcards: BTreeMap<Arc<Domain>, Pool>,
     agent: Pool,
+    // New addresses of names that policies speak of word by word, and of those below wildcards.
+    exact_rates: Rates,
     rates: Rates,
     // Addresses of all names, and of those in pools by who brought them.
     pairs: usize,
@@ -231,7 +233,8 @@ impl Names {
         let Some(known) = self.known.get(name) else { return Ok(()) };
         let before = known.addresses.get(&address).copied();
         let appears = before.is_none_or(|before| before <= self.now);
-        if appears && !exact && !self.rates.take(asker, self.now) {
+        let rates = if exact { &mut self.exact_rates } else { &mut self.rates };
+        if appears && !rates.take(asker, self.now) {
             return Err(Budget::PodRate(asker));
         }
         if before.is_none() {

@@ -28,7 +28,7 @@ pub(super) const LISTEN_AGAIN: Duration = Duration::from_secs(10);
 /// The most names that are remembered for one window.
 const NAMES_MOST: usize = 20_000;
 /// Reads of a socket in one turn: whatever the kernel tells, policies and timers have theirs.
-pub(super) const READS_MOST: usize = 512;
+const READS_MOST: usize = 512;
 /// What is left is read after this, so that others have their turn.
 pub(super) const READ_AGAIN: Duration = Duration::from_millis(1);
 /// The socket's buffer, in bytes.
@@ -40,9 +40,9 @@ pub(super) type Socket = Rc<AsyncFd<Ears>>;
 pub(super) struct Ears(Mutex<Listener>, std::os::fd::RawFd);
 
 impl Ears {
-    /// Takes packets that wait, of [`READS_MOST`] reads at most. Returns whether there may be more.
-    pub(super) fn receive(&self, each: impl FnMut(Logged<'_>)) -> io::Result<bool> {
-        self.0.lock().receive_some(READS_MOST, each)
+    /// Takes packets that wait, of so many reads at most. Returns whether there may be more.
+    pub(super) fn receive(&self, reads: usize, each: impl FnMut(Logged<'_>)) -> io::Result<bool> {
+        self.0.lock().receive_some(reads, each)
     }
 }
 
@@ -154,7 +154,7 @@ impl Flows {
         let now = Timestamp::now();
         if let Some(socket) = self.socket.clone() {
             let Self { log, names, .. } = self;
-            let told = socket.get_ref().receive(|logged| {
+            let told = socket.get_ref().receive(READS_MOST, |logged| {
                 log.note(now, &logged);
                 names.learn(&logged, compiler);
             });

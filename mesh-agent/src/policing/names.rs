@@ -1,6 +1,7 @@
 //! What names resolve to, from the answers that the kernel copies.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -26,6 +27,11 @@ const BETWEEN: Duration = Duration::from_secs(60);
 const KEPT_MOST: usize = 20_000;
 /// The most bytes that are read of the file: more than so many addresses take with names of full length.
 const FILE_MOST: u64 = 8 << 20;
+
+/// Reads of the socket in one turn. A policy that changes meanwhile waits for the turn to end.
+const READS_MOST: usize = 64;
+/// A turn reads no further once so many addresses are others: each is a change in the kernel.
+const CHANGES_MOST: usize = 1_024;
 
 /// What the file holds.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +67,7 @@ fn epoch() -> u64 {
 fn read(path: &Path) -> (Kept, Option<String>) {
     let text = match std::fs::File::open(path).and_then(|file| atomic::read_at_most(file, FILE_MOST)) {
         Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return (Kept::default(), None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return (Kept::default(), None),
         Err(e) => return (Kept::default(), Some(e.to_string())),
     };
     match serde_json::from_slice(&text) {
@@ -73,6 +79,24 @@ fn read(path: &Path) -> (Kept, Option<String>) {
 /// A second of one clock on another, by what both say now.
 fn moved(second: u64, from: u64, to: u64) -> u64 {
     (second.saturating_add(to)).saturating_sub(from)
+}
+
+/// Reads as long as there is more, and as far as one turn goes. Returns whether there may be more.
+fn bounded<C>(
+    compiler: &mut C,
+    renamed: impl Fn(&C) -> usize,
+    mut read: impl FnMut(&mut C) -> io::Result<bool>,
+) -> io::Result<bool> {
+    let before = renamed(compiler);
+    for _ in 0..READS_MOST {
+        if renamed(compiler).saturating_sub(before) >= CHANGES_MOST {
+            return Ok(true);
+        }
+        if !read(compiler)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Answers {
@@ -129,7 +153,7 @@ impl Answers {
         for Recalled { name, address, until } in names.kept(KEPT_MOST) {
             kept.names.entry(name).or_default().insert(address, moved(until, clock, epoch));
         }
-        let text = serde_json::to_vec(&kept).map_err(std::io::Error::other);
+        let text = serde_json::to_vec(&kept).map_err(io::Error::other);
         if let Err(e) = text.and_then(|text| atomic::replace(&self.file, &text, 0o600)) {
             tracing::warn!("{}: {e}; at a restart names have to be asked for again", self.file.display());
         }
@@ -184,10 +208,13 @@ impl Answers {
     pub(super) fn turn(&mut self, compiler: &mut Compiler) {
         let now = self.clock(Instant::now());
         if let Some(socket) = &self.socket {
-            let told = socket.get_ref().receive(|logged| {
-                if let Some(resolved) = dns::wanted(logged.packet, compiler.state().world.names.wanted()) {
-                    compiler.take(Event::Resolved(resolved, now));
-                }
+            let told = bounded(compiler, Compiler::renamed, |compiler| {
+                socket.get_ref().receive(1, |logged| {
+                    if let Some(resolved) = dns::wanted(logged.packet, compiler.state().world.names.wanted())
+                    {
+                        compiler.take(Event::Resolved(resolved, now));
+                    }
+                })
             });
             self.more = *told.as_ref().unwrap_or(&false);
             if let Err(e) = told {
@@ -217,6 +244,36 @@ mod tests {
         for (second, from, to, expected) in [(110, 100, 1000, 1010), (90, 100, 1000, 990), (1, 100, 50, 0)] {
             assert_eq!(moved(second, from, to), expected);
         }
+    }
+
+    #[test]
+    fn a_turn_ends_though_answers_go_on() {
+        // A policy that changes waits for no more than that.
+        for (each, most) in [(0, 0), (1, READS_MOST), (200, CHANGES_MOST + 200)] {
+            let (mut renamed, mut reads) = (5, 0);
+            let more = bounded(
+                &mut renamed,
+                |renamed| *renamed,
+                |renamed| {
+                    (*renamed, reads) = (*renamed + each, reads + 1);
+                    Ok(true)
+                },
+            );
+            assert!(
+                more.unwrap() && reads <= READS_MOST && renamed - 5 <= most,
+                "{each}: {reads}, {renamed}"
+            );
+        }
+        let mut left = 3;
+        let more = bounded(
+            &mut left,
+            |_| 0,
+            |left| {
+                *left -= 1;
+                Ok(*left > 0)
+            },
+        );
+        assert!(!more.unwrap() && left == 0);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! How much of what is learnt one pod, one policy and the agent may hold.
 //!
 //! Names that a policy speaks of word by word are as many as the policies say, and always have
-//! room. Names below a wildcard are as many as somebody asks for, so they are counted, three times:
-//! for the pod that brought them, for the wildcard, and for the agent. A count that is full first
-//! loses names without a valid address. Then the pods share it: whoever holds less than an equal
-//! share still gets room, up to twice the count, so that nobody is kept out by what others hold.
+//! room; only how fast a pod may bring new addresses of them has a bound. Names below a wildcard are
+//! as many as somebody asks for, so they are counted, three times: for the pod that brought them, for
+//! the wildcard, and for the agent. A count that is full first loses names without a valid address.
+//! Then the pods share it: whoever holds less than an equal share still gets room, up to twice the
+//! count, so that nobody is kept out by what others hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,8 +25,9 @@ pub(super) const ADDRESSES_OF_POD: usize = 2_000;
 pub(super) const ADDRESSES_OF_AGENT: usize = 40_000;
 /// The most addresses of one name.
 pub(super) const ADDRESSES_OF_NAME: usize = 256;
-/// The new addresses below wildcards that one pod brings in a second, and at once: each costs a
-/// change in the kernel.
+/// The new addresses that one pod brings in a second, and at once: each costs a change in the
+/// kernel. Names below wildcards have one such rate, and names that policies speak of word by word
+/// another.
 pub(super) const CHANGES: (u64, u64) = (64, 1_024);
 /// The most pods whose rates are remembered.
 const RATES_MOST: usize = 4_096;

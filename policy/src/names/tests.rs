@@ -216,6 +216,34 @@ fn a_pod_that_changes_too_much_is_slowed_alone() {
 }
 
 #[test]
+fn names_of_policies_change_no_faster_than_others() {
+    let mut names = wanting(&["*.example.com", "exact.net", "other.net"]);
+    let answer = |name: &str, pod: &str, first: u32| Resolved {
+        name: name.to_owned(),
+        addresses: (first..first + 20).map(|n| IpAddr::V4((0x2000_0000 + n).into())).collect(),
+        ttl: 1,
+        asker: ip(pod),
+    };
+    let mut learnt = 0;
+    // Ever new addresses, each for as short as it may be.
+    for n in 0..6_000u32 {
+        let name = if n % 2 == 0 { "exact.net" } else { "other.net" };
+        let changes = names.learn(answer(name, "10.0.1.66", 20 * n), 1 + u64::from(n / 100));
+        learnt += changes.len() as u64;
+    }
+    let (rate, burst) = budget::CHANGES;
+    // What comes pushes out what has lapsed.
+    assert!((burst..=2 * (burst + 60 * rate)).contains(&learnt), "{learnt}");
+    assert!(names.refusals(|pod| pod.to_string()).iter().any(|told| told.contains("10.0.1.66 brings more")));
+    // Neither another pod nor what the same one asks for below a wildcard waits for that.
+    assert!(names.learn(answer("exact.net", POD, 900_000), 61).len() >= 20);
+    assert!(names.has(&domains("exact.net"), IpAddr::V4((0x2000_0000u32 + 900_000).into())));
+    names.learn(of("10.0.1.66", "mine.example.com", 950_000), 61);
+    assert!(names.has(&domains("*.example.com"), IpAddr::V4((0x2000_0000u32 + 950_000).into())));
+    check(&names);
+}
+
+#[test]
 fn protected_addresses_are_refused_and_told_once() {
     let mut names = wanting(&["*.example.com"]);
     let all = domains("*.example.com");
