@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use jiff::{SignedDuration, Timestamp};
 use mesh_keyring::NodeName;
 use mesh_overlay::address::{Carried, carrier_prefix};
 use mesh_overlay::{MeshPlan, prefix};
@@ -35,6 +36,8 @@ pub use names::FILE as NAMES;
 const FOLLOWS: Duration = Duration::from_millis(300);
 /// How long a status waits for what is so now, before it tells what was so last.
 const ANSWERS: Duration = Duration::from_millis(200);
+/// A change that takes longer than this is told as a problem.
+const STUCK: Duration = Duration::from_secs(3);
 /// How long the end waits for what is still to be written.
 const ENDS: Duration = Duration::from_secs(1);
 
@@ -284,7 +287,14 @@ impl Policing {
         if self.seen.has_changed().is_err() {
             failures.push("policy: its thread has ended; what stands stays: restart the agent".to_owned());
         }
+        failures.extend(self.stuck());
         failures
+    }
+
+    /// Tells since when a change has been under way, where that is long.
+    fn stuck(&self) -> Option<String> {
+        let since = (*self.line.busy.lock())?;
+        stuck(since.elapsed(), Timestamp::now())
     }
 
     /// Lists what is over a budget.
@@ -313,6 +323,7 @@ impl Policing {
         if late {
             let since = *self.line.busy.lock();
             status.behind_seconds = Some(since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
+            status.problems.extend(self.stuck());
         }
         status
     }
@@ -325,6 +336,14 @@ impl Policing {
         // A commit that hangs must not keep the agent from ending.
         let _ = tokio::time::timeout(ENDS, seen.wait_for(|seen| seen.ended)).await;
     }
+}
+
+/// What is wrong where a change has been under way for so long.
+fn stuck(took: Duration, now: Timestamp) -> Option<String> {
+    let since = (took >= STUCK).then(|| now - SignedDuration::try_from(took).unwrap_or_default())?;
+    Some(format!(
+        "policy-stuck: a change of policy has been under way since {since:.0}: no change after it is enforced yet; what stood before stands, and so does the guard. If it lasts, look at the kernel's log for nf_tables, and restart the agent"
+    ))
 }
 
 #[cfg(test)]
@@ -382,6 +401,23 @@ mod tests {
             publish.send_modify(|seen| (seen.answered, seen.status.policies) = (2, 8));
             let status = policing.status().await;
             assert_eq!((status.policies, status.behind_seconds), (8, None));
+        });
+    }
+
+    #[test]
+    fn a_change_that_hangs_is_told_with_its_beginning() {
+        let now: Timestamp = "2026-12-01T10:00:07Z".parse().unwrap();
+        assert_eq!(stuck(STUCK - Duration::from_millis(1), now), None);
+        let told = stuck(Duration::from_secs(7), now).unwrap();
+        assert!(told.starts_with("policy-stuck: ") && told.contains("since 2026-12-01T10:00:00Z"), "{told}");
+        run(async {
+            let (policing, _publish) = alone();
+            assert!(policing.failures().is_empty() && policing.status().await.problems.is_empty());
+            *policing.line.busy.lock() = Instant::now().checked_sub(2 * STUCK);
+            assert!(policing.failures()[0].starts_with("policy-stuck: "));
+            assert_eq!(policing.status().await.problems, policing.failures());
+            *policing.line.busy.lock() = None;
+            assert!(policing.failures().is_empty());
         });
     }
 

@@ -243,7 +243,7 @@ pub struct PolicyStatus {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OverBudgetStatus {
-    /// `PolicyBudgetExceeded`.
+    /// `PolicyBudgetExceeded`, or `PolicyRefusedByKernel`.
     pub code: String,
     /// A namespace, or a policy of none.
     pub object: String,
@@ -255,6 +255,15 @@ pub struct OverBudgetStatus {
 
 impl From<OverBudget> for OverBudgetStatus {
     fn from(OverBudget { object, excess }: OverBudget) -> Self {
+        if excess.which == Which::Kernel {
+            return Self {
+                code: "PolicyRefusedByKernel".to_owned(),
+                object,
+                reason: excess.to_string(),
+                remedy: "its policies deny whom they select until one of them changes; the agent's log has what the kernel said"
+                    .to_owned(),
+            };
+        }
         let field = format!("policy.budgets.{}.{}", excess.which.as_str(), excess.unit.as_str());
         let more = match excess.which {
             Which::Kept => "write it again once they are fewer, or restart the agent",

@@ -173,6 +173,8 @@ pub enum Which {
     Operator,
     /// [`Budgets::namespace`], so often that it was not even remembered.
     Kept,
+    /// None: the kernel refused a ruleset with its last change.
+    Kernel,
 }
 
 impl Which {
@@ -183,6 +185,7 @@ impl Which {
             Self::Class(_) => "class",
             Self::Node | Self::Share => "node",
             Self::Operator => "operator",
+            Self::Kernel => "kernel",
         }
     }
 }
@@ -201,6 +204,9 @@ pub struct Excess {
 }
 
 impl Excess {
+    /// Of what the kernel refused, for whatever reason.
+    pub(crate) const REFUSED: Self = Self { which: Which::Kernel, unit: Unit::Rules, used: 0, most: 0 };
+
     /// Of a cost, if it is more than a budget.
     pub fn of(which: Which, budget: &Budget, cost: Cost) -> Option<Self> {
         let (unit, used, most) = budget.exceeded(cost)?;
@@ -221,6 +227,11 @@ impl fmt::Display for Excess {
                 return write!(
                     f,
                     "when one of its policies was read they were {used} {unit}, more than is remembered ({most})"
+                );
+            }
+            Which::Kernel => {
+                return f.write_str(
+                    "the kernel refused a ruleset with its last change, and took one without its policies",
                 );
             }
             Which::Node => write!(f, "all pods on this node need {used} {unit}, and its own most of them; "),

@@ -112,7 +112,7 @@ impl<B: Backend> Enforcer<B> {
         }
         if self.whole {
             self.compiler.turn_epoch(None);
-            self.backend.replace(self.compiler.ruleset())?;
+            self.replace()?;
             self.whole = false;
             (pass.whole, pass.revoked) = (true, true);
             pass.changes += 1;
@@ -131,7 +131,28 @@ impl<B: Backend> Enforcer<B> {
             }
             pass.changes += changes.len();
         }
+        self.compiler.proven();
         Ok(pass)
+    }
+
+    /// Writes the whole ruleset: without the policies of one namespace, where the kernel refuses it for the last change of that.
+    fn replace(&mut self) -> Result<(), NftError> {
+        let Err(first) = self.backend.replace(self.compiler.ruleset()) else { return Ok(()) };
+        if !first.is_about_contents() {
+            return Err(first);
+        }
+        while let Some(namespace) = self.compiler.blame() {
+            // What differs is in the whole.
+            self.compiler.update();
+            if self.backend.replace(self.compiler.ruleset()).is_ok() {
+                tracing::warn!(
+                    "{first}; namespace {namespace} is closed: without its policies the kernel takes the rest"
+                );
+                return Ok(());
+            }
+        }
+        self.compiler.update();
+        Err(first)
     }
 
     /// The next value of the mark, never zero: that is what a flow has that nobody marked.
@@ -165,7 +186,7 @@ mod tests {
     use crate::compile::{Logging, MASK, Settings};
     use crate::networkpolicy;
     use crate::object::{Pod, PodStatus};
-    use crate::ruleset::Ruleset;
+    use crate::ruleset::{Match, Number, Ruleset};
     use crate::state::Event;
 
     /// A kernel that keeps what it is told, and refuses when it is told to.
@@ -174,7 +195,16 @@ mod tests {
         standing: Ruleset,
         led_to: bool,
         refuses: bool,
+        // What the kernel takes no chain with a rule of.
+        poison: Option<Match>,
         writes: usize,
+    }
+
+    impl Memory {
+        fn is_poisoned(&self, ruleset: &Ruleset) -> bool {
+            let mut rules = ruleset.chains.values().flat_map(|chain| &chain.rules);
+            self.poison.as_ref().is_some_and(|poison| rules.any(|rule| rule.matches.contains(poison)))
+        }
     }
 
     impl Backend for Memory {
@@ -183,6 +213,9 @@ mod tests {
         }
 
         fn replace(&mut self, ruleset: &Ruleset) -> Result<(), NftError> {
+            if self.is_poisoned(ruleset) {
+                return Err(NftError::whole("building the ruleset", Errno::EINVAL));
+            }
             self.led_to = true;
             self.standing = ruleset.clone();
             Ok(())
@@ -192,8 +225,13 @@ mod tests {
             if std::mem::take(&mut self.refuses) {
                 return Err(NftError::whole("changing the policy", Errno::ENOENT));
             }
+            let mut next = self.standing.clone();
+            next.apply(changes);
+            if self.is_poisoned(&next) {
+                return Err(NftError::whole("changing the policy", Errno::EINVAL));
+            }
             self.writes += 1;
-            self.standing.apply(changes);
+            self.standing = next;
             Ok(())
         }
     }
@@ -283,6 +321,72 @@ mod tests {
         enforcer.pass(start).unwrap();
         enforcer.backend.refuses = true;
         enforcer.compiler.take(pod("a", "10.0.1.1"));
+        assert!(enforcer.pass(start).unwrap().whole);
+        assert_eq!(&enforcer.backend.standing, enforcer.compiler.ruleset());
+    }
+
+    fn of_namespace(namespace: &str, port: u16) -> Event {
+        Event::Policy(networkpolicy::read(&json!({
+            "metadata": {"name": "p", "namespace": namespace},
+            "spec": {"ingress": [{"ports": [{"port": port}]}]},
+        })))
+    }
+
+    fn pod_of(namespace: &str, address: &str) -> Event {
+        match pod("a", address) {
+            Event::Pod(pod) => Event::Pod(Pod { key: crate::object::Key::new(Some(namespace), "a"), ..pod }),
+            other => other,
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_closes_one_namespace() {
+        let (mut enforcer, start) = (enforcer(), Instant::now());
+        for (namespace, address) in [("first", "10.0.1.1"), ("bad", "10.0.1.2"), ("last", "10.0.1.3")] {
+            enforcer.compiler.take(pod_of(namespace, address));
+            enforcer.compiler.take(of_namespace(namespace, 80));
+        }
+        enforcer.pass(start).unwrap();
+        let first =
+            |port| Match::Numbers { number: Number::ServerPort, first: port, last: port, negated: false };
+        enforcer.backend.poison = Some(first(666));
+        // The one that is refused is neither the first nor the last of those that changed.
+        for (namespace, port) in [("first", 81), ("bad", 666), ("last", 82)] {
+            enforcer.compiler.take(of_namespace(namespace, port));
+        }
+        assert!(enforcer.pass(start).unwrap().whole);
+        let closed = |enforcer: &Enforcer<Memory>| -> Vec<String> {
+            enforcer.compiler.excesses().into_iter().map(|over| over.object).collect()
+        };
+        assert_eq!(closed(&enforcer), ["Namespace bad"]);
+        assert_eq!(&enforcer.backend.standing, enforcer.compiler.ruleset());
+        let rules = |enforcer: &Enforcer<Memory>, port| {
+            let ruleset = &enforcer.backend.standing;
+            let all = ruleset.chains.values().flat_map(|chain| &chain.rules);
+            all.filter(|rule| rule.matches.contains(&first(port))).count()
+        };
+        assert!(rules(&enforcer, 81) > 0 && rules(&enforcer, 82) > 0, "the others have what they ask for");
+        // Whatever others change meanwhile, it stays closed; what itself changes is tried.
+        enforcer.compiler.take(of_namespace("last", 83));
+        enforcer.pass(start).unwrap();
+        assert!(rules(&enforcer, 83) > 0 && closed(&enforcer) == ["Namespace bad"]);
+        enforcer.compiler.take(of_namespace("bad", 84));
+        enforcer.pass(start).unwrap();
+        assert!(rules(&enforcer, 84) > 0 && closed(&enforcer).is_empty());
+    }
+
+    #[test]
+    fn nobody_is_closed_for_what_nobody_caused() {
+        let (mut enforcer, start) = (enforcer(), Instant::now());
+        enforcer.compiler.take(pod_of("first", "10.0.1.1"));
+        enforcer.compiler.take(of_namespace("first", 80));
+        enforcer.pass(start).unwrap();
+        let before = enforcer.backend.standing.clone();
+        enforcer.backend.poison = Some(Match::State(crate::ruleset::State::Known));
+        enforcer.compiler.take(of_namespace("first", 81));
+        assert!(enforcer.pass(start).is_err() && enforcer.compiler.excesses().is_empty());
+        assert_eq!(enforcer.backend.standing, before, "what stood stands");
+        enforcer.backend.poison = None;
         assert!(enforcer.pass(start).unwrap().whole);
         assert_eq!(&enforcer.backend.standing, enforcer.compiler.ruleset());
     }

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use crate::registry::Notice;
 use crate::status::OverBudgetStatus;
 
+/// Reasons of Events: codes of what is closed.
+const EXCEEDED: &str = "PolicyBudgetExceeded";
+const REFUSED: &str = "PolicyRefusedByKernel";
 /// Of the same object nothing is told again before this has passed.
 const QUIET: Duration = Duration::from_secs(600);
 /// The most objects that are told of within that time: each is an Event in a cluster.
@@ -31,7 +34,8 @@ impl Told {
             }
             self.at.insert(one.object.clone(), now);
             let note = format!("{}: {}; {}", one.object, one.reason, one.remedy);
-            notices.push(Notice { warning: true, reason: "PolicyBudgetExceeded", note });
+            let reason = if one.code == REFUSED { REFUSED } else { EXCEEDED };
+            notices.push(Notice { warning: true, reason, note });
         }
         notices
     }

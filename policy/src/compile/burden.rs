@@ -1,7 +1,8 @@
 //! What all classes of a node cost, and who is closed where that is too much.
 //!
 //! Budgets of a namespace and of a class follow from objects alone. How many classes a node has, and how many elements their sets, is
-//! known there only: the namespaces that take most are closed on it until the rest has room.
+//! known there only: the namespaces that take most are closed on it until the rest has room. So is one without whose last change the
+//! kernel takes a ruleset that it refuses with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +21,14 @@ pub(super) struct Burden {
     pub(super) ahead: BTreeMap<String, Cost>,
     /// The elements of sets that do not stand yet.
     pub(super) filled: BTreeMap<String, BTreeSet<Element>>,
+    /// Namespaces whose policies changed since the kernel took a ruleset, the last one at the end.
+    unproven: Vec<String>,
+    /// The one of them that is closed to see whether the kernel takes the rest.
+    tried: Option<String>,
 }
+
+/// So many namespaces are tried, those that changed last first.
+const TRIED_MOST: usize = 8;
 
 impl Compiler {
     /// Brings the classes up to date, without the namespaces that the node has no room for. Whether any class is another now.
@@ -116,8 +124,50 @@ impl Compiler {
         costs
     }
 
+    /// The kernel has all that was handed out: whatever it refuses next is in what changes next.
+    pub(crate) fn proven(&mut self) {
+        self.burden.unproven.clear();
+        self.burden.tried = None;
+    }
+
+    /// The kernel refused the ruleset. Closes the namespace whose policies changed last, and nobody who was closed for this before.
+    /// Returns its name; `None`: there is nobody left to try, and nobody is closed.
+    pub(crate) fn blame(&mut self) -> Option<String> {
+        let mut shut = self.state.policies.is_shut().clone();
+        if let Some(innocent) = self.burden.tried.take() {
+            shut.remove(&innocent);
+            self.touched.subjects.extend(self.state.policies.subjects_of(&innocent));
+        }
+        let next = self.burden.unproven.pop();
+        if let Some(namespace) = &next {
+            self.touched.subjects.extend(self.state.policies.subjects_of(namespace));
+            shut.insert(namespace.clone(), Excess::REFUSED);
+        }
+        self.burden.tried.clone_from(&next);
+        self.state.policies.shut(shut);
+        next
+    }
+
+    fn suspect(&mut self, event: &Event) {
+        let id = match event {
+            Event::Policy(read) => &read.policy.id,
+            Event::PolicyGone(id) => id,
+            _ => return,
+        };
+        let Some(namespace) = &id.namespace else { return };
+        let unproven = &mut self.burden.unproven;
+        if unproven.last() == Some(namespace) {
+            return;
+        }
+        unproven.retain(|other| other != namespace);
+        unproven.push(namespace.clone());
+        let old = unproven.len().saturating_sub(TRIED_MOST);
+        unproven.drain(..old);
+    }
+
     /// A namespace that is closed on this node is looked at again when its policies change.
     pub(super) fn reopen(&mut self, event: &Event) {
+        self.suspect(event);
         if self.state.policies.is_shut().is_empty() {
             return;
         }

@@ -35,6 +35,17 @@ impl NftError {
     pub(crate) fn whole(action: &'static str, errno: Errno) -> Self {
         Self::Refused { action, message: None, change: None, errno }
     }
+
+    /// Returns whether another ruleset may be taken: what was refused is in what was sent, not in how. Not for lack of memory, which
+    /// may be somebody else's.
+    pub(crate) fn is_about_contents(&self) -> bool {
+        use Errno::{E2BIG, EINVAL, ELOOP, EMLINK, EMSGSIZE, ENFILE, ENOSPC, EOPNOTSUPP, EOVERFLOW, ERANGE};
+        let Self::Refused { errno, .. } = self else { return false };
+        matches!(
+            errno,
+            E2BIG | EINVAL | ELOOP | EMLINK | EMSGSIZE | ENFILE | ENOSPC | EOPNOTSUPP | EOVERFLOW | ERANGE
+        )
+    }
 }
 
 fn remedy(errno: Errno) -> &'static str {
