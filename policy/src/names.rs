@@ -96,8 +96,6 @@ pub struct Names {
     pods: BTreeMap<IpAddr, Pool>,
     wildcards: BTreeMap<Arc<Domain>, Pool>,
     agent: Pool,
-    // New addresses of names that policies speak of word by word, and of those below wildcards.
-    exact_rates: Rates,
     rates: Rates,
     // Addresses of all names, and of those in pools by who brought them.
     pairs: usize,
@@ -233,8 +231,7 @@ impl Names {
         let Some(known) = self.known.get(name) else { return Ok(()) };
         let before = known.addresses.get(&address).copied();
         let appears = before.is_none_or(|before| before <= self.now);
-        let rates = if exact { &mut self.exact_rates } else { &mut self.rates };
-        if appears && !rates.take(asker, self.now) {
+        if appears && !self.rates.take(asker, exact, self.now) {
             return Err(Budget::PodRate(asker));
         }
         if before.is_none() {

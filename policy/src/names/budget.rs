@@ -29,6 +29,10 @@ pub(super) const ADDRESSES_OF_NAME: usize = 256;
 /// kernel. Names below wildcards have one such rate, and names that policies speak of word by word
 /// another.
 pub(super) const CHANGES: (u64, u64) = (64, 1_024);
+/// The same for all pods of the node together.
+pub(super) const CHANGES_OF_NODE: (u64, u64) = (1_000, 4_096);
+/// What each pod may bring all the same where the node's rate is used up by others.
+pub(super) const RESERVE: (u64, u64) = (16, 256);
 /// The most pods whose rates are remembered.
 const RATES_MOST: usize = 4_096;
 
@@ -105,30 +109,64 @@ pub(super) fn fits_share(
     total < limit * 2 && held < limit / all.max(1)
 }
 
-/// Tokens of pods for new addresses. The clock is in seconds.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Rates(BTreeMap<IpAddr, (u64, u64)>);
+/// Tokens, and the second in which there were so many.
+type Bucket = (u64, u64);
+
+/// The tokens of a bucket now, by its rate and the most that it holds.
+fn filled((tokens, at): Bucket, (rate, burst): (u64, u64), now: u64) -> u64 {
+    let more = now.saturating_sub(at).saturating_mul(rate);
+    tokens.saturating_add(more).min(burst)
+}
+
+/// Takes a token of a bucket, if there is one.
+fn drawn(bucket: &mut Bucket, limits: (u64, u64), now: u64) -> bool {
+    let tokens = filled(*bucket, limits, now);
+    *bucket = (tokens.saturating_sub(1), now.max(bucket.1));
+    tokens > 0
+}
+
+/// What one pod may bring: of each kind of names, and what is its own where the node's is used up.
+#[derive(Debug, Clone, Copy)]
+struct Tokens {
+    below: Bucket,
+    exact: Bucket,
+    reserve: Bucket,
+}
+
+/// Tokens of pods for new addresses, and those of the node. The clock is in seconds.
+#[derive(Debug, Clone)]
+pub(super) struct Rates {
+    pods: BTreeMap<IpAddr, Tokens>,
+    node: Bucket,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self { pods: BTreeMap::new(), node: (CHANGES_OF_NODE.1, 0) }
+    }
+}
 
 impl Rates {
-    /// Takes a token of a pod, if there is one.
-    pub(super) fn take(&mut self, owner: IpAddr, now: u64) -> bool {
-        let (rate, burst) = CHANGES;
-        let filled = |(tokens, at): (u64, u64)| {
-            let more = now.saturating_sub(at).saturating_mul(rate);
-            tokens.saturating_add(more).min(burst)
-        };
-        if !self.0.contains_key(&owner) && self.0.len() >= RATES_MOST {
+    /// Takes a token of a pod, if there is one, and one of the node or of the pod's reserve. `exact`: for a name that a policy speaks of
+    /// word by word.
+    pub(super) fn take(&mut self, owner: IpAddr, exact: bool, now: u64) -> bool {
+        if !self.pods.contains_key(&owner) && self.pods.len() >= RATES_MOST {
             // A full bucket says nothing that a new one does not.
-            self.0.retain(|_, bucket| filled(*bucket) < burst);
-            if self.0.len() >= RATES_MOST {
+            self.pods.retain(|_, pod| {
+                [(pod.below, CHANGES), (pod.exact, CHANGES), (pod.reserve, RESERVE)]
+                    .into_iter()
+                    .any(|(bucket, limits)| filled(bucket, limits, now) < limits.1)
+            });
+            if self.pods.len() >= RATES_MOST {
                 return false;
             }
         }
-        let bucket = self.0.entry(owner).or_insert((burst, now));
-        let tokens = filled(*bucket);
-        let takes = tokens > 0;
-        *bucket = (tokens - u64::from(takes), now.max(bucket.1));
-        takes
+        let full = Tokens { below: (CHANGES.1, now), exact: (CHANGES.1, now), reserve: (RESERVE.1, now) };
+        let Self { pods, node } = self;
+        let pod = pods.entry(owner).or_insert(full);
+        let own = if exact { &mut pod.exact } else { &mut pod.below };
+        drawn(own, CHANGES, now)
+            && (drawn(node, CHANGES_OF_NODE, now) || drawn(&mut pod.reserve, RESERVE, now))
     }
 }
 
@@ -161,13 +199,31 @@ mod tests {
     #[test]
     fn one_pods_rate_is_not_anothers() {
         let (mut rates, (rate, burst)) = (Rates::default(), CHANGES);
-        assert_eq!((0..2 * burst).filter(|_| rates.take(at(1), 7)).count() as u64, burst);
-        assert!(rates.take(at(2), 7));
-        assert_eq!((0..2 * burst).filter(|_| rates.take(at(1), 8)).count() as u64, rate);
+        assert_eq!((0..2 * burst).filter(|_| rates.take(at(1), false, 7)).count() as u64, burst);
+        assert!(rates.take(at(2), false, 7) && rates.take(at(1), true, 7));
+        assert_eq!((0..2 * burst).filter(|_| rates.take(at(1), false, 8)).count() as u64, rate);
         // However many there are.
         let pods = 2 * RATES_MOST as u32;
-        assert!((0..pods).filter(|n| rates.take(at(1000 + n), 9)).count() >= RATES_MOST - 2);
-        assert!(rates.0.len() <= RATES_MOST);
-        assert!(rates.take(at(3), 1000));
+        assert!((0..pods).filter(|n| rates.take(at(1000 + n), false, 9)).count() >= RATES_MOST - 2);
+        assert!(rates.pods.len() <= RATES_MOST);
+        assert!(rates.take(at(3), false, 1000));
+    }
+
+    #[test]
+    fn many_pods_together_leave_each_its_reserve() {
+        let mut rates = Rates::default();
+        let (pods, seconds) = (110u32, 60u32);
+        let mut taken = 0;
+        for second in 0..seconds {
+            for n in 0..200 * pods {
+                taken += u64::from(rates.take(at(10 + n % pods), n % 3 == 0, u64::from(second)));
+            }
+        }
+        let (all, each) = (CHANGES_OF_NODE, RESERVE);
+        let most =
+            all.1 + u64::from(seconds) * all.0 + u64::from(pods) * (each.1 + u64::from(seconds) * each.0);
+        assert!(taken <= most, "{taken} of {most}");
+        // Whoever has asked for little until then has room.
+        assert_eq!((0..1_000).filter(|_| rates.take(at(1), false, 59)).count() as u64, each.1);
     }
 }

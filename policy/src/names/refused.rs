@@ -115,7 +115,13 @@ fn over(budget: &Budget, who: &impl Fn(IpAddr) -> String) -> (String, &'static s
         }
         Budget::PodRate(pod) => {
             let (rate, _) = CHANGES;
-            (format!("{} brings more than {rate} new addresses a second", who(*pod)), PER_POD)
+            (
+                format!(
+                    "{} brings more than {rate} new addresses a second, or its part of the node's",
+                    who(*pod)
+                ),
+                PER_POD,
+            )
         }
         Budget::Wildcard(domain) => (format!("{domain} has {NAMES_OF_WILDCARD} names"), WIDE),
         Budget::AgentNames => (format!("all pods of this node have {NAMES_OF_AGENT} names"), WIDE),
