@@ -50,6 +50,9 @@ pub enum Command {
         /// Print what is amiss only, and fail unless the node is ready: published, and all as it should be.
         #[arg(long)]
         probe: bool,
+        /// With --probe: fail as well when a peer is not reached.
+        #[arg(long, requires = "probe")]
+        peers: bool,
         /// Show it again every second, until interrupted.
         #[arg(short, long, conflicts_with = "probe")]
         watch: bool,

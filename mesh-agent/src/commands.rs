@@ -37,7 +37,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<()> {
             block_on(federate::federate(&asked))
         }
         Command::InstallCheck { configured, output } => block_on(check::check(load(&configured)?, output)),
-        Command::Status { socket, probe: true, .. } => block_on(status::probe(&socket)),
+        Command::Status { socket, probe: true, peers, .. } => block_on(status::probe(&socket, peers)),
         Command::Status { socket, output, watch: true, .. } => block_on(status::watch(&socket, output)),
         Command::Status { socket, output, .. } => block_on(status::show(&socket, output)),
         Command::Trace { peer, socket, output } => block_on(status::trace(&socket, &peer, output)),

@@ -134,6 +134,11 @@ impl Probing {
         self.peers_changed.notify_one();
     }
 
+    /// Tells peers whether the pods of this node are cut off from the tunnel.
+    pub fn cut_off(&self, cut_off: bool) {
+        self.shared.borrow_mut().prober.set_cut_off(cut_off);
+    }
+
     /// How all peers are reached.
     pub fn report(&self) -> BTreeMap<PublicKey, PeerReport> {
         self.shared.borrow().prober.report(Instant::now())

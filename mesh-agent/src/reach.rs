@@ -21,6 +21,7 @@ const RISES_FOR: Duration = Duration::from_secs(30);
 const WINDOW: Duration = Duration::from_secs(4);
 /// What was found about forwarding holds this long without any packet that could say more.
 const HOLDS: Duration = Duration::from_secs(60);
+const FORWARDING_DROPPED: &str = "forwarding-dropped";
 /// Fewer packets say nothing.
 const PACKETS_LEAST: u64 = 3;
 
@@ -102,6 +103,7 @@ impl Watcher {
     pub fn look(&mut self, seen: &Seen<'_>, denied: u64, clock: (Instant, SystemTime)) {
         let (now, wall) = clock;
         let mut found = unreached(seen.plan, seen.reports);
+        found.extend(cut_off(seen.plan, seen.reports));
         found.extend(forwarding_off(&seen.plan.guard, seen.forwarding));
         self.count(seen.guard, denied, now);
         found.extend(self.lost.map(|(lost, all, _)| forward_dropped(lost, all, seen.closed)));
@@ -152,6 +154,13 @@ impl Watcher {
         &self.problems
     }
 
+    /// Whether something on this host keeps its pods from the tunnel although packets come through to the host itself.
+    pub fn cuts_pods_off(&self) -> bool {
+        self.problems
+            .iter()
+            .any(|problem| ["forwarding-off", FORWARDING_DROPPED].contains(&problem.code.as_str()))
+    }
+
     /// Whether the agent is not ready because of any of it.
     pub fn blocks(&self) -> bool {
         self.problems.iter().any(|problem| problem.blocks)
@@ -188,16 +197,25 @@ fn unreached(plan: &MeshPlan, reports: &Reports) -> Vec<Problem> {
     problems.collect()
 }
 
-/// How a peer is reached as a whole: every family has to work.
+/// Peers that say themselves that their pods are cut off.
+fn cut_off(plan: &MeshPlan, reports: &Reports) -> Vec<Problem> {
+    let says = |key| reports.get(key).is_some_and(|report| report.through.iter().any(|end| end.cut_off));
+    let peers = plan.peers.iter().filter(|(_, peer)| says(&peer.public_key));
+    peers
+        .map(|(name, _)| {
+            Problem::new(
+                "peer-pods-cut-off",
+                format!("peer {name}"),
+                "its agent says that its own host keeps its pods from the tunnel",
+                format!("see the problems in `mesh-agent status` on {name}"),
+            )
+        })
+        .collect()
+}
+
+/// Reports how a peer is reached as a whole.
 pub fn reach(report: &PeerReport) -> Reach {
-    let of = |reach| report.through.iter().any(|end| end.reach == reach);
-    if of(Reach::Unreached) {
-        Reach::Unreached
-    } else if of(Reach::Unknown) || report.through.is_empty() {
-        Reach::Unknown
-    } else {
-        Reach::Reached
-    }
+    Reach::of(report.through.iter().map(|end| end.reach))
 }
 
 fn forwarding_off(guard: &Guard, forwarding: Forwarding) -> Vec<Problem> {
@@ -227,7 +245,7 @@ fn forward_dropped(lost: u64, all: u64, closed: &[String]) -> Problem {
         some => some.join(", "),
     };
     let problem = Problem::new(
-        "forwarding-dropped",
+        FORWARDING_DROPPED,
         who,
         format!("{lost} of {all} packets between pods and the tunnel were dropped while they were forwarded, and not by policy"),
         "let the host's firewall accept what it forwards from and to the mesh interface, such as by `iptables -I FORWARD -i sennit0 -j \

@@ -508,6 +508,7 @@ impl Running {
             closed: self.bypass.closed(),
         };
         self.reach.look(&seen, denied, (std::time::Instant::now(), wall));
+        self.probing.cut_off(self.reach.cuts_pods_off());
     }
 
     /// Whether a problem keeps the agent from being ready.

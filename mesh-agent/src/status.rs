@@ -97,6 +97,18 @@ pub struct PeerStatus {
     pub exemption: Option<Exemption>,
 }
 
+impl PeerStatus {
+    /// Reports whether it is reached, as far as is known: by a handshake that lives or an exemption, and no check says otherwise.
+    pub fn is_up(&self) -> bool {
+        matches!(self.state, PeerState::Established | PeerState::Cleartext)
+    }
+
+    /// Reports whether packets go through the tunnel to it, in every family.
+    pub fn reach(&self) -> Reach {
+        Reach::of(self.through.iter().map(|end| end.reach))
+    }
+}
+
 /// Whether packets go through the tunnel between two mesh addresses, and back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

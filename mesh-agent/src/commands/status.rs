@@ -26,10 +26,14 @@ pub(super) async fn show(socket: &Path, output: StatusOutput) -> anyhow::Result<
     }
 }
 
-/// What is amiss, as an error.
-pub(super) async fn probe(socket: &Path) -> anyhow::Result<()> {
+/// Fails with all that is amiss. `peers`: also when a peer is not reached.
+pub(super) async fn probe(socket: &Path, peers: bool) -> anyhow::Result<()> {
     let status = ask(socket).await?;
     anyhow::ensure!(status.ready, "not ready: {}", status.errors.join("; "));
+    let away = status.peers.iter().filter(|peer| peers && !peer.is_up());
+    let away: Vec<&str> = away.map(|peer| peer.name.as_str()).collect();
+    let (count, all) = (away.len(), status.peers.len());
+    anyhow::ensure!(away.is_empty(), "{count} of {all} peers are not reached: {}", away.join(", "));
     Ok(())
 }
 

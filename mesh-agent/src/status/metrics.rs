@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::{PeerState, PeerStatus, Status};
+use mesh_overlay::path::Reach;
+
+use super::{PeerStatus, Status};
 use crate::agent::{Exempted, ExemptionState};
 
 /// A label's value.
@@ -158,7 +160,17 @@ impl Status {
             "sennit_peer_up",
             "gauge",
             "Whether a peer is reached: a live handshake, or an exempt peer that answers.",
-            |peer| Some(u8::from(matches!(peer.state, PeerState::Established | PeerState::Cleartext))),
+            |peer| Some(u8::from(peer.is_up())),
+        );
+        self.per_peer(
+            page,
+            "sennit_peer_reached",
+            "gauge",
+            "Whether packets go through the tunnel to a peer and back.",
+            |peer| match peer.reach() {
+                Reach::Unknown => None,
+                reach => Some(u8::from(reach == Reach::Reached)),
+            },
         );
         self.per_peer(page, "sennit_peer_mtu_bytes", "gauge", "The MTU of routes to a peer.", |peer| {
             Some(peer.mtu)

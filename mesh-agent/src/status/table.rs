@@ -72,11 +72,13 @@ impl Status {
     /// The status for people.
     pub fn to_table(&self) -> String {
         let mut text = format!(
-            "{} (site {}, mesh {}): {}, {} backend, MTU {}\n",
+            "{} (site {}, mesh {}): {}, {} of {} peers reached, {} backend, MTU {}\n",
             self.node,
             self.site,
             self.mesh,
             if self.ready { "ready" } else { "NOT READY" },
+            self.peers.iter().filter(|peer| peer.is_up()).count(),
+            self.peers.len(),
             self.backend,
             self.mtu
         );

@@ -9,7 +9,7 @@ use mesh_keyring::{PrivateKey, PublicKey};
 use super::choice::{Choice, Decision};
 use super::limit::{Bucket, Window};
 use super::line::{Line, LineReport, Liveness, Role};
-use super::through::{Through, ThroughReport};
+use super::through::{Says, Through, ThroughReport};
 use super::wire::{self, Kind, Message, NONCE, Rejected, RouteId, Secrets};
 use super::{Candidate, Origin, Rung, headers};
 use crate::endpoint::is_dialable;
@@ -34,8 +34,6 @@ const UNPROVED_OF_ALL: (f64, f64) = (500.0, 4_000.0);
 const UNPROVED_HEARD: (f64, f64) = (2.0, 8.0);
 /// Questions from the peer's mesh address that are answered, a second and at once.
 const ANSWERS_INSIDE: (f64, f64) = (10.0, 40.0);
-/// What a question inside of the tunnel says in place of an MTU when the one before was answered.
-const SATISFIED: u16 = 1;
 /// A poll that comes so late was held up by the host.
 const STARVED: Duration = Duration::from_millis(150);
 /// On a host that is always late losses count all the same, or nothing would ever be left.
@@ -134,6 +132,8 @@ pub struct Prober {
     changes: u64,
     // The port of our own device: what comes through the tunnel to it is heeded by no program.
     port: u16,
+    // What peers are told of our pods.
+    cut_off: bool,
     // For questions to addresses that have never answered, and the peer for which there was none last.
     unproved: Option<Bucket>,
     short: Option<PublicKey>,
@@ -158,6 +158,7 @@ impl Prober {
             reachable: Box::new(|_| true),
             changes: 0,
             port: 0,
+            cut_off: false,
             unproved: None,
             short: None,
             ids: 0,
@@ -216,6 +217,11 @@ impl Prober {
     /// Sets the port of our own device, to which peers' mesh addresses are asked.
     pub fn set_port(&mut self, port: u16) {
         self.port = port;
+    }
+
+    /// Tells peers from now on whether the pods of this node are cut off from the tunnel.
+    pub fn set_cut_off(&mut self, cut_off: bool) {
+        self.cut_off = cut_off;
     }
 
     /// The device sends to this address: somebody was learned there.
@@ -342,18 +348,21 @@ impl Prober {
         match message.kind {
             Kind::Answer { .. } => {
                 let mut ends = peer.through.iter_mut().filter(|end| end.to == from.ip());
-                let changed = ends.find_map(|end| end.answered(message.number, now));
+                let changed = ends.find_map(|end| end.answered(message.number, Says::read(message.mtu), now));
                 peer.nonces.note(nonce, changed.is_some());
                 self.changes += u64::from(changed == Some(true));
             }
             Kind::Question => {
                 peer.nonces.note(nonce, false);
-                let ends = peer.through.iter_mut().filter(|end| end.to == from.ip());
-                ends.for_each(|end| end.heard(message.mtu == SATISFIED, now));
+                let says = Says::read(message.mtu);
+                for end in peer.through.iter_mut().filter(|end| end.to == from.ip()) {
+                    self.changes += u64::from(end.heard(says, now));
+                }
                 if !peer.inside.take(now, ANSWERS_INSIDE) {
                     return Received::TooMany;
                 }
-                let answer = Message { kind: Kind::Answer { seen: from }, number: message.number, mtu: 0 };
+                let mtu = Says { satisfied: false, cut_off: self.cut_off }.field();
+                let answer = Message { kind: Kind::Answer { seen: from }, number: message.number, mtu };
                 let nonce = next_nonce(&self.boot, &mut self.count);
                 let payload = peer.secrets.seal(&answer, wire::LEAST, nonce);
                 out.push(Transmit { to: from, from: None, payload });
@@ -398,7 +407,7 @@ impl Prober {
                 }
                 let nonce = next_nonce(&self.boot, &mut self.count);
                 let number = self.first.wrapping_add(self.count);
-                let mtu = if end.is_satisfied() { SATISFIED } else { 0 };
+                let mtu = Says { satisfied: end.is_satisfied(), cut_off: self.cut_off }.field();
                 let question = Message { kind: Kind::Question, number, mtu };
                 end.note(number, now);
                 out.push(Transmit {

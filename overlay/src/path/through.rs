@@ -37,6 +37,39 @@ pub enum Reach {
     Unreached,
 }
 
+impl Reach {
+    /// Joins the verdicts on all address families of a peer: every one has to work.
+    pub fn of(all: impl Iterator<Item = Self>) -> Self {
+        all.reduce(|one, other| match (one, other) {
+            (Self::Unreached, _) | (_, Self::Unreached) => Self::Unreached,
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+            _ => Self::Reached,
+        })
+        .unwrap_or(Self::Unknown)
+    }
+}
+
+/// What a message inside of the tunnel says beside its number, in the field of the MTU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Says {
+    /// The sender's last question was answered.
+    pub satisfied: bool,
+    /// The pods of the sender are cut off from the tunnel, by something on its host.
+    pub cut_off: bool,
+}
+
+impl Says {
+    /// Reads the field. Bits that are not known say nothing.
+    pub fn read(field: u16) -> Self {
+        Self { satisfied: field & 1 != 0, cut_off: field & 2 != 0 }
+    }
+
+    /// Returns the field.
+    pub fn field(self) -> u16 {
+        u16::from(self.satisfied) | u16::from(self.cut_off) << 1
+    }
+}
+
 /// The check as status shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ThroughReport {
@@ -50,6 +83,8 @@ pub struct ThroughReport {
     pub since: Instant,
     /// When the last answer came.
     pub answered_at: Option<Instant>,
+    /// Whether the peer says that its pods are cut off.
+    pub cut_off: bool,
 }
 
 /// The check between two mesh addresses.
@@ -66,6 +101,7 @@ pub struct Through {
     asked: VecDeque<(u64, Instant, bool)>,
     lost: u32,
     due: Instant,
+    cut_off: bool,
 }
 
 impl Through {
@@ -80,6 +116,7 @@ impl Through {
             asked: VecDeque::new(),
             lost: 0,
             due: now,
+            cut_off: false,
         }
     }
 
@@ -121,22 +158,25 @@ impl Through {
     }
 
     /// Takes an answer. Returns whether the verdict changed; `None` when nothing like it was asked here.
-    pub fn answered(&mut self, number: u64, now: Instant) -> Option<bool> {
+    pub fn answered(&mut self, number: u64, says: Says, now: Instant) -> Option<bool> {
         let at = self.asked.iter().position(|(asked, ..)| *asked == number)?;
         // What was asked before it is of no interest any more.
         self.asked.drain(..=at);
         self.lost = 0;
         self.answered_at = Some(now);
         self.due = now + EVERY;
-        Some(self.becomes(Reach::Reached, now))
+        let news = std::mem::replace(&mut self.cut_off, says.cut_off) != says.cut_off;
+        Some(self.becomes(Reach::Reached, now) | news)
     }
 
-    /// Takes note of a question of the peer's. `satisfied`: its own last question was answered, so that packets go both ways.
-    pub fn heard(&mut self, satisfied: bool, now: Instant) {
-        if satisfied && self.reach == Reach::Reached && self.lost == 0 {
+    /// Takes note of a question of the peer's. Returns whether it says anything new.
+    pub fn heard(&mut self, says: Says, now: Instant) -> bool {
+        // Its own last question was answered, so that packets go both ways.
+        if says.satisfied && self.reach == Reach::Reached && self.lost == 0 {
             self.answered_at = Some(now);
             self.due = now + EVERY + SLACK;
         }
+        std::mem::replace(&mut self.cut_off, says.cut_off) != says.cut_off
     }
 
     /// Whether the last question was answered, and the next may say so.
@@ -169,8 +209,8 @@ impl Through {
 
     /// Reports how it stands.
     pub fn report(&self) -> ThroughReport {
-        let Self { from, to, reach, since, answered_at, .. } = *self;
-        ThroughReport { from, to, reach, since, answered_at }
+        let Self { from, to, reach, since, answered_at, cut_off, .. } = *self;
+        ThroughReport { from, to, reach, since, answered_at, cut_off }
     }
 }
 
@@ -197,7 +237,7 @@ mod tests {
                 asked += 1;
                 check.note(at, now);
                 if answers(at) {
-                    assert!(check.answered(at, now).is_some());
+                    assert!(check.answered(at, Says::default(), now).is_some());
                 }
             }
         }
@@ -236,6 +276,6 @@ mod tests {
         assert!(check.expire(false, begun + Duration::from_secs(31)));
         assert_eq!(check.report().reach, Reach::Unknown);
         // An answer to what was asked before says nothing of now.
-        assert_eq!(check.answered(29_000, begun + Duration::from_secs(32)), None);
+        assert_eq!(check.answered(29_000, Says::default(), begun + Duration::from_secs(32)), None);
     }
 }

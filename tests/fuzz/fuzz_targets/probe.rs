@@ -22,7 +22,8 @@ fuzz_target!(|bytes: &[u8]| {
     let key = peer.public();
     let mut prober = Prober::new(own, [7; 16]);
     let mut now = Instant::now();
-    let paths = PeerPaths { candidates: vec![candidate(1), candidate(2)], mtu_most: 1500 };
+    let paths =
+        PeerPaths { candidates: vec![candidate(1), candidate(2)], mtu_most: 1500, ..PeerPaths::default() };
     prober.set_peers(BTreeMap::from([(key, paths)]), |_| true, now);
     for (n, part) in bytes.chunks(64).enumerate() {
         let (Some(how), Some(host)) = (part.first(), part.get(1)) else { break };
