@@ -17,7 +17,7 @@ const SLACK: Duration = Duration::from_millis(500);
 /// How often while in doubt: so that chance losses decide nothing.
 const FAST: Duration = Duration::from_millis(120);
 /// How often while nothing comes back.
-const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_secs(2);
 /// How long an answer is waited for before the doubt begins, and how long it counts.
 const PATIENCE: Duration = Duration::from_millis(700);
 const LATE: Duration = Duration::from_secs(5);
@@ -254,7 +254,7 @@ mod tests {
         assert_eq!(check.report().reach, Reach::Unreached);
         let asked = run(&mut check, begun, 75_000..85_000, |_| false);
         assert!(asked <= 11, "{asked}");
-        run(&mut check, begun, 85_000..87_000, |_| true);
+        run(&mut check, begun, 85_000..88_000, |_| true);
         assert_eq!(check.report().reach, Reach::Reached);
     }
 
