@@ -12,14 +12,13 @@ pub mod link;
 pub mod mirror;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::config::KubeConfigOptions;
 use kube::core::ApiResource;
 use kube::{Api, Client, ResourceExt as _};
 use mesh_keyring::{ClusterName, NodeName};
@@ -31,10 +30,9 @@ use tokio::time::{Instant, timeout};
 
 use crate::config::{Config, KubeRegistryConfig, RegistryChoice};
 use crate::registry::Snapshot;
-use crate::registry::kube::budget::{Budget, client};
-use crate::registry::kube::{
-    GROUP, KubeRegistry, LINK, VERSION, api_config, custom, limits, mesh_nodes, reason,
-};
+use crate::registry::kube::access::Access;
+use crate::registry::kube::budget::{Budget, Connected, client};
+use crate::registry::kube::{GROUP, KubeRegistry, LINK, VERSION, api_config, custom, mesh_nodes, reason};
 use crate::status::rfc3339;
 use election::{Election, Term};
 use link::{ClusterLink, SECRET_KEY};
@@ -49,6 +47,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(30);
 // What fails is tried again no sooner than this.
 const BREATH: Duration = Duration::from_secs(1);
+// How often credentials that cannot be read are read again.
+const ACCESS_AGAIN: Duration = Duration::from_secs(2);
 // In one turn through one link.
 const WRITES_MOST: usize = 200;
 // The most refused nodes that a condition names.
@@ -121,8 +121,14 @@ impl Federate {
 /// Only before the loop: no credentials, a bad name.
 pub async fn federate(asked: &Federate) -> anyhow::Result<()> {
     let own = asked.own()?;
-    let config = api_config(asked.kubeconfig.as_deref()).await?;
-    let (client, _) = client(config.clone(), Budget::OWN)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let access = tokio::select! {
+        access = access(asked.kubeconfig.as_deref()) => access,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let Connected { client, .. } = client(access.clone(), Budget::OWN)?;
     let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let random = getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
     let identity = format!("{host}-{random:016x}");
@@ -130,7 +136,7 @@ pub async fn federate(asked: &Federate) -> anyhow::Result<()> {
     let election = Election::new(client.clone(), NAMESPACE, identity);
     let (stop, bell) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let mut federator = Federator {
-        local: KubeRegistry::with_bell(config, Some(own.clone()), Arc::clone(&bell), Budget::OWN)?,
+        local: KubeRegistry::with_bell(access, Some(own.clone()), Arc::clone(&bell), Budget::OWN)?,
         client,
         own,
         grace: Duration::from_secs(asked.grace),
@@ -143,8 +149,6 @@ pub async fn federate(asked: &Federate) -> anyhow::Result<()> {
         led: false,
     };
     let election = tokio::spawn(election.run(Arc::clone(&stop), bell));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
             () = federator.turn() => {}
@@ -161,6 +165,24 @@ pub async fn federate(asked: &Federate) -> anyhow::Result<()> {
     stop.notify_one();
     let _ = timeout(WRITE * 2, election).await;
     Ok(())
+}
+
+/// Waits until it is known how to reach the API: a file that is missing may be there soon.
+async fn access(kubeconfig: Option<&Path>) -> Access {
+    let mut told = None;
+    loop {
+        match api_config(kubeconfig).await {
+            Ok(access) => return access,
+            Err(why) => {
+                let why = why.to_string();
+                if told.as_ref() != Some(&why) {
+                    tracing::error!("{why}; it is tried again every {} s", ACCESS_AGAIN.as_secs());
+                }
+                told = Some(why);
+            }
+        }
+        tokio::time::sleep(ACCESS_AGAIN).await;
+    }
 }
 
 impl Federator {
@@ -251,12 +273,11 @@ impl Federator {
         let text = secret.data.as_ref().and_then(|data| data.get(SECRET_KEY));
         let text = text.ok_or_else(|| format!("the Secret has no key {SECRET_KEY}"))?;
         let file = link::kubeconfig(&text.0)?;
-        let options = KubeConfigOptions::default();
-        let config = kube::Config::from_custom_kubeconfig(file, &options);
-        let config = config.await.map_err(|_| format!("{SECRET_KEY} is no usable kubeconfig"))?;
-        tracing::info!(link = %link.cluster, server = %config.cluster_url, "connecting");
-        let (config, bell) = (limits(config), Arc::clone(&self.bell));
-        KubeRegistry::with_bell(config, Some(link.cluster.clone()), bell, Budget::REMOTE)
+        let access =
+            Access::given(file).await.map_err(|_| format!("{SECRET_KEY} is no usable kubeconfig"))?;
+        tracing::info!(link = %link.cluster, server = %access.cluster_url, "connecting");
+        let bell = Arc::clone(&self.bell);
+        KubeRegistry::with_bell(access, Some(link.cluster.clone()), bell, Budget::REMOTE)
             .map_err(|e| e.to_string())
     }
 

@@ -69,12 +69,11 @@ impl Registry {
                 Ok((Self::File(FileRegistry::of_mesh(&file.dir, mesh)), Vec::new()))
             }
             RegistryChoice::Kube(kube) => {
-                let config = self::kube::api_config(kube.kubeconfig.as_deref()).await?;
-                let server = config.cluster_url.host().unwrap_or_default().to_owned();
-                let port = config.cluster_url.port_u16().unwrap_or(443);
-                let address: Option<IpAddr> =
-                    server.trim_start_matches('[').trim_end_matches(']').parse().ok();
-                let mut registry = KubeRegistry::new(config, kube.cluster.clone(), mesh)?;
+                let access = self::kube::api_config(kube.kubeconfig.as_deref()).await?;
+                // Where there is a proxy, it is the proxy that nobody may take away.
+                let (server, port) = access.reached_at();
+                let address: Option<IpAddr> = server.parse().ok();
+                let mut registry = KubeRegistry::new(access, kube.cluster.clone(), mesh)?;
                 registry.sites(SiteRule { old_label: kube.old_site_label, unlabelled: Some(site.clone()) });
                 if address.is_none() {
                     registry.resolve(server, port);
@@ -172,6 +171,14 @@ impl Registry {
             // Who reads a directory reads the log and status.
             Self::File(_) | Self::Closed(_) => {}
             Self::Kube(kube) => kube.tell(node, notice),
+        }
+    }
+
+    /// Tells what is wrong between this node and the registry.
+    pub fn problems(&self, node: &NodeName) -> Vec<crate::problem::Problem> {
+        match self {
+            Self::File(_) | Self::Closed(_) => Vec::new(),
+            Self::Kube(kube) => kube.problems(node),
         }
     }
 

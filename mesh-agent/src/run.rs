@@ -35,6 +35,7 @@ use crate::notify::notify;
 use crate::policing::{Known, Policing};
 use crate::probing::Probing;
 use crate::reach::{self, Forwarding};
+use crate::problem::{Problem, Since};
 use crate::reconcile::{Pass, Reconciler};
 use crate::registry::Registry;
 use crate::resolve::Resolver;
@@ -138,6 +139,9 @@ struct Running {
     policing: Policing,
     bypass: Watcher,
     reach: reach::Watcher,
+    // What is wrong between this node and the registry.
+    estranged: Vec<Problem>,
+    estranged_since: Since,
     health: Health,
     errors: Errors,
     refused: Vec<RefusedStatus>,
@@ -236,6 +240,8 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
         policing,
         bypass: Watcher::default(),
         reach: reach::Watcher::default(),
+        estranged: Vec::new(),
+        estranged_since: Since::default(),
         health: Health::default(),
         errors: Errors::default(),
         refused: Vec::new(),
@@ -381,6 +387,7 @@ impl Running {
             }
             Err(e) => errors.push(e.to_string()),
         }
+        self.estrangement();
         self.agent.pods_are_objects(self.registry.knows_pods_of(&self.config.node));
         self.agent.resolved(self.resolver.resolution());
         self.agent.paths(self.probing.paths(), std::time::Instant::now());
@@ -513,7 +520,7 @@ impl Running {
 
     /// Whether a problem keeps the agent from being ready.
     fn blocked(&self) -> bool {
-        self.bypass.blocks() || self.reach.blocks()
+        self.bypass.blocks() || self.reach.blocks() || self.estranged.iter().any(|problem| problem.blocks)
     }
 
     fn head_start(&mut self) {

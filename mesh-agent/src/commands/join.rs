@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::{print, shown};
 use crate::atomic;
-use crate::registry::kube::budget::{Budget, client};
+use crate::registry::kube::budget::{Budget, Connected, client};
 use crate::registry::kube::{GROUP, LINK, VERSION, api_config, mesh_nodes, meshes as meshes_kind, reason};
 
 /// The namespace of the host's service account.
@@ -76,9 +76,10 @@ pub(super) async fn join(asked: &Join) -> anyhow::Result<()> {
             );
         }
     }
-    let config = api_config(Some(&asked.kubeconfig)).await?;
-    let server = config.cluster_url.to_string();
-    let (client, _) = client(config, Budget::OWN).with_context(|| format!("credentials for {server}"))?;
+    let access = api_config(Some(&asked.kubeconfig)).await?;
+    let server = access.cluster_url.to_string();
+    let Connected { client, .. } =
+        client(access, Budget::OWN).with_context(|| format!("credentials for {server}"))?;
     let said =
         |what: String| move |e: kube::Error| anyhow::anyhow!("{what}: API server {server}: {}", reason(&e));
 

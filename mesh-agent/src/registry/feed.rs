@@ -60,13 +60,16 @@ struct Inner {
     next: u64,
     waiting: BTreeMap<Kind, Waiting>,
     refused: BTreeMap<String, String>,
-    troubles: BTreeMap<&'static str, String>,
+    // And whether the server refuses it to us.
+    troubles: BTreeMap<&'static str, (String, bool)>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     inner: Mutex<Inner>,
     changed: Notify,
+    // The server refuses a kind, or does so no more.
+    turned: Notify,
     verdicts: watch::Sender<Verdicts>,
 }
 
@@ -109,16 +112,43 @@ impl Feed {
 
     /// Why objects of a kind cannot be watched now; `None`: they can.
     pub fn trouble(&self, kind: &'static str, why: Option<String>) {
-        let news = {
+        self.tell(kind, why, false);
+    }
+
+    /// The same where the server refuses it to this agent.
+    pub fn refusal(&self, kind: &'static str, why: String) {
+        self.tell(kind, Some(why), true);
+    }
+
+    fn tell(&self, kind: &'static str, why: Option<String>, refused: bool) {
+        let refuses = why.is_some() && refused;
+        let (news, turns) = {
             let troubles = &mut self.shared.inner.lock().troubles;
-            match why {
-                Some(why) => troubles.insert(kind, why.clone()) != Some(why),
-                None => troubles.remove(kind).is_some(),
-            }
+            let before = match &why {
+                Some(why) => troubles.insert(kind, (why.clone(), refused)),
+                None => troubles.remove(kind),
+            };
+            let refused_before = before.as_ref().is_some_and(|(_, refused)| *refused);
+            (before != why.map(|why| (why, refused)), refused_before != refuses)
         };
         if news {
             self.shared.changed.notify_one();
         }
+        if turns {
+            self.shared.turned.notify_one();
+        }
+    }
+
+    /// Waits until the server refuses a kind, or does so no more. Safe to drop and call again; for one at a time.
+    pub async fn turned(&self) {
+        self.shared.turned.notified().await;
+    }
+
+    /// Kinds that the server does not let this agent watch, each with what it said.
+    pub fn refusals(&self) -> Vec<(&'static str, String)> {
+        let inner = self.shared.inner.lock();
+        let refused = inner.troubles.iter().filter(|(_, (_, refused))| *refused);
+        refused.map(|(kind, (why, _))| (*kind, why.clone())).collect()
     }
 
     /// Everything that was said since the last call, in order.
@@ -158,7 +188,7 @@ impl Feed {
     pub fn staleness(&self) -> Option<String> {
         let inner = self.shared.inner.lock();
         let troubles: Vec<String> =
-            inner.troubles.iter().map(|(kind, why)| format!("{kind}: {why}")).collect();
+            inner.troubles.iter().map(|(kind, (why, _))| format!("{kind}: {why}")).collect();
         Some(troubles.join("; ")).filter(|told| !told.is_empty())
     }
 

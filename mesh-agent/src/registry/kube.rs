@@ -4,12 +4,17 @@
 //! the agent. What policy is decided from goes into a [`Feed`] instead. The library's own watcher does not tell when a connection is back that brings nothing new, and
 //! status has to.
 
+pub mod access;
 pub mod budget;
 mod census;
+mod connect;
 pub mod directory;
 mod events;
 pub mod listing;
 mod policy;
+mod publish;
+mod renew;
+mod trouble;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -19,23 +24,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Patch, PatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::{ApiResource, GroupVersionKind, Resource};
 use kube::{Api, Client};
 use mesh_keyring::{ClusterName, MeshName, NodeName};
-use mesh_overlay::{Advertisement, NodeRecord};
+use mesh_overlay::NodeRecord;
 use parking_lot::Mutex;
-use serde_json::json;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::feed::Feed;
 use super::{Notice, RegistryError, Snapshot};
-use budget::Budget;
+use access::Access;
+use budget::{Budget, Connected};
 pub use directory::LINK;
-use directory::{Directory, Entry, Kind, MeshNode, MeshObject, Node, SiteRule};
+use directory::{Directory, Kind, MeshNode, MeshObject, Node, SiteRule};
 use listing::{Named as _, Partial};
 use watch::{Reading, Shelf, Watch};
 
@@ -49,11 +52,16 @@ pub const FIELD_MANAGER: &str = "sennit-agent";
 // Characters of what a server says that are repeated.
 const SAID_MOST: usize = 300;
 const SILENCE: Duration = Duration::from_secs(270);
-const CONNECT: Duration = Duration::from_secs(5);
+// A request that cannot be sent within this is given up.
+const SENDING: Duration = Duration::from_secs(30);
+// An answer to a question of DNS.
+const NAMING: Duration = Duration::from_secs(5);
 // What `cleanup` waits for the lists.
 const LISTING: Duration = Duration::from_secs(10);
-// A write that takes longer than this is tried again in the next pass.
+// A pass waits no longer than this for a write, which goes on beside it.
 const WRITE: Duration = Duration::from_secs(3);
+// A write that takes longer than this is given up.
+const WRITE_MOST: Duration = Duration::from_secs(30);
 // Changes that come together are one.
 const QUIET: Duration = Duration::from_millis(30);
 const SETTLED: Duration = Duration::from_millis(500);
@@ -84,6 +92,7 @@ pub struct KubeRegistry {
     policy: Option<Watches>,
     reading: Reading,
     read: Arc<AtomicU64>,
+    publishing: publish::Publishing,
     // A change was taken notice of that `changed` has not answered for yet.
     stirred: bool,
 }
@@ -101,36 +110,14 @@ impl Drop for Watches {
 ///
 /// # Errors
 /// A sentence that names the file and what is wrong with it.
-pub async fn api_config(kubeconfig: Option<&Path>) -> Result<kube::Config, RegistryError> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let bad = |reason: String| RegistryError::Credentials {
-                what: format!("kubeconfig {}", path.display()),
-                reason,
-            };
-            let file = Kubeconfig::read_from(path).map_err(|e| match e {
-                KubeconfigError::ReadConfig(source, _) => bad(source.to_string()),
-                // What the parser says may quote what it has read.
-                _ => bad("it is no kubeconfig".into()),
-            })?;
-            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .map_err(|e| bad(e.to_string()))?
-        }
-        None => kube::Config::incluster().map_err(|e| RegistryError::Credentials {
-            what: "the pod's service account (registry.kube.kubeconfig names a file where there is none)"
-                .into(),
-            reason: e.to_string(),
-        })?,
-    };
-    Ok(limits(config))
+pub async fn api_config(kubeconfig: Option<&Path>) -> Result<Access, RegistryError> {
+    Access::read(kubeconfig).await
 }
 
 /// The same configuration with our limits of time.
-pub fn limits(mut config: kube::Config) -> kube::Config {
-    config.connect_timeout = Some(CONNECT);
+fn limits(mut config: kube::Config) -> kube::Config {
     config.read_timeout = Some(SILENCE);
-    config.write_timeout = Some(CONNECT);
+    config.write_timeout = Some(SENDING);
     // It would wait unseen for as long as the server says.
     config.default_retry = false;
     config
@@ -142,11 +129,11 @@ impl KubeRegistry {
     /// # Errors
     /// [`RegistryError::Credentials`]; an API that does not answer is no error here.
     pub fn new(
-        config: kube::Config,
+        access: impl Into<Access>,
         cluster: Option<ClusterName>,
         mesh: &MeshName,
     ) -> Result<Self, RegistryError> {
-        Self::within(config, cluster, mesh, Budget::OWN)
+        Self::within(access, cluster, mesh, Budget::OWN)
     }
 
     /// The same within a budget.
@@ -154,12 +141,12 @@ impl KubeRegistry {
     /// # Errors
     /// As [`KubeRegistry::new`].
     pub fn within(
-        config: kube::Config,
+        access: impl Into<Access>,
         cluster: Option<ClusterName>,
         mesh: &MeshName,
         budget: Budget,
     ) -> Result<Self, RegistryError> {
-        Self::begin(config, cluster, Some(mesh.clone()), Arc::default(), budget)
+        Self::begin(access.into(), cluster, Some(mesh.clone()), Arc::default(), budget)
     }
 
     /// Sets who says in which site the cluster's Nodes stand.
@@ -174,7 +161,7 @@ impl KubeRegistry {
         self.watches.0.push(tokio::spawn(async move {
             let mut failures = 0;
             loop {
-                let told = match timeout(CONNECT, tokio::net::lookup_host((host.as_str(), port))).await {
+                let told = match timeout(NAMING, tokio::net::lookup_host((host.as_str(), port))).await {
                     Ok(Ok(addresses)) => {
                         let found = addresses.map(|address| address.ip()).collect();
                         shared.update(|directory| directory.resolved(found));
@@ -195,29 +182,31 @@ impl KubeRegistry {
     /// # Errors
     /// As [`KubeRegistry::new`].
     pub fn with_bell(
-        config: kube::Config,
+        access: impl Into<Access>,
         cluster: Option<ClusterName>,
         bell: Arc<Notify>,
         budget: Budget,
     ) -> Result<Self, RegistryError> {
-        Self::begin(config, cluster, None, bell, budget)
+        Self::begin(access.into(), cluster, None, bell, budget)
     }
 
     fn begin(
-        config: kube::Config,
+        access: Access,
         cluster: Option<ClusterName>,
         mesh: Option<MeshName>,
         bell: Arc<Notify>,
         budget: Budget,
     ) -> Result<Self, RegistryError> {
-        let server = config.cluster_url.to_string();
-        let (client, read) = budget::client(config, budget).map_err(|e| RegistryError::Credentials {
+        let server = access.cluster_url.to_string();
+        let is_proxied = access.proxy().is_some();
+        let connected = budget::client(access, budget).map_err(|e| RegistryError::Credentials {
             what: format!("credentials for {server}"),
-            reason: e.to_string(),
+            reason: reason(&e),
         })?;
+        let Connected { client, read, fresh } = connected;
         let directory = Mutex::new(Directory::new(mesh.is_some()).within(budget));
         let shared = Arc::new(Shared { directory, changed: bell });
-        let reading = Reading::new(budget);
+        let reading = Reading::new(budget, fresh, is_proxied);
         let (partial, shared_too) = (|| Partial::new(budget), || Arc::clone(&shared));
         let nodes = Shelf {
             known: true,
@@ -275,6 +264,7 @@ impl KubeRegistry {
             policy: None,
             reading,
             read,
+            publishing: publish::Publishing::default(),
             stirred: false,
         })
     }
@@ -339,28 +329,6 @@ impl KubeRegistry {
         RegistryError::Unreachable { server: self.server.clone(), reason }
     }
 
-    /// Applies this node's annotations, where they differ from what stands there; says whether it wrote.
-    ///
-    /// # Errors
-    /// [`RegistryError::Apply`].
-    pub async fn publish(&self, node: &NodeName, claim: &Advertisement) -> Result<bool, RegistryError> {
-        let annotations = claim.to_annotations();
-        let (kind, name) = {
-            let directory = self.shared.directory.lock();
-            match directory.find(node, self.cluster.as_ref()) {
-                Some((_, entry)) if *entry.annotations() == annotations => return Ok(false),
-                Some((kind, entry)) => (kind, entry.name().to_owned()),
-                // Not before everything was listed is it known to be missing.
-                None => match directory.obstacle() {
-                    Some(reason) => return Err(self.unreachable(reason)),
-                    None => return Err(RegistryError::Unregistered(node.clone())),
-                },
-            }
-        };
-        self.apply(kind, &name, json!(annotations)).await?;
-        Ok(true)
-    }
-
     /// Writes an Event about this node.
     pub fn tell(&self, node: &NodeName, notice: Notice) {
         let found = self
@@ -372,7 +340,7 @@ impl KubeRegistry {
         let Some((kind, name)) = found else { return };
         let client = self.client.clone();
         tokio::spawn(async move {
-            match timeout(WRITE, events::write(client, kind, &name, &notice)).await {
+            match timeout(WRITE_MOST, events::write(client, kind, &name, &notice)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(e)) => {
                     tracing::warn!("writing an Event about {} {name}: {}", kind.as_str(), reason(&e))
@@ -380,113 +348,19 @@ impl KubeRegistry {
                 Err(_) => tracing::warn!(
                     "writing an Event about {} {name}: no answer within {} s",
                     kind.as_str(),
-                    WRITE.as_secs()
+                    WRITE_MOST.as_secs()
                 ),
             }
         });
     }
 
-    /// Asks the API whether this node's annotations could be applied, without changing them.
-    ///
-    /// # Errors
-    /// [`RegistryError::Apply`] with what the API said, or [`RegistryError::Unregistered`].
-    pub async fn may_publish(&self, node: &NodeName) -> Result<(), RegistryError> {
-        let (kind, name, annotations) = {
-            let directory = self.shared.directory.lock();
-            let (kind, entry) = directory
-                .find(node, self.cluster.as_ref())
-                .ok_or_else(|| RegistryError::Unregistered(node.clone()))?;
-            (kind, entry.name().to_owned(), json!(entry.annotations()))
-        };
-        self.patch(kind, &name, &annotations, &PatchParams::apply(FIELD_MANAGER).force().dry_run())
-            .await
-            .map(drop)
-    }
-
-    /// Takes this node's annotations away, once it is known where they are.
-    ///
-    /// # Errors
-    /// [`RegistryError::Apply`], or [`RegistryError::Unreachable`]. A node that is not there is no error.
-    pub async fn withdraw(&self, node: &NodeName) -> Result<(), RegistryError> {
-        let found = async {
-            loop {
-                let changed = self.shared.changed.notified();
-                {
-                    let directory = self.shared.directory.lock();
-                    let found = directory.find(node, self.cluster.as_ref());
-                    if found.is_some() || directory.obstacle().is_none() {
-                        return found.map(|(kind, entry)| (kind, entry.name().to_owned()));
-                    }
-                }
-                changed.await;
-            }
-        };
-        match timeout(LISTING, found).await {
-            Ok(Some((kind, name))) => self.apply(kind, &name, json!({})).await,
-            Ok(None) => Ok(()),
-            Err(_) => {
-                let reason = self.shared.directory.lock().obstacle().unwrap_or_default();
-                Err(self.unreachable(reason))
-            }
-        }
-    }
-
-    async fn apply(
-        &self,
-        kind: Kind,
-        name: &str,
-        annotations: serde_json::Value,
-    ) -> Result<(), RegistryError> {
-        // Whoever has edited our annotations by hand loses them to us.
-        let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let entry = self.patch(kind, name, &annotations, &parameters).await?;
-        // The watch will say the same, which is no news then.
-        self.shared.update(|directory| directory.listing(kind).apply(entry));
-        Ok(())
-    }
-
-    async fn patch(
-        &self,
-        kind: Kind,
-        name: &str,
-        annotations: &serde_json::Value,
-        parameters: &PatchParams,
-    ) -> Result<Entry, RegistryError> {
-        let resource = resource(kind);
-        let body = Patch::Apply(json!({
-            "apiVersion": resource.api_version,
-            "kind": resource.kind,
-            "metadata": { "name": name, "annotations": annotations },
-        }));
-        let applied = async {
-            Ok::<Entry, kube::Error>(match kind {
-                Kind::Node => {
-                    api::<Node>(&self.client, &resource).patch(name, parameters, &body).await?.into()
-                }
-                Kind::MeshNode => {
-                    api::<MeshNode>(&self.client, &resource).patch(name, parameters, &body).await?.into()
-                }
-            })
-        };
-        match timeout(WRITE, applied).await {
-            Ok(Ok(entry)) => Ok(entry),
-            Ok(Err(e)) => Err(self.refused(kind, name, reason(&e))),
-            Err(_) => Err(self.refused(kind, name, format!("no answer within {} s", WRITE.as_secs()))),
-        }
-    }
-
-    fn refused(&self, kind: Kind, name: &str, reason: String) -> RegistryError {
-        RegistryError::Apply {
-            object: format!("{} {name}", kind.as_str()),
-            server: self.server.clone(),
-            reason,
-        }
-    }
-
     /// Waits until something that matters has changed. Safe to drop and call again.
     pub async fn changed(&mut self) {
         if !self.stirred {
-            self.shared.changed.notified().await;
+            tokio::select! {
+                () = self.shared.changed.notified() => {}
+                () = self.feed.turned() => {}
+            }
             self.stirred = true;
         }
         let settled = Instant::now() + SETTLED;

@@ -8,10 +8,24 @@ use mesh_overlay::Exemption;
 use mesh_overlay::backend::WireguardBackend as _;
 
 use super::Running;
+use crate::problem::Problem;
 use crate::registry::Notice;
 use crate::status::{GuardStatus, KeptStatus, RefusedStatus, Status, rfc3339};
 
 impl Running {
+    /// Looks at what is wrong between this node and the registry, and says what is new.
+    pub(super) fn estrangement(&mut self) {
+        let mut found = self.registry.problems(&self.config.node);
+        self.estranged_since.note(&mut found, SystemTime::now());
+        let known = |problem: &Problem| {
+            self.estranged.iter().any(|old| (&old.code, &old.text) == (&problem.code, &problem.text))
+        };
+        for problem in found.iter().filter(|problem| !known(problem)) {
+            tracing::warn!("{problem}");
+        }
+        self.estranged = found;
+    }
+
     pub(super) fn tell_refusals(&mut self) {
         let all = self.desired.refused.iter();
         let all: Vec<RefusedStatus> =
@@ -94,7 +108,7 @@ impl Running {
             refused: self.refused.clone(),
             unpublished: self.desired.unpublished.iter().cloned().collect(),
             errors,
-            problems: self.bypass.problems().iter().chain(self.reach.problems()).cloned().collect(),
+            problems: [self.bypass.problems(), self.reach.problems(), &self.estranged].concat(),
             guard: GuardStatus {
                 standing: guard.fingerprint.as_ref() == Some(&wanted),
                 egress_drops: guard.egress_drops,

@@ -27,7 +27,7 @@ pub struct Cluster {
     address: IpAddr,
     dir: PathBuf,
     pki: Pki,
-    _etcd: Process,
+    etcd: Option<Process>,
     api: Option<Process>,
     // None: no controllers.
     controllers: Option<Vec<Process>>,
@@ -76,29 +76,76 @@ impl Cluster {
         // Pods know it by its Service.
         pki.issue("apiserver", "kube-apiserver", None, &[address, SERVICE])?;
         pki.issue("admin", "admin", Some("system:masters"), &[])?;
-        let (client, peer) = ("http://127.0.0.1:2379", "http://127.0.0.1:2380");
-        let etcd = host
-            .command(programs::kubernetes("etcd"))
-            .args(["--name", "test", "--data-dir", &dir.join("etcd").display().to_string()])
-            .args(["--listen-client-urls", client, "--advertise-client-urls", client])
-            .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer])
-            .args(["--initial-cluster", &format!("test={peer}"), "--log-level", "warn"])
-            // Nothing here outlives a crash of the machine.
-            .arg("--unsafe-no-fsync")
-            .log_to(dir.join("etcd.log"))
-            .spawn()?;
         let mut cluster = Self {
             host: host.clone(),
             address,
             dir: dir.to_owned(),
             pki,
-            _etcd: etcd,
+            etcd: None,
             api: None,
             controllers,
         };
         cluster.kubeconfig_by_certificate("admin")?;
+        cluster.start_etcd()?;
         cluster.start_api()?;
         Ok(cluster)
+    }
+
+    fn start_etcd(&mut self) -> anyhow::Result<()> {
+        let (client, peer) = ("http://127.0.0.1:2379", "http://127.0.0.1:2380");
+        let etcd = self
+            .host
+            .command(programs::kubernetes("etcd"))
+            .args(["--name", "test", "--data-dir", &self.dir.join("etcd").display().to_string()])
+            .args(["--listen-client-urls", client, "--advertise-client-urls", client])
+            .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer])
+            .args(["--initial-cluster", &format!("test={peer}"), "--log-level", "warn"])
+            // Nothing here outlives a crash of the machine.
+            .arg("--unsafe-no-fsync")
+            .log_to(self.dir.join("etcd.log"))
+            .spawn()?;
+        self.etcd = Some(etcd);
+        Ok(())
+    }
+
+    fn stop_etcd(&mut self) -> anyhow::Result<()> {
+        if let Some(etcd) = self.etcd.take() {
+            etcd.kill()?;
+            ensure!(etcd.wait(COMMAND)?.is_some(), "etcd does not end");
+        }
+        Ok(())
+    }
+
+    /// Copies all that the cluster holds, while its store is stopped for a moment.
+    ///
+    /// # Errors
+    /// What does not stop, start or copy.
+    pub fn back_up(&mut self) -> anyhow::Result<()> {
+        self.stop_api()?;
+        self.stop_etcd()?;
+        self.copy("etcd", "backup")?;
+        self.start_etcd()?;
+        self.start_api()
+    }
+
+    /// Puts back what [`Cluster::back_up`] copied.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore(&mut self) -> anyhow::Result<()> {
+        self.stop_api()?;
+        self.stop_etcd()?;
+        std::fs::remove_dir_all(self.dir.join("etcd"))?;
+        self.copy("backup", "etcd")?;
+        self.start_etcd()?;
+        self.start_api()
+    }
+
+    fn copy(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let [from, to] = [from, to].map(|name| self.dir.join(name).display().to_string());
+        let copied = self.host.command("cp").args(["-a", &from, &to]).output(COMMAND)?;
+        ensure!(copied.success(), "{}", copied.stderr_text());
+        Ok(())
     }
 
     fn start_controllers(&mut self) -> anyhow::Result<()> {
@@ -255,6 +302,19 @@ impl Cluster {
         self.write_kubeconfig(name, &json!({"tokenFile": file}))
     }
 
+    /// A kubeconfig file with this user and this address of the server, whose certificate names its own.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn kubeconfig_for(&self, name: &str, server: &str, user: &Value) -> anyhow::Result<PathBuf> {
+        let path = self.write_kubeconfig(name, user)?;
+        let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+        config["clusters"][0]["cluster"]["server"] = json!(server);
+        config["clusters"][0]["cluster"]["tls-server-name"] = json!(self.address.to_string());
+        write_private(&path, &config.to_string())?;
+        Ok(path)
+    }
+
     /// A kubeconfig for others, with all that it needs in it.
     ///
     /// # Errors
@@ -271,6 +331,11 @@ impl Cluster {
             "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
             "current-context": "x",
         }))
+    }
+
+    /// Its host in the lab.
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Starts a program of ours in the cluster's own host.

@@ -10,6 +10,7 @@ pub mod mesh;
 pub mod node;
 pub mod pki;
 pub mod programs;
+pub mod relay;
 pub mod whole;
 
 use std::time::{Duration, Instant};

@@ -290,6 +290,19 @@ impl Mesh {
         self.run(node, &environment)
     }
 
+    /// The same with more in its environment.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_with(&mut self, node: &str, environment: &[(&str, &str)]) -> anyhow::Result<()> {
+        self.run(node, environment)
+    }
+
+    /// Whether a node's agent runs.
+    pub fn runs(&self, node: &str) -> bool {
+        self.agents.get(node).is_some_and(|agent| agent.try_wait().is_ok_and(|ended| ended.is_none()))
+    }
+
     fn run(&mut self, node: &str, environment: &[(&str, &str)]) -> anyhow::Result<()> {
         let host = self.host(node)?;
         let log = host.private_dir().join("agent.log");

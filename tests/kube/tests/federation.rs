@@ -392,3 +392,28 @@ fn clusters_that_link_to_a_broker_alone_are_one_mesh() {
     mesh.stands(&all).unwrap();
     lossless(flow).unwrap();
 }
+
+#[test]
+fn a_restored_remote_cluster_is_heard_again() {
+    if !programs::can_run("a_restored_remote_cluster_is_heard_again") {
+        return;
+    }
+    let mut stage = linked();
+    let flow = stage.mesh.traffic("east-1-pod-1", "west-1-pod-1").unwrap();
+    stage.mesh.cluster_named("west").back_up().unwrap();
+    until_condition(stage.mesh.cluster_named("east"), "west", "True", "");
+    let west = stage.mesh.cluster_named("west");
+    for n in 0..60 {
+        west.kubectl(&["label", "node", "node-1", &format!("a={n}"), "--overwrite"]).unwrap();
+    }
+    west.restore().unwrap();
+    west.kubectl(&["delete", "node", "node-2"]).unwrap();
+    eventually("the mirror goes", || {
+        let mirrors = mirrors(stage.mesh.cluster_named("east"));
+        anyhow::ensure!(mirrors == ["node-1.west"], "{mirrors:?}");
+        Ok(())
+    })
+    .unwrap();
+    lossless(flow).unwrap();
+    drop(stage.federators);
+}

@@ -12,9 +12,13 @@ use std::task::{Context, Poll, ready};
 use futures_util::future::BoxFuture;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::{Request, Response};
+use kube::Client;
 use kube::client::{Body as KubeBody, ClientBuilder};
-use kube::{Client, Config};
+use tokio::sync::watch;
 use tower::{BoxError, Layer, Service};
+
+use super::access::Access;
+use super::renew::Renewing;
 
 /// How much is read and kept of one API server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,14 +114,29 @@ pub(super) fn is_exceeded(error: &kube::Error) -> bool {
     false
 }
 
-/// A client whose answers are bounded, and the count of bytes that it has read.
+/// A client whose answers are bounded.
+pub struct Connected {
+    /// The client.
+    pub client: Client,
+    /// The bytes that it has read.
+    pub read: Arc<AtomicU64>,
+    /// How often its credentials were renewed.
+    pub(super) fresh: watch::Receiver<u64>,
+}
+
+/// Makes a client whose answers are bounded. Needs a tokio runtime.
 ///
 /// # Errors
-/// As kube's own.
-pub fn client(config: Config, budget: Budget) -> Result<(Client, Arc<AtomicU64>), kube::Error> {
+/// What is wrong with the credentials.
+pub fn client(access: impl Into<Access>, budget: Budget) -> Result<Connected, kube::Error> {
+    let access = access.into();
+    let namespace = access.config().default_namespace.clone();
     let read = Arc::default();
     let layer = Bounds { budget, read: Arc::clone(&read) };
-    Ok((ClientBuilder::try_from(config)?.with_layer(&layer).build(), read))
+    let renewing = Renewing::new(access)?;
+    let fresh = renewing.fresh();
+    let client = ClientBuilder::new(renewing, namespace).with_layer(&layer).build();
+    Ok(Connected { client, read, fresh })
 }
 
 /// Marks a request for a page of several objects.

@@ -130,6 +130,11 @@ impl Census {
         &self.over
     }
 
+    /// Returns how many units are kept.
+    pub(super) fn units(&self) -> usize {
+        self.units
+    }
+
     /// Returns whether there may be room for what was not kept.
     pub(super) fn has_room(&self) -> bool {
         !self.over.is_empty() && self.units < self.most

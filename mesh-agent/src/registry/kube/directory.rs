@@ -387,6 +387,29 @@ impl Directory {
         mesh.or_else(|| self.servers.as_ref()?.staleness())
     }
 
+    /// Why something cannot be watched now that the server does not refuse.
+    pub fn silence(&self) -> Option<String> {
+        fn silent<T: Named>(listing: &Listing<T>) -> Option<String> {
+            listing.staleness().filter(|_| !listing.refused)
+        }
+        let nodes = silent(&self.nodes).or_else(|| silent(&self.mesh_nodes));
+        let meshes = nodes.or_else(|| self.meshes.as_ref().and_then(silent));
+        meshes.or_else(|| self.servers.as_ref().and_then(silent))
+    }
+
+    /// Kinds that the server does not let us watch, each with what it said.
+    pub fn refusals(&self) -> Vec<(&'static str, String)> {
+        fn refused<T: Named>(listing: &Listing<T>) -> Option<(&'static str, String)> {
+            Some((listing.kind, listing.trouble.clone().filter(|_| listing.refused)?))
+        }
+        // Older access rules do not allow the last two at all, and then they are done without.
+        let known = |listing: &&Listing<Mesh>| listing.complete;
+        let nodes = [refused(&self.nodes), refused(&self.mesh_nodes)].into_iter().flatten();
+        let meshes = self.meshes.as_ref().filter(known).and_then(refused);
+        let servers = self.servers.as_ref().filter(|listing| listing.complete).and_then(refused);
+        nodes.chain(meshes).chain(servers).collect()
+    }
+
     /// What the Mesh of this name says.
     pub fn mesh(&self, name: &MeshName) -> MeshWord {
         let Some(meshes) = &self.meshes else { return MeshWord::Silent };

@@ -16,6 +16,8 @@ pub struct Listing<T> {
     // It does not let us read it.
     pub(super) denied: bool,
     pub(super) trouble: Option<String>,
+    // The trouble is that it refuses us.
+    pub(super) refused: bool,
     budget: Budget,
     // What the entries weigh.
     kept: usize,
@@ -83,6 +85,7 @@ impl<T: Named> Listing<T> {
             unknown: false,
             denied: false,
             trouble: None,
+            refused: false,
             budget: Budget::OWN,
             kept: 0,
             over: false,
@@ -151,21 +154,29 @@ impl<T: Named> Listing<T> {
 
     /// The kind cannot be watched now. Returns whether that is news.
     pub fn trouble(&mut self, why: String) -> bool {
-        let news = self.trouble.as_ref() != Some(&why);
-        self.trouble = Some(why);
+        let news = self.refused || self.trouble.as_ref() != Some(&why);
+        (self.trouble, self.refused) = (Some(why), false);
+        news
+    }
+
+    /// The server refuses it to us. Returns whether that is news.
+    pub fn unauthorized(&mut self, why: String) -> bool {
+        let news = !self.refused || self.trouble.as_ref() != Some(&why);
+        (self.trouble, self.refused) = (Some(why), true);
         news
     }
 
     /// It can be watched again. Returns whether that is news.
     pub fn connected(&mut self) -> bool {
         let was_unknown = std::mem::take(&mut self.unknown);
+        self.refused = false;
         self.trouble.take().is_some() || was_unknown
     }
 
     /// We may not read it. Returns whether that is news.
     pub fn denied(&mut self, why: String) -> bool {
         self.denied = true;
-        self.trouble(why)
+        self.unauthorized(why)
     }
 
     pub(super) fn obstacle(&self) -> Option<String> {

@@ -8,7 +8,7 @@ use kube::Api;
 use kube::api::{ListParams, ObjectMeta, WatchEvent, WatchParams};
 use kube::core::{ObjectList, Request, Resource};
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
@@ -28,6 +28,16 @@ const FEWER: u32 = 10;
 const PAGES_MOST: usize = 4;
 // The server ends a watch after this many seconds, in which it need not have said anything; later the connection is dead.
 const WATCH_SECONDS: u32 = 240;
+// The same through a proxy, behind which no keepalive finds out who is dead.
+const PROXIED_SECONDS: u32 = 25;
+// So long after its time a watch has to have ended.
+const LATE: Duration = Duration::from_secs(10);
+// A watch that the server ends earlier by more than this was not ended by its time: the server itself goes.
+const EARLY: Duration = Duration::from_secs(5);
+// A kind with more objects than these is listed anew only where the server's version shows that it went back.
+const ANEW_MOST: usize = 500;
+// So often in succession may something in between end watches early before that tells nothing any more.
+const HABIT: u32 = 3;
 // The first wait after a failure, and the longest.
 const RETRY: Duration = Duration::from_millis(500);
 pub(super) const RETRY_MOST: Duration = Duration::from_secs(30);
@@ -67,6 +77,8 @@ pub(super) trait Sink: Send + Sync + 'static {
     fn whole(&self) -> bool {
         true
     }
+    /// Roughly how many objects there are.
+    fn count(&self) -> usize;
     /// How long to wait at most after one failure among many.
     fn retry_most(&self) -> Duration {
         RETRY_MOST
@@ -78,11 +90,30 @@ pub(super) trait Sink: Send + Sync + 'static {
 pub(super) struct Reading {
     pub(super) budget: Budget,
     gate: Arc<Semaphore>,
+    // Counts how often credentials were renewed.
+    fresh: watch::Receiver<u64>,
+    // How long a watch lasts, in seconds.
+    lasts: u32,
 }
 
 impl Reading {
-    pub(super) fn new(budget: Budget) -> Self {
-        Self { budget, gate: Arc::new(Semaphore::new(PAGES_MOST)) }
+    pub(super) fn new(budget: Budget, fresh: watch::Receiver<u64>, is_proxied: bool) -> Self {
+        let lasts = if is_proxied { PROXIED_SECONDS } else { WATCH_SECONDS };
+        Self { budget, gate: Arc::new(Semaphore::new(PAGES_MOST)), fresh, lasts }
+    }
+
+    /// Waits as [`pause`] does, and no longer than until there are other credentials.
+    async fn pause(&mut self, failures: &mut u32, most: Duration) {
+        tokio::select! {
+            () = pause(failures, most) => {}
+            () = renewed(&mut self.fresh) => *failures = 0,
+        }
+    }
+}
+
+async fn renewed(fresh: &mut watch::Receiver<u64>) {
+    if fresh.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -143,6 +174,10 @@ impl<T: Named + Send + Sync + 'static> Sink for Shelf<T> {
         (self.listing)(&mut self.shared.directory.lock()).whole()
     }
 
+    fn count(&self) -> usize {
+        (self.listing)(&mut self.shared.directory.lock()).entries.len()
+    }
+
     fn failed(&mut self, error: &kube::Error) {
         self.partial = Partial::new(self.budget);
         self.shared.update(|directory| {
@@ -150,18 +185,27 @@ impl<T: Named + Send + Sync + 'static> Sink for Shelf<T> {
             match error {
                 kube::Error::Api(status) if status.code == 404 && !self.known => listing.unknown(),
                 kube::Error::Api(status) if status.code == 403 => listing.denied(reason(error)),
+                kube::Error::Api(status) if status.code == 401 => listing.unauthorized(reason(error)),
                 error => listing.trouble(reason(error)),
             }
         });
     }
 }
 
-// Why a watch has to begin anew.
-enum Again {
-    // From a list: its version is too old.
-    List,
-    // From where it was.
-    Watch,
+// How a watch ended.
+enum Ended {
+    // All has to be listed: its version is too old, or not everything was kept.
+    Relist,
+    // It is to go on from where it was.
+    Over,
+    // The server ended it before its time, as one does that stops. What serves afterwards may be another one, with a
+    // backup of some time ago. It takes a watch from a version that it never had, and stays silent.
+    Early,
+}
+
+/// Whether the server is the same one after an error. One that answers is; what it refuses, it refuses for a moment.
+fn is_answer(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if [401, 403, 429].contains(&status.code))
 }
 
 impl<S: Sink> Watch<S> {
@@ -172,6 +216,8 @@ impl<S: Sink> Watch<S> {
 
     async fn run<K: Object + Into<S::Entry>>(mut self, api: Api<K>) {
         let mut failures = 0;
+        // How often in succession a server that ended a watch was still the same, as far as that can be told.
+        let mut unfounded = 0_u32;
         'list: loop {
             let mut version = match within(LIST, self.list(&api)).await {
                 Ok(version) => {
@@ -180,11 +226,32 @@ impl<S: Sink> Watch<S> {
                 }
                 Err(error) => {
                     self.sink.failed(&error);
-                    pause(&mut failures, self.sink.retry_most()).await;
+                    self.reading.pause(&mut failures, self.sink.retry_most()).await;
                     continue;
                 }
             };
+            // Whether what serves now may be another one than before.
+            let mut doubted = false;
             loop {
+                if doubted {
+                    let by_version = unfounded >= HABIT || self.sink.count() > ANEW_MOST;
+                    unfounded = unfounded.saturating_add(1);
+                    if !by_version {
+                        continue 'list;
+                    }
+                    match self.is_behind(&api, &version).await {
+                        Ok(true) => {
+                            unfounded = 0;
+                            continue 'list;
+                        }
+                        Ok(false) => doubted = false,
+                        Err(error) => {
+                            self.sink.failed(&error);
+                            self.reading.pause(&mut failures, RETRY_MOST).await;
+                            continue;
+                        }
+                    }
+                }
                 let began = Instant::now();
                 let ended = self.follow(&api, &mut version).await;
                 // A server that ends what it has just begun is not asked without end.
@@ -193,28 +260,55 @@ impl<S: Sink> Watch<S> {
                     failures = 0;
                 }
                 match ended {
-                    Ok(again) => {
+                    Ok(Ended::Relist) => {
                         if brief {
-                            pause(&mut failures, RETRY_MOST).await;
+                            self.reading.pause(&mut failures, RETRY_MOST).await;
                         }
-                        if matches!(again, Again::List) || !self.sink.whole() {
-                            continue 'list;
+                        continue 'list;
+                    }
+                    Ok(ended) => {
+                        doubted = matches!(ended, Ended::Early);
+                        if !doubted {
+                            unfounded = 0;
+                        }
+                        if brief || doubted {
+                            self.reading.pause(&mut failures, RETRY_MOST).await;
                         }
                     }
                     Err(error) => {
-                        self.sink.failed(&error);
-                        pause(&mut failures, RETRY_MOST).await;
-                        if !self.sink.whole() {
-                            continue 'list;
+                        if !brief {
+                            tracing::warn!("the watch of {} broke: {}", api.resource_url(), reason(&error));
                         }
+                        doubted |= !is_answer(&error);
+                        self.sink.failed(&error);
+                        self.reading.pause(&mut failures, RETRY_MOST).await;
                     }
+                }
+                if !self.sink.whole() {
+                    continue 'list;
                 }
             }
         }
     }
 
+    /// Whether the server does not know all that led to this version, as far as its own version tells.
+    async fn is_behind<K: Object>(&self, api: &Api<K>, version: &str) -> Result<bool, kube::Error> {
+        let parameters = ListParams::default().limit(1);
+        let (page, _) = within(ANSWER, page(api, &parameters, 1)).await?;
+        let now = page.metadata.resource_version.unwrap_or_default();
+        let is_behind = match (now.parse::<u64>(), version.parse::<u64>()) {
+            (Ok(now), Ok(before)) => now < before,
+            // Versions that are no numbers cannot be compared.
+            _ => true,
+        };
+        if is_behind {
+            tracing::warn!("{} is at {now:?} after {version:?}: it is listed anew", api.resource_url());
+        }
+        Ok(is_behind)
+    }
+
     async fn list<K: Object + Into<S::Entry>>(&mut self, api: &Api<K>) -> Result<String, kube::Error> {
-        let Reading { budget, gate } = self.reading.clone();
+        let Reading { budget, gate, .. } = self.reading.clone();
         self.sink.begins();
         let (mut size, mut token, mut read) = (PAGE, None::<String>, 0);
         loop {
@@ -257,34 +351,48 @@ impl<S: Sink> Watch<S> {
         &mut self,
         api: &Api<K>,
         version: &mut String,
-    ) -> Result<Again, kube::Error> {
-        let mut parameters = WatchParams::default().timeout(WATCH_SECONDS);
+    ) -> Result<Ended, kube::Error> {
+        let lasts = self.reading.lasts;
+        let mut parameters = WatchParams::default().timeout(lasts);
         parameters.field_selector = self.fields.map(str::to_owned);
+        // What is asked now is asked with those of now.
+        self.reading.fresh.mark_unchanged();
+        let began = Instant::now();
         let events = match within(ANSWER, api.watch(&parameters, version)).await {
-            Err(kube::Error::Api(status)) if status.code == 410 => return Ok(Again::List),
+            Err(kube::Error::Api(status)) if status.code == 410 => return Ok(Ended::Relist),
             result => result?,
         };
         self.sink.connected();
         let mut events = std::pin::pin!(events);
-        while let Some(event) = events.next().await {
-            match event? {
-                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                    take_version(&object, version);
-                    self.sink.there(object.into());
-                }
-                WatchEvent::Deleted(object) => {
-                    take_version(&object, version);
-                    self.sink.gone(object.meta());
-                }
-                WatchEvent::Bookmark(bookmark) => *version = bookmark.metadata.resource_version,
-                WatchEvent::Error(status) if status.code == 410 => return Ok(Again::List),
-                WatchEvent::Error(status) => return Err(kube::Error::Api(status)),
+        let lasts = Duration::from_secs(lasts.into());
+        let late = Instant::now() + lasts + LATE;
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = renewed(&mut self.reading.fresh) => return Ok(Ended::Over),
+                () = tokio::time::sleep_until(late) => return Err(kube::Error::Service("a watch did not end at its time".into())),
+            };
+            match event {
+                None if began.elapsed() + EARLY < lasts => return Ok(Ended::Early),
+                None => return Ok(Ended::Over),
+                Some(event) => match event? {
+                    WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                        take_version(&object, version);
+                        self.sink.there(object.into());
+                    }
+                    WatchEvent::Deleted(object) => {
+                        take_version(&object, version);
+                        self.sink.gone(object.meta());
+                    }
+                    WatchEvent::Bookmark(bookmark) => *version = bookmark.metadata.resource_version,
+                    WatchEvent::Error(status) if status.code == 410 => return Ok(Ended::Relist),
+                    WatchEvent::Error(status) => return Err(kube::Error::Api(status)),
+                },
             }
             if !self.sink.whole() {
-                return Ok(Again::List);
+                return Ok(Ended::Relist);
             }
         }
-        Ok(Again::Watch)
     }
 }
 
@@ -325,3 +433,7 @@ pub(super) async fn pause(failures: &mut u32, most: Duration) {
     let chance = getrandom::u32().unwrap_or(0);
     tokio::time::sleep(most / 2 + most.mul_f64(f64::from(chance) / f64::from(u32::MAX) / 2.0)).await;
 }
+
+#[cfg(test)]
+#[path = "watch/tests.rs"]
+mod tests;

@@ -46,7 +46,7 @@ struct Hostile {
 }
 
 impl Hostile {
-    async fn start(trick: Trick) -> (Arc<Self>, Config) {
+    async fn start(trick: Trick) -> (Arc<Self>, kube::Config) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let hostile =
@@ -58,7 +58,7 @@ impl Hostile {
                 tokio::spawn(async move { serving.answer(stream).await });
             }
         });
-        (hostile, Config::new(url.parse().unwrap()))
+        (hostile, kube::Config::new(url.parse().unwrap()))
     }
 
     async fn say(&self, stream: &mut TcpStream, text: &str) -> Option<()> {

@@ -273,7 +273,12 @@ impl<T: Counted> Sink for Intake<T> {
             kube::Error::Api(status) if status.code == 403 => format!("{}; {REMEDY}", reason(error)),
             error => reason(error),
         };
-        self.feed.trouble(T::kind().as_str(), Some(told));
+        match error {
+            kube::Error::Api(status) if [401, 403].contains(&status.code) => {
+                self.feed.refusal(T::kind().as_str(), told);
+            }
+            _ => self.feed.trouble(T::kind().as_str(), Some(told)),
+        }
     }
 
     fn whole(&self) -> bool {
@@ -281,6 +286,10 @@ impl<T: Counted> Sink for Intake<T> {
         let parts = T::PARTS || self.census.over().is_empty();
         let room = self.census.has_room() && self.listed_at.elapsed() >= RELIST;
         self.missed == 0 && parts && !room && !self.feed.lost(T::kind())
+    }
+
+    fn count(&self) -> usize {
+        self.census.units()
     }
 
     fn retry_most(&self) -> Duration {
