@@ -7,6 +7,7 @@ mod exempted;
 mod guarded;
 mod in_force;
 mod standing;
+mod stranded;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -31,6 +32,7 @@ use crate::registry::{MeshWord, Problem, Snapshot};
 use crate::state::LastGood;
 pub use exempted::{Exempted, ExemptionState};
 use standing::{Standing, Steady};
+use stranded::harmful;
 
 /// How long the others' last claims stand in for publications that are gone together with our own: a directory that was
 /// emptied fills again one agent after the other.
@@ -86,6 +88,8 @@ pub struct Agent {
     hold_until: Option<Instant>,
     // When a Mesh that is gone does not count any more.
     mesh_gone: Option<Instant>,
+    // Why the Mesh does not count.
+    mesh_refused: Option<String>,
     underlay: ObservedUnderlay,
     resolved: Resolution,
     paths: Paths,
@@ -109,6 +113,7 @@ impl Agent {
             snapshot: None,
             hold_until: None,
             mesh_gone: None,
+            mesh_refused: None,
             underlay: ObservedUnderlay::default(),
             resolved: Resolution::new(),
             paths: Paths::new(),
@@ -169,14 +174,20 @@ impl Agent {
         let unclear = matches!(&snapshot.mesh, MeshWord::Unclear(_));
         self.last_good.waiting = (first || self.last_good.waiting) && unclear;
         let name = self.config.grants.mesh.clone();
+        let mut lacks = None;
         let word = match std::mem::take(&mut snapshot.mesh) {
             MeshWord::Said(settings) => {
+                let held = self.holds(snapshot);
                 let before = self.last_good.settings.replace(settings.clone());
                 let local = self.local(Vec::new(), &mut Vec::new());
                 // What agent.yaml says itself is for `desired` to refuse.
                 let accepted = &self.last_good.accepted;
                 let own = harmful(&local, &self.config.grants, accepted).is_some();
-                match harmful(&local, &self.grants(), accepted).filter(|_| !own) {
+                let why = harmful(&local, &self.grants(), accepted).filter(|_| !own);
+                // Who never was in the mesh has nothing to lose, and without grants it would be open to all.
+                let strands = self.strands(snapshot).filter(|_| held && !first);
+                lacks = self.lacks();
+                match why.or(strands) {
                     None => MeshWord::Said(settings),
                     Some(why) => {
                         self.last_good.settings = before;
@@ -185,6 +196,10 @@ impl Agent {
                 }
             }
             other => other,
+        };
+        self.mesh_refused = match &word {
+            MeshWord::Unclear(why) => Some(why.clone()),
+            _ => lacks,
         };
         let known = self.last_good.settings.is_some();
         let mut tell = |text: String| snapshot.problems.push(Problem { node: None, text });
@@ -527,19 +542,6 @@ impl Agent {
     fn encrypts(&self) -> bool {
         self.config.wireguard.backend != Choice::None
     }
-}
-
-/// A grant around our own underlay would black-hole the gateway, the API server and whoever is logged in. It is
-/// judged once, when it is new: an address that this host gets later is the network's word, not the operator's.
-fn harmful(local: &LocalNode, grants: &Grants, accepted: &BTreeSet<IpNet>) -> Option<String> {
-    let all = grants.sites.iter().flat_map(|(site, nets)| nets.iter().map(move |net| (site, net)));
-    let all = all.filter(|(_, net)| !accepted.iter().any(|wide| wide.contains(*net)));
-    let around = |net: &IpNet| local.underlay_addresses.iter().find(|ip| net.contains(*ip));
-    let (site, net, ip) = all.filter_map(|(site, net)| Some((site, net, around(net)?))).next()?;
-    Some(format!(
-        "sites: {net} of {site} holds {ip}, an underlay address of this node: the mesh would cut this host off, so \
-         nothing is done; grant pod prefixes only"
-    ))
 }
 
 /// The prefixes that the operator's manifest gives this node, less those that it could not have been granted.

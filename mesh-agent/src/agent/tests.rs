@@ -257,7 +257,10 @@ fn a_mesh_fills_in_what_the_configuration_leaves_out() {
 fn a_site_that_the_mesh_does_not_name_holds_nothing() {
     let mut agent = agent(bare(), LastGood::default());
     let mesh = said(serde_json::json!({"sites": [{"name": "gcp", "prefixes": ["10.2.0.0/16"]}]}));
-    agent.snapshot(Snapshot { mesh, ..snapshot(&three()) }, start()).unwrap();
+    for _ in 0..2 {
+        agent.snapshot(Snapshot { mesh: mesh.clone(), ..snapshot(&three()) }, start()).unwrap();
+        assert!(agent.mesh_refused().unwrap().contains("no site aws"));
+    }
     let desired = agent.desired(start());
     assert!(desired.warnings.iter().any(|w| w.contains("has no site aws")), "{:?}", desired.warnings);
     assert!(desired.last_good.prefixes.is_empty());
@@ -324,6 +327,36 @@ fn an_agent_that_never_understood_its_mesh_admits_nobody_and_guards_all() {
     // For one that has run without a Mesh, a first one that makes no sense changes nothing.
     again.snapshot(Snapshot { mesh: unclear(), ..snapshot(&three()[..2]) }, start()).unwrap();
     assert_eq!(peers(&again.desired(start())).len(), 1, "who is gone is gone all the same");
+}
+
+#[test]
+fn a_mesh_that_strands_this_node_changes_nothing() {
+    let sites =
+        |name: &str, net: &str| said(serde_json::json!({"sites": [{"name": name, "prefixes": [net]}]}));
+    let mut agent = agent(bare(), LastGood::default());
+    agent.snapshot(snapshot(&three()), start()).unwrap();
+    let before = agent.desired(start());
+    for (mesh, wanted) in [
+        (sites("other", "10.9.0.0/16"), "no site aws"),
+        (sites("aws", "10.9.0.0/16"), "no prefix of its own"),
+    ] {
+        agent.snapshot(Snapshot { mesh, ..snapshot(&three()) }, start()).unwrap();
+        let after = agent.desired(start());
+        assert_eq!((peers(&after), &after.plan.guard), (peers(&before), &before.plan.guard));
+        assert!(agent.mesh_refused().unwrap().contains(wanted), "{:?}", agent.mesh_refused());
+        assert!(after.refused.iter().any(|problem| problem.text.contains(wanted)), "{:?}", after.refused);
+    }
+    // Mended, it counts.
+    let good = serde_json::json!({"sites": [
+        {"name": "aws", "prefixes": ["10.1.0.0/16"]}, {"name": "gcp", "prefixes": ["10.2.0.0/16"]},
+    ]});
+    agent.snapshot(Snapshot { mesh: said(good), ..snapshot(&three()) }, start()).unwrap();
+    assert_eq!(agent.mesh_refused(), None);
+    // It stays in force when a site is taken out later, also after a restart.
+    let mut again = self::agent(bare(), agent.desired(start()).last_good);
+    again.snapshot(Snapshot { mesh: sites("gcp", "10.2.0.0/16"), ..snapshot(&three()) }, start()).unwrap();
+    assert_eq!(again.grants().sites.len(), 2);
+    assert!(again.mesh_refused().unwrap().contains("no site aws"));
 }
 
 #[test]

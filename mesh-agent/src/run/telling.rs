@@ -16,12 +16,24 @@ impl Running {
     /// Looks at what is wrong between this node and the registry, and says what is new.
     pub(super) fn estrangement(&mut self) {
         let mut found = self.registry.problems(&self.config.node);
+        found.extend(self.agent.mesh_refused().map(|why| {
+            let object = format!("Mesh {}", self.config.grants.mesh);
+            Problem::new("mesh-refused", object, why, "mend it; what it said before stays in force here")
+                .blocking(true)
+        }));
         self.estranged_since.note(&mut found, SystemTime::now());
         let known = |problem: &Problem| {
             self.estranged.iter().any(|old| (&old.code, &old.text) == (&problem.code, &problem.text))
         };
         for problem in found.iter().filter(|problem| !known(problem)) {
             tracing::warn!("{problem}");
+        }
+        let refused = |all: &[Problem]| all.iter().find(|one| one.code == "mesh-refused").cloned();
+        if let Some(problem) = refused(&found)
+            .filter(|problem| refused(&self.estranged).is_none_or(|old| old.text != problem.text))
+        {
+            let notice = Notice { warning: true, reason: "MeshRefused", note: problem.to_string() };
+            self.registry.tell(&self.config.node, notice);
         }
         self.estranged = found;
     }

@@ -81,7 +81,7 @@ fn a_mesh_object_is_the_operators_word_for_all_nodes() {
     // One site less: its node holds nothing any more. The others go on.
     mesh.cluster().apply(&mesh_object(&json!({"sites": sites[..2]}))).unwrap();
     until_status(&mesh, "aws-1", "refused", "onprem-1");
-    until_status(&mesh, "onprem-1", "errors", "has no site onprem");
+    until_status(&mesh, "onprem-1", "refused", "has no site onprem");
     // What it says and is told does not go by the underlay instead.
     let captures = mesh.watch().unwrap();
     let silent = mesh.reaches(&ALL).unwrap_err().to_string();

@@ -169,6 +169,40 @@ fn foreign_annotations_are_taken_away_and_named() {
 }
 
 #[test]
+fn a_mesh_without_the_own_site_changes_nothing() {
+    if !programs::can_run("a_mesh_without_the_own_site_changes_nothing") {
+        return;
+    }
+    let mesh = up();
+    let flow = mesh.traffic("aws-1-pod-1", "gcp-1-pod-1").unwrap();
+    let other = json!({
+        "apiVersion": "sennit.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "kube-test"},
+        "spec": {"sites": [{"name": "other", "prefixes": ["10.232.0.0/16"]}]},
+    });
+    mesh.cluster().apply(&other).unwrap();
+    for node in ALL {
+        until_problem(&mesh, node, "mesh-refused", "has no site", false);
+    }
+    mesh.reaches(&ALL).unwrap();
+    let all: Vec<Value> = ["aws", "gcp", "onprem"]
+        .iter()
+        .map(|site| {
+            let hosts = mesh.lab.hosts().iter().filter(|host| host.site() == *site);
+            let prefixes: Vec<String> =
+                hosts.flat_map(|host| host.pod_prefixes()).map(ToString::to_string).collect();
+            json!({"name": site, "prefixes": prefixes})
+        })
+        .collect();
+    let mut good = other.clone();
+    good["spec"]["sites"] = json!(all);
+    mesh.cluster().apply(&good).unwrap();
+    for node in ALL {
+        until_ready(&mesh, node);
+    }
+    lossless(flow).unwrap();
+}
+
+#[test]
 fn agents_reach_the_api_through_proxies() {
     if !programs::can_run("agents_reach_the_api_through_proxies") {
         return;
