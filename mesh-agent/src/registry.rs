@@ -174,11 +174,14 @@ impl Registry {
         }
     }
 
-    /// Tells what is wrong between this node and the registry.
+    /// Tells what is wrong between this node and the registry, and looks again where it is time to.
     pub fn problems(&self, node: &NodeName) -> Vec<crate::problem::Problem> {
         match self {
             Self::File(_) | Self::Closed(_) => Vec::new(),
-            Self::Kube(kube) => kube.problems(node),
+            Self::Kube(kube) => {
+                kube.watch_trust(node);
+                kube.problems(node)
+            }
         }
     }
 

@@ -20,6 +20,7 @@ use crate::agent::Agent;
 use crate::bypass::{Needs, Watcher};
 use crate::cli::StatusOutput;
 use crate::config::{Config, LISTEN_PORT};
+use crate::registry::kube::trust::{Answer, missing};
 use crate::registry::{MeshWord, Registry, RegistryError, Snapshot};
 use crate::run;
 use crate::state::LastGood;
@@ -126,6 +127,11 @@ async fn registry(config: &mut Config, findings: &mut Findings) -> Option<Snapsh
             }
         }
     };
+    if let Registry::Kube(kube) = &registry
+        && kube.trust(&config.node).await == Answer::Allowed
+    {
+        findings.warn("admission", missing().to_string());
+    }
     match snapshot.nodes.iter().find(|record| record.name == config.node) {
         Some(own) if own.pod_cidrs.is_empty() => findings.warn(
             "registry",

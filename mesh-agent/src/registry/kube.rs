@@ -15,6 +15,7 @@ mod policy;
 mod publish;
 mod renew;
 mod trouble;
+pub mod trust;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -93,6 +94,7 @@ pub struct KubeRegistry {
     reading: Reading,
     read: Arc<AtomicU64>,
     publishing: publish::Publishing,
+    trust: trust::Trust,
     // A change was taken notice of that `changed` has not answered for yet.
     stirred: bool,
 }
@@ -265,6 +267,7 @@ impl KubeRegistry {
             reading,
             read,
             publishing: publish::Publishing::default(),
+            trust: trust::Trust::default(),
             stirred: false,
         })
     }

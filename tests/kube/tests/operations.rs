@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use kube_tests::cluster::Bound;
+use kube_tests::cluster::{Bound, deployment};
 use kube_tests::mesh::{As, Mesh, lossless};
 use kube_tests::relay::{Proxy, delay};
 use kube_tests::{eventually, programs};
@@ -200,6 +200,31 @@ fn a_mesh_without_the_own_site_changes_nothing() {
         until_ready(&mesh, node);
     }
     lossless(flow).unwrap();
+}
+
+#[test]
+fn a_missing_admission_policy_is_told() {
+    if !programs::can_run("a_missing_admission_policy_is_told") {
+        return;
+    }
+    let mut mesh = up();
+    mesh.cluster().kubectl(&["delete", "validatingadmissionpolicybinding", "sennit-agent"]).unwrap();
+    eventually("the API goes by it", || {
+        let label = ["label", "node", "aws-1", "a=b", "--dry-run=server"];
+        let output = mesh.cluster().kubectl_as("aws-1", &label, "")?;
+        anyhow::ensure!(output.success(), "{}", output.stderr_text());
+        Ok(())
+    })
+    .unwrap();
+    mesh.kill("aws-1").unwrap();
+    mesh.restart("aws-1").unwrap();
+    until_problem(&mesh, "aws-1", "admission-policy-missing", "sennit-agent", true);
+    let check = ["install-check", "--config", "/run/netlab/private/agent.yaml"];
+    let said = mesh.lab.host("gcp-1").unwrap().command(programs::ours("mesh-agent")).args(check);
+    let said = said.output(Duration::from_secs(60)).unwrap().stdout_text();
+    assert!(said.contains("admission-policy-missing"), "{said}");
+    mesh.cluster().kubectl(&["apply", "--server-side", "-k", &deployment("kubernetes/base")]).unwrap();
+    until_ready(&mesh, "aws-1");
 }
 
 #[test]

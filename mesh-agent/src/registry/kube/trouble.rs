@@ -48,6 +48,7 @@ impl KubeRegistry {
                 Some(object) => problems.extend(self.foreign(&object)),
             }
         }
+        problems.extend(self.mistrust());
         problems
     }
 
