@@ -174,6 +174,13 @@ impl Registry {
         }
     }
 
+    /// Says in the registry what became of the Mesh, where it has a place for that. `refusal`: why this node refuses it.
+    pub fn tell_mesh(&self, node: &NodeName, refusal: Option<&str>) {
+        if let Self::Kube(kube) = self {
+            kube.tell_mesh(node, refusal);
+        }
+    }
+
     /// Tells what is wrong between this node and the registry, and looks again where it is time to.
     pub fn problems(&self, node: &NodeName) -> Vec<crate::problem::Problem> {
         match self {

@@ -65,7 +65,7 @@ impl Agent {
     }
 
     /// Words on exemptions whose end is too far away.
-    pub(super) fn endless(&self) -> impl Iterator<Item = String> {
+    pub fn endless(&self) -> impl Iterator<Item = String> {
         let too_long =
             |one: &&Exemption| self.today.is_some_and(|now| one.standing(now) == Standing::TooLong);
         self.exemptions().filter(too_long).map(|one| {

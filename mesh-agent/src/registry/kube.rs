@@ -16,6 +16,7 @@ mod publish;
 mod renew;
 mod trouble;
 pub mod trust;
+mod verdict;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -95,6 +96,7 @@ pub struct KubeRegistry {
     read: Arc<AtomicU64>,
     publishing: publish::Publishing,
     trust: trust::Trust,
+    verdict: verdict::Verdict,
     // A change was taken notice of that `changed` has not answered for yet.
     stirred: bool,
 }
@@ -268,6 +270,7 @@ impl KubeRegistry {
             read,
             publishing: publish::Publishing::default(),
             trust: trust::Trust::default(),
+            verdict: verdict::Verdict::default(),
             stirred: false,
         })
     }

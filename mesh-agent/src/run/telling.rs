@@ -35,6 +35,10 @@ impl Running {
             let notice = Notice { warning: true, reason: "MeshRefused", note: problem.to_string() };
             self.registry.tell(&self.config.node, notice);
         }
+        let endless = self.agent.endless().next();
+        if self.agent.is_synced() {
+            self.registry.tell_mesh(&self.config.node, self.agent.mesh_refused().or(endless.as_deref()));
+        }
         self.estranged = found;
     }
 

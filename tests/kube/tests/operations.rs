@@ -183,6 +183,14 @@ fn a_mesh_without_the_own_site_changes_nothing() {
     for node in ALL {
         until_problem(&mesh, node, "mesh-refused", "has no site", false);
     }
+    eventually("the Mesh says that it is refused", || {
+        let listed = mesh.cluster().kubectl(&["get", "mesh", "kube-test"])?;
+        anyhow::ensure!(listed.contains("False"), "{listed}");
+        let message = mesh.cluster().get("mesh", "kube-test")?["status"]["conditions"][0]["message"].clone();
+        anyhow::ensure!(message.as_str().is_some_and(|message| message.contains("has no site")), "{message}");
+        Ok(())
+    })
+    .unwrap();
     mesh.reaches(&ALL).unwrap();
     let all: Vec<Value> = ["aws", "gcp", "onprem"]
         .iter()
@@ -199,7 +207,51 @@ fn a_mesh_without_the_own_site_changes_nothing() {
     for node in ALL {
         until_ready(&mesh, node);
     }
+    eventually("the Mesh says that it is accepted", || {
+        let listed = mesh.cluster().kubectl(&["get", "mesh", "kube-test"])?;
+        anyhow::ensure!(listed.contains("True"), "{listed}");
+        Ok(())
+    })
+    .unwrap();
     lossless(flow).unwrap();
+}
+
+#[test]
+fn what_a_mesh_cannot_say_is_refused_by_the_api() {
+    if !programs::can_run("what_a_mesh_cannot_say_is_refused_by_the_api") {
+        return;
+    }
+    let mesh = mesh();
+    let exempt = |expires: &str| json!({"encryption": {"exemptions": [{"between": [{"node": "a"}], "reason": "old", "expires": expires}]}});
+    for (spec, wanted) in [
+        (json!({"vxlan": {"port": 4000}, "wireguard": {"listenPort": 4000}}), "port"),
+        (json!({"vxlan": {"port": 51820}}), "port"),
+        (json!({"wireguard": {"listenPort": 4789}}), "port"),
+        (exempt("1820-01-01T00:00:00Z"), "expires"),
+        (exempt("2539-01-01T00:00:00Z"), "expires"),
+    ] {
+        let object = json!({
+            "apiVersion": "sennit.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "bad"}, "spec": spec,
+        });
+        let refused = mesh.cluster().apply(&object).unwrap_err().to_string();
+        assert!(refused.contains(wanted), "{refused}");
+    }
+    // As many sites as there may be, each with as many prefixes.
+    let sites: Vec<Value> = (0..256)
+        .map(|n| {
+            let prefixes: Vec<String> = (0..32).map(|m| format!("10.{n}.{}.0/24", m * 4)).collect();
+            json!({"name": format!("s{n}"), "prefixes": prefixes})
+        })
+        .collect();
+    let object = json!({
+        "apiVersion": "sennit.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "large"}, "spec": {"sites": sites},
+    });
+    mesh.cluster().apply(&object).unwrap();
+    for field in ["mesh.spec", "mesh.spec.sites", "mesh.status.conditions"] {
+        let told = mesh.cluster().explain(field).unwrap();
+        let (_, after) = told.split_once("DESCRIPTION:").unwrap();
+        assert!(!after.trim_start().starts_with("<empty>"), "{field}: {told}");
+    }
 }
 
 #[test]

@@ -415,3 +415,40 @@ fn a_mesh_node_grants_prefixes_only() {
     let listed = stage.cluster.kubectl(&["get", "meshnodes"]).unwrap();
     assert!(listed.lines().next().unwrap().contains("SITE") && listed.contains("host-1"), "{listed}");
 }
+
+#[test]
+fn an_agent_writes_one_condition_of_a_mesh() {
+    if !programs::can_run("an_agent_writes_one_condition_of_a_mesh") {
+        return;
+    }
+    let stage = stage();
+    let mesh = json!({
+        "apiVersion": "sennit.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "m"}, "spec": {"underlay": {"mtu": 1400}},
+    });
+    stage.cluster.apply(&mesh).unwrap();
+    let patch = |who: &str, subresource: &[&str], patch: &Value| {
+        let patch = patch.to_string();
+        let args = [&["patch", "mesh", "m", "--type=merge", "-p", &patch], subresource].concat();
+        stage.cluster.kubectl_as(who, &args, "").unwrap()
+    };
+    let condition = |kind: &str| {
+        let condition = json!({
+            "type": kind, "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
+        });
+        json!({"status": {"conditions": [condition]}})
+    };
+    let status = &["--subresource=status"][..];
+    for who in ["node-1", "host-1"] {
+        let output = patch(who, status, &condition("Accepted"));
+        assert!(output.success(), "{who}: {}", output.stderr_text());
+        let output = patch(who, status, &condition("Other"));
+        assert!(!output.success(), "{who} writes others' conditions");
+        let output = patch(who, &[], &json!({"spec": {"underlay": {"mtu": 1500}}}));
+        assert!(!output.success() && output.stderr_text().contains("orbidden"), "{who} writes spec");
+    }
+    for who in ["unbound", "somebody", "federate"] {
+        let output = patch(who, status, &condition("Accepted"));
+        assert!(!output.success(), "{who} writes the condition");
+    }
+    assert_eq!(stage.cluster.get("mesh", "m").unwrap()["spec"]["underlay"]["mtu"], 1400);
+}

@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::budget::Budget;
 use super::listing::{Listing, Named};
+use super::verdict::{Condition, Seen};
 use crate::registry::{Host, MeshWord, Problem, Snapshot};
 use crate::settings::Settings;
 use sent::{LABELS_MOST, Sent, Text, Unread, few};
@@ -220,6 +221,8 @@ impl Named for Entry {
 pub struct Mesh {
     name: String,
     settings: Result<Settings, String>,
+    generation: i64,
+    condition: Option<Condition>,
 }
 
 impl Named for Mesh {
@@ -234,12 +237,14 @@ impl Named for Mesh {
 }
 
 /// A Mesh as the API sends it: a spec that is wrong must not make the others unreadable.
-pub type MeshObject = kube::core::Object<serde_json::Value, kube::core::NotUsed>;
+pub type MeshObject = kube::core::Object<serde_json::Value, serde_json::Value>;
 
 impl From<MeshObject> for Mesh {
     fn from(mesh: MeshObject) -> Self {
         let name = mesh.metadata.name.unwrap_or_default();
-        Self { settings: Settings::from_spec(mesh.spec), name }
+        let generation = mesh.metadata.generation.unwrap_or_default();
+        let condition = Condition::find(mesh.status.as_ref());
+        Self { settings: Settings::from_spec(mesh.spec), name, generation, condition }
     }
 }
 
@@ -422,6 +427,21 @@ impl Directory {
             }
             None => MeshWord::Silent,
         }
+    }
+
+    /// What the status of the Mesh of this name says, where there is one.
+    pub(super) fn seen(&self, name: &MeshName) -> Option<Seen> {
+        let mesh = self.meshes.as_ref()?.entries.get(name.as_str())?;
+        let (generation, current) = (mesh.generation, mesh.condition.clone());
+        Some(Seen { generation, current, unclear: mesh.settings.as_ref().err().cloned() })
+    }
+
+    /// Whether a node of this name is there, as far as is known; in a mesh of several clusters others' are mirrored.
+    pub(super) fn knows(&self, node: &str) -> bool {
+        let local = node.split('.').next().unwrap_or(node);
+        let known =
+            |name: &str| self.nodes.entries.contains_key(name) || self.mesh_nodes.entries.contains_key(name);
+        !self.nodes.complete || !self.mesh_nodes.complete || known(node) || known(local)
     }
 
     /// Where the API is reached, and whether that is all.
