@@ -19,7 +19,7 @@ const KUSTOMIZATIONS: [&str; 7] = [
     "examples/kubernetes/west",
 ];
 
-const EVERYTHING: [&str; 17] = [
+const EVERYTHING: [&str; 24] = [
     "--set=federation.enabled=true",
     "--set=cluster=east",
     "--set=site=aws",
@@ -37,11 +37,22 @@ const EVERYTHING: [&str; 17] = [
     "--set-json=agent.tolerations=[{\"key\":\"a\",\"operator\":\"Exists\"}]",
     "--set=agent.resources.limits.memory=256Mi",
     "--set=bootGuard.enabled=true",
+    "--set=agent.priorityClassName=most-important",
+    "--set=agent.labels.team=net",
+    "--set=agent.updateStrategy.type=OnDelete",
+    "--set-json=agent.env=[{\"name\":\"HTTPS_PROXY\",\"value\":\"http://proxy:3128\"}]",
+    "--set=agent.annotations.owner=net",
+    "--set=federation.labels.team=net",
+    "--set-json=device.affinity={\"nodeAffinity\":{\"requiredDuringSchedulingIgnoredDuringExecution\":{\"nodeSelectorTerms\":[{\"matchExpressions\":[{\"key\":\"a\",\"operator\":\"Exists\"}]}]}}}",
 ];
 
 fn template(args: &[&str]) -> Result<String, String> {
+    template_of(&deployment("helm/sennit"), args)
+}
+
+fn template_of(chart: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new(programs::kubernetes("helm"))
-        .args(["template", "sennit", &deployment("helm/sennit"), "--kube-version", "1.36.3"])
+        .args(["template", "sennit", chart, "--kube-version", "1.36.3"])
         .args(args)
         .output()
         .unwrap();
@@ -126,4 +137,51 @@ fn values_that_cannot_be_are_refused_with_their_names() {
         let said = template(args).unwrap_err();
         assert!(said.contains(wanted), "{args:?}: {said}");
     }
+}
+
+#[test]
+fn a_chart_without_its_links_says_so() {
+    if !programs::can_run_with("a_chart_without_its_links_says_so", &["helm"]) {
+        return;
+    }
+    // As what packs it does that leaves links out.
+    let dir = tempfile::tempdir().unwrap();
+    let chart = dir.path().join("sennit");
+    let script = format!(
+        "cp -a {} {} && find {} -type l -delete",
+        deployment("helm/sennit"),
+        chart.display(),
+        chart.display()
+    );
+    assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
+    let said = template_of(chart.to_str().unwrap(), &["--namespace", "sennit"]).unwrap_err();
+    assert!(said.contains("the chart is not complete") && said.contains("helm package"), "{said}");
+}
+
+#[test]
+fn pods_are_placed_and_labelled_as_asked() {
+    if !programs::can_run_with("pods_are_placed_and_labelled_as_asked", &["helm"]) {
+        return;
+    }
+    let rendered = template(&[&["--namespace", "sennit"], &EVERYTHING[..]].concat()).unwrap();
+    let agent = rendered
+        .split("---\n")
+        .find(|part| part.contains("kind: DaemonSet") && part.contains("name: sennit-agent"));
+    let agent = agent.unwrap();
+    for wanted in [
+        "priorityClassName: most-important",
+        "team: net",
+        "type: OnDelete",
+        "value: http://proxy:3128",
+        "owner: net",
+        "app.kubernetes.io/component: agent",
+        "sennit.dev/configuration:",
+        "name: SENNIT_NODE",
+    ] {
+        assert!(agent.contains(wanted), "{wanted}: {agent}");
+    }
+    assert!(!rendered.contains("most-important\n      priorityClassName"), "once");
+    let limits = rendered.matches("limits:").count();
+    let containers = rendered.matches("image: registry.example").count();
+    assert_eq!(limits, containers, "every container has limits");
 }

@@ -1,6 +1,16 @@
+{{- /* What packs a chart without following links leaves these folders out: Flux does, of a Git repository. */ -}}
+{{- define "sennit.complete" -}}
+{{- range list "base/meshes.yaml" "boot-guard/agent.yaml" "cleanup/cleanup.yaml" "federation/federate.yaml" "nodes/agent.yaml" "nodes/quota.yaml" -}}
+{{- if not ($.Files.Get .) -}}
+{{- fail (printf "the chart is not complete: %s is missing. Its folders are links to deploy/kubernetes: package it where they can be followed (helm package deploy/helm/sennit), and install that package" .) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* A workload of deploy/kubernetes with this release's image and settings. Arguments: root, file, settings */ -}}
 {{- define "sennit.workload" -}}
 {{- $root := .root -}}
+{{- include "sennit.complete" $root -}}
 {{- $values := $root.Values -}}
 {{- $object := $root.Files.Get .file | fromYaml -}}
 {{- $_ := set $object.metadata "namespace" $root.Release.Namespace -}}
@@ -36,7 +46,17 @@
 {{- $_ := set . "env" (concat (.env | default list) (list $host $port)) -}}
 {{- end -}}
 {{- end -}}
-{{- with .settings.annotations }}{{ $_ := set $object.spec.template.metadata "annotations" . }}{{ end -}}
+{{- $own := .settings.own | default dict -}}
+{{- with $own.affinity }}{{ $_ := set $pod "affinity" . }}{{ end -}}
+{{- with $own.priorityClassName }}{{ $_ := set $pod "priorityClassName" . }}{{ end -}}
+{{- with $own.updateStrategy }}{{ $_ := set $object.spec "updateStrategy" . }}{{ end -}}
+{{- /* Never over those that select the pods. */ -}}
+{{- with $own.labels -}}
+{{- $_ := set $object.metadata "labels" (merge (dict) $object.metadata.labels .) -}}
+{{- $_ := set $object.spec.template.metadata "labels" (merge (dict) $object.spec.template.metadata.labels .) -}}
+{{- end -}}
+{{- with $own.env }}{{ $_ := set $container "env" (concat ($container.env | default list) .) }}{{ end -}}
+{{- with merge (dict) (.settings.annotations | default dict) ($own.annotations | default dict) }}{{ $_ := set $object.spec.template.metadata "annotations" . }}{{ end -}}
 {{ toYaml $object }}
 {{- end -}}
 
