@@ -231,9 +231,12 @@ pub enum PolicyCommand {
     /// Tell which manifests of policies would be enforced and which would not, with the line of each fault. Nothing has to be converted:
     /// Calico's objects are read as they are.
     Import {
-        /// The directory, and those in it.
+        /// The directory: the same files of it that all commands and an agent read.
         #[arg(long, value_name = "DIR")]
         check: PathBuf,
+        /// And the folders in it: manifests that go to a cluster. Of a registry directory no folder counts.
+        #[arg(short, long)]
+        recursive: bool,
         /// Form of the output.
         #[arg(short, long, value_enum, default_value_t = PolicyOutput::Table)]
         output: PolicyOutput,

@@ -158,6 +158,13 @@ pub fn documents(bytes: &[u8]) -> Result<Vec<Value>, String> {
     json.or_else(|e| yaml().map_err(|_| e.to_string()))
 }
 
+/// Reads one object.
+pub fn object(document: Value) -> Parsed {
+    let mut parsed = Parsed::default();
+    take(document, &mut parsed);
+    parsed
+}
+
 fn take(document: Value, parsed: &mut Parsed) {
     if document.is_null() {
         return;
@@ -215,7 +222,7 @@ fn take(document: Value, parsed: &mut Parsed) {
         }
         (version, kind) if Kind::of(version, kind).is_some() => {
             let said = Kind::of(version, kind).map(|kind| kind.read(&document));
-            parsed.problems.extend(said.as_ref().and_then(Said::refusal));
+            parsed.problems.extend(said.as_ref().and_then(|said| Some(said.refusal()?.told(said.id()))));
             parsed.objects.extend(said.map(Object::Said));
         }
         (version, kind) if is_policy(kind) => {

@@ -312,7 +312,8 @@ fn ways(condition: &Condition) -> Ways {
             let names = if ports.iter().any(|port| is_named(&port.ports)) { 2 } else { 0 };
             Ways { any: protocols.len(), ..Ways::both(names) }
         }
-        Condition::NotPorts(_, _, ports) => {
+        Condition::NotPorts(_, None, _) => Ways { any: 1, ..Ways::both(2) },
+        Condition::NotPorts(_, Some(_), ports) => {
             if ports.iter().any(is_named) {
                 Ways::both(2)
             } else {
@@ -323,12 +324,11 @@ fn ways(condition: &Condition) -> Ways {
         Condition::Is(_, peers) => {
             let has = |is_meant: fn(&Peer) -> bool| usize::from(peers.iter().any(is_meant));
             let pods = has(|peer| matches!(peer, Peer::Pods(_)));
-            let nets = has(|peer| {
-                matches!(peer, Peer::Block(_) | Peer::Nodes(_) | Peer::Networks(_) | Peer::Sites(_))
-            });
+            let nets = has(|peer| matches!(peer, Peer::Block(_) | Peer::Nodes(_) | Peer::Sites(_)));
+            let networks = has(|peer| matches!(peer, Peer::Networks(_)));
             let domains = 2 * has(|peer| matches!(peer, Peer::Domains(_)));
             let services = peers.iter().filter(|peer| matches!(peer, Peer::Service(_))).count();
-            Ways::both(pods + nets + domains + services)
+            Ways::both(pods + nets + networks + domains + services)
         }
         Condition::IsNot(..) => Ways::both(1),
     }

@@ -7,9 +7,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use crate::field::{
-    Faults, Result, known, list, net, number, object, one_of, port_name, required_selector, shown,
-};
+use crate::field::{Faults, Result, list, net, number, object, one_of, port_name, required_selector, shown};
 use crate::meshpolicy;
 use crate::model::{
     Action, Block, Condition, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy, Port,
@@ -19,6 +17,7 @@ use crate::names::Domain;
 use crate::networkpolicy::Read;
 use crate::object::ObjectError;
 use crate::protocol::Protocol;
+use crate::refusal::Outcome;
 use crate::selector::LabelSelector;
 
 /// The kind, as in manifests.
@@ -52,7 +51,14 @@ pub(crate) fn read_as(kind: &'static str, dialect: Dialect, manifest: &Value) ->
         faults.note(ObjectError::new("metadata.name", "a policy needs one"));
     }
     let policy = policy(&id, dialect, manifest, &mut faults);
-    let policy = faults.keep(policy);
+    let is_of_rule = |fault: &ObjectError| {
+        Direction::BOTH.iter().any(|one| fault.field.starts_with(&format!("spec.{}", one.as_str())))
+    };
+    let outcome = match &policy {
+        None => Outcome::Nobody,
+        Some(_) if faults.first.iter().chain(&faults.more).any(is_of_rule) => Outcome::Rules,
+        Some(_) => Outcome::Rest,
+    };
     let nothing = || Policy {
         tier: Tier::baseline(),
         order: Order(0.0),
@@ -64,43 +70,49 @@ pub(crate) fn read_as(kind: &'static str, dialect: Dialect, manifest: &Value) ->
         staged: false,
         replaces: None,
     };
-    Read { policy: policy.unwrap_or_else(nothing), fault: faults.first, more: faults.more }
+    Read::of(policy.unwrap_or_else(nothing), faults, outcome)
 }
 
-fn policy(id: &ObjectId, dialect: Dialect, manifest: &Value, faults: &mut Faults) -> Result<Policy> {
-    let spec = manifest.get("spec").and_then(Value::as_object);
-    let spec = spec.ok_or_else(|| ObjectError::new("spec", "is no object"))?;
+/// `None`: whom it means, or where it stands, is not known.
+fn policy(id: &ObjectId, dialect: Dialect, manifest: &Value, faults: &mut Faults) -> Option<Policy> {
+    let Some(spec) = manifest.get("spec").and_then(Value::as_object) else {
+        faults.note(ObjectError::new("spec", "is no object"));
+        return None;
+    };
     // One of a later version says something that is not done; the rest of it is.
-    faults.keep(known("spec", spec, &["tier", "priority", "subject", "ingress", "egress"]));
+    faults.known("spec", spec, &["tier", "priority", "subject", "ingress", "egress"]);
     let tier = match spec.get("tier").and_then(Value::as_str) {
-        Some("Admin") => Tier::admin(),
-        Some("Baseline") => Tier::baseline(),
+        Some("Admin") => Some(Tier::admin()),
+        Some("Baseline") => Some(Tier::baseline()),
         _ => {
             let said = shown(spec.get("tier").unwrap_or(&Value::Null));
-            return Err(ObjectError::new("spec.tier", format!("{said:?}; use Admin or Baseline")));
+            faults.note(ObjectError::new("spec.tier", format!("{said:?}; use Admin or Baseline")));
+            None
         }
     };
     let priority = spec.get("priority").and_then(Value::as_u64).filter(|priority| *priority <= 1000);
-    let priority = priority.ok_or_else(|| {
+    if priority.is_none() {
         let said = shown(spec.get("priority").unwrap_or(&Value::Null));
-        ObjectError::new("spec.priority", format!("{said:?}; use a number from 0 to 1000"))
-    })?;
+        faults.note(ObjectError::new("spec.priority", format!("{said:?}; use a number from 0 to 1000")));
+    }
     let subject = match dialect {
         Dialect::Cluster => {
-            let (field, value) = one_of("spec.subject", spec.get("subject"), &["namespaces", "pods"])?;
-            Subject::Pods(pods(&format!("spec.subject.{field}"), field, value)?)
+            let meant = one_of("spec.subject", spec.get("subject"), &["namespaces", "pods"]);
+            let meant = meant.and_then(|(field, value)| pods(&format!("spec.subject.{field}"), field, value));
+            meant.map(Subject::Pods)
         }
-        Dialect::Mesh => meshpolicy::subject("spec.subject", spec.get("subject"))?,
+        Dialect::Mesh => meshpolicy::subject("spec.subject", spec.get("subject")),
     };
+    let subject = faults.keep(subject);
     let egress = rules(spec, dialect, Direction::Egress, faults);
     let ingress = rules(spec, dialect, Direction::Ingress, faults);
     // Without rules of a direction it does not judge that.
     let judged = |rules: Vec<Rule>| Some(rules).filter(|rules| !rules.is_empty());
-    Ok(Policy {
-        tier,
-        order: Order(priority as f64),
+    Some(Policy {
+        tier: tier?,
+        order: Order(priority? as f64),
         id: id.clone(),
-        subject,
+        subject: subject?,
         egress: judged(egress),
         ingress: judged(ingress),
         reach: Reach::Ends,
@@ -152,13 +164,12 @@ fn rules(
                 Some("Pass") => Some(Action::Pass),
                 _ => None,
             };
-            match (rule(&format!("spec.{place}"), entry, dialect, direction, action), action) {
-                (Ok(alternatives), Some(action)) => {
+            let read = rule(&format!("spec.{place}"), entry, dialect, direction, action, faults);
+            match (read, action) {
+                (Some(alternatives), Some(action)) => {
                     alternatives.into_iter().map(|when| Rule { name: name.clone(), action, when }).collect()
                 }
-                (Ok(_), None) => Vec::new(),
-                (Err(fault), action) => {
-                    faults.note(fault);
+                (_, action) => {
                     (action != Some(Action::Allow)).then(|| denial(&name)).into_iter().collect::<Vec<_>>()
                 }
             }
@@ -175,47 +186,53 @@ fn rule(
     dialect: Dialect,
     direction: Direction,
     action: Option<Action>,
-) -> Result<Alternatives> {
+    faults: &mut Faults,
+) -> Option<Alternatives> {
+    let before = faults.seen();
     let side = if direction == Direction::Ingress { "from" } else { "to" };
-    let rule = object(at, entry, &["name", "action", side, "protocols"])?;
+    let rule = faults.object(at, entry, &["name", "action", side, "protocols"])?;
     if action.is_none() {
         let said = shown(rule.get("action").unwrap_or(&Value::Null));
         let reason = format!("{said:?}; use Accept, Deny or Pass");
-        return Err(ObjectError::new(format!("{at}.action"), reason));
+        faults.note(ObjectError::new(format!("{at}.action"), reason));
     }
     match rule.get("name") {
         None | Some(Value::Null) => {}
         Some(Value::String(name)) if name.chars().count() <= NAME_MOST => {}
         Some(_) => {
             let reason = format!("is no text of at most {NAME_MOST} characters");
-            return Err(ObjectError::new(format!("{at}.name"), reason));
+            faults.note(ObjectError::new(format!("{at}.name"), reason));
         }
     }
     let peers_at = format!("{at}.{side}");
-    let entries = short_list(&peers_at, rule.get(side))?;
-    if entries.is_empty() {
-        return Err(ObjectError::new(peers_at, "names nobody; name all by namespaces: {}"));
+    let entries = faults.keep(short_list(&peers_at, rule.get(side)));
+    if entries.is_some_and(<[Value]>::is_empty) {
+        faults.note(ObjectError::new(&peers_at, "names nobody; name all by namespaces: {}"));
     }
     let mut peers = BTreeSet::new();
     let mut apart: Alternatives = Vec::new();
-    for (index, entry) in entries.iter().enumerate() {
+    for (index, entry) in entries.into_iter().flatten().enumerate() {
         let at = format!("{peers_at}[{index}]");
         match dialect {
-            Dialect::Cluster => peers.extend(peer(&at, entry, dialect, direction)?),
-            Dialect::Mesh => match meshpolicy::peer(&at, entry, direction)? {
-                meshpolicy::Meant::Anywhere(meant) => peers.extend(meant),
-                meshpolicy::Meant::InSites(conditions) => apart.push(conditions),
+            Dialect::Cluster => {
+                peers.extend(faults.keep(peer(&at, entry, dialect, direction)).into_iter().flatten());
+            }
+            Dialect::Mesh => match faults.keep(meshpolicy::peer(&at, entry, direction)) {
+                Some(meshpolicy::Meant::Anywhere(meant)) => peers.extend(meant),
+                Some(meshpolicy::Meant::InSites(conditions)) => apart.push(conditions),
+                None => {}
             },
         }
     }
     let ports_at = format!("{at}.protocols");
     let mut ports = BTreeSet::new();
-    for (index, entry) in short_list(&ports_at, rule.get("protocols"))?.iter().enumerate() {
-        ports.extend(protocol(&format!("{ports_at}[{index}]"), entry)?);
+    let entries = faults.keep(short_list(&ports_at, rule.get("protocols"))).unwrap_or_default();
+    for (index, entry) in entries.iter().enumerate() {
+        ports.extend(faults.keep(protocol(&format!("{ports_at}[{index}]"), entry)).into_iter().flatten());
     }
     // Not all addresses of a name are ever known: to deny these would allow the others.
     if action != Some(Action::Allow) && peers.iter().any(|peer| matches!(peer, Peer::Domains(_))) {
-        return Err(ObjectError::new(peers_at, "domainNames go with action Accept alone"));
+        faults.note(ObjectError::new(&peers_at, "domainNames go with action Accept alone"));
     }
     let is_named = |port: &Port| matches!(port.ports, PortMatch::Named(_));
     let other = Side::other(direction);
@@ -228,7 +245,7 @@ fn rule(
     };
     if ports.iter().any(is_named) && !apart.iter().all(|conditions| conditions.iter().any(of_pods)) {
         let reason = "destinationNamedPort goes with pods and namespaces alone: only pods name ports";
-        return Err(ObjectError::new(ports_at, reason));
+        faults.note(ObjectError::new(ports_at, reason));
     }
     if !ports.is_empty() {
         let ports = Condition::Ports(Side::Destination, ports);
@@ -236,7 +253,7 @@ fn rule(
             conditions.insert(ports.clone());
         }
     }
-    Ok(apart)
+    (faults.seen() == before).then_some(apart)
 }
 
 fn short_list<'a>(at: &str, value: Option<&'a Value>) -> Result<&'a [Value]> {

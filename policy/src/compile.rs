@@ -18,6 +18,7 @@ mod members;
 mod node;
 pub(crate) mod ranges;
 mod source;
+mod union;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -40,6 +41,7 @@ use edit::Edit;
 use members::Index;
 use node::Anybody;
 use ranges::cover;
+use union::Union;
 
 /// What is logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +142,8 @@ pub struct Compiler {
     settings: Settings,
     classes: BTreeMap<String, Arc<Class>>,
     uses: BTreeMap<String, SetUse>,
+    // What those of them hold that mean network sets.
+    unions: BTreeMap<String, Union>,
     locals: BTreeMap<IpAddr, Local>,
     anybody: Anybody,
     // These, and whether some class denies something, as the base chains were written for.
@@ -162,6 +166,7 @@ impl Compiler {
             settings,
             classes: BTreeMap::new(),
             uses: BTreeMap::new(),
+            unions: BTreeMap::new(),
             locals: BTreeMap::new(),
             anybody: Anybody::default(),
             based: None,
@@ -180,6 +185,7 @@ impl Compiler {
         self.touched.addresses.extend(touched.addresses);
         self.touched.meanings.extend(touched.meanings);
         self.touched.subjects.extend(touched.subjects);
+        self.touched.networks.extend(touched.networks);
         self.touch_names(touched.names);
     }
 
@@ -262,9 +268,16 @@ impl Compiler {
         let others_ask = |source: &Source| !matches!(source, Source::Pods(_) | Source::Domains(..));
         self.members(others, &mut edit, others_ask);
         self.named_members(&touched.names, &mut edit);
+        if !touched.networks.is_empty() {
+            for (name, union) in &mut self.unions {
+                let allows = self.uses.get(name).is_some_and(|uses| uses.allows);
+                edit.reshape(name, union.update(&self.state.world, &touched.networks), allows);
+            }
+        }
         // Names alone change no class, and their sets are no namespace's. They come often, so that nothing else is looked at for them.
-        let Touched { addresses, meanings, subjects, .. } = &touched;
-        let only_named = !stale && addresses.is_empty() && meanings.is_empty() && subjects.is_empty();
+        let Touched { addresses, meanings, subjects, networks, .. } = &touched;
+        let only_named =
+            !stale && addresses.is_empty() && meanings.is_empty() && subjects.is_empty() && networks.is_empty();
         if !only_named && self.fit(stale, touched, edit.standing()) {
             let strict = self.classes.values().any(|class| class.denies);
             let based = Some((self.anybody.clone(), strict));
@@ -439,6 +452,12 @@ impl Compiler {
         if !fresh.is_empty() {
             let index = Index::of(world, fresh.iter().map(|(_, uses, _)| &uses.source));
             for (name, uses, _) in fresh {
+                if let Source::Networks(selectors) = &uses.source {
+                    let union = Union::of(world, selectors, uses.family);
+                    edit.fill(name, union.elements().collect());
+                    self.unions.insert(name.clone(), union);
+                    continue;
+                }
                 let known = filled.remove(name);
                 let members = known.unwrap_or_else(|| index.members(&uses.source, uses.family));
                 edit.fill(name, members.into_iter().collect());
@@ -521,6 +540,7 @@ impl Compiler {
         });
         let sets: BTreeSet<&String> = self.classes.values().flat_map(|class| class.sets.keys()).collect();
         self.uses.retain(|name, _| sets.contains(name));
+        self.unions.retain(|name, _| sets.contains(name));
         edit.keep_sets(|name| !is_of_class(name) || sets.contains(name));
     }
 }

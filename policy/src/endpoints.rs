@@ -27,6 +27,8 @@ pub struct Endpoints {
     pub addresses: BTreeSet<IpAddr>,
     /// On which all of them serve.
     pub ports: BTreeSet<(Protocol, u16)>,
+    /// Some of that could not be read.
+    pub unread: bool,
 }
 
 /// Reads an EndpointSlice. One that belongs to no Service counts for nothing, and nothing is wrong with it.
@@ -55,9 +57,11 @@ pub fn read(manifest: &Value) -> Referent {
         let ports =
             ports.filter_map(|(index, port)| faults.keep(self::port(&format!("ports[{index}]"), port)));
         let ports = ports.flatten().collect();
-        What::Endpoints(Endpoints { service: Key { namespace, name: service.to_owned() }, addresses, ports })
+        let unread = faults.seen() > 0;
+        let service = Key { namespace, name: service.to_owned() };
+        What::Endpoints(Endpoints { service, addresses, ports, unread })
     });
-    Referent { id, what, fault: faults.first, more: faults.more }
+    Referent::of(id, what, faults)
 }
 
 fn address(at: &str, value: &Value) -> Result<IpAddr> {
@@ -85,6 +89,8 @@ fn port(at: &str, value: &Value) -> Result<Option<(Protocol, u16)>> {
 pub(crate) struct Slices {
     all: BTreeMap<ObjectId, Endpoints>,
     of: BTreeMap<Key, BTreeSet<ObjectId>>,
+    // How many were not read whole.
+    unread: usize,
 }
 
 impl Slices {
@@ -103,13 +109,20 @@ impl Slices {
             None => before.union(&endpoints.addresses).copied().collect(),
         };
         self.of.entry(endpoints.service.clone()).or_default().insert(id.clone());
+        self.unread += usize::from(endpoints.unread);
         self.all.insert(id, endpoints);
         touched
+    }
+
+    /// Whether some of them could not be read.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.unread > 0
     }
 
     /// It is gone. Returns the addresses of which something is different.
     pub(crate) fn remove(&mut self, id: &ObjectId) -> BTreeSet<IpAddr> {
         let Some(endpoints) = self.all.remove(id) else { return BTreeSet::new() };
+        self.unread -= usize::from(endpoints.unread);
         if let Some(slices) = self.of.get_mut(&endpoints.service) {
             slices.remove(id);
             if slices.is_empty() {

@@ -7,6 +7,7 @@ use crate::interface::Interface;
 use crate::model::{Action, Condition, Direction, End, Icmp, ObjectId, Peer, PortMatch, Rule, Side};
 use crate::protocol::{Family, Protocol};
 use crate::tiers::{Layer, PolicySet, Stage, TIERS_MOST, excess, is_protected};
+use crate::unread;
 use crate::world::{Judged, World};
 
 /// A new flow, as it is behind destination NAT and before source NAT.
@@ -275,9 +276,9 @@ fn decide(
         }
         for policy in policies {
             for rule in policy.rules(direction).unwrap_or_default() {
-                if !matches(world, rule, flow) {
+                let Some(rule) = unread::closed(world, rule).filter(|rule| matches(world, rule, flow)) else {
                     continue;
-                }
+                };
                 let allowed = match rule.action {
                     // What is forwarded, or will be translated, others judge by its connection.
                     Action::Allow if *stage == Stage::Untracked && (judged.forwards || is_translated) => {
@@ -328,7 +329,8 @@ pub fn holds(world: &World, condition: &Condition, flow: &Flow) -> bool {
             .iter()
             .any(|port| port.protocol == flow.protocol && has_port(world, *side, &port.ports, flow)),
         Condition::NotPorts(side, protocol, ports) => {
-            flow.protocol == *protocol && !ports.iter().any(|port| has_port(world, *side, port, flow))
+            protocol.is_none_or(|protocol| flow.protocol == protocol)
+                && !ports.iter().any(|port| has_port(world, *side, port, flow))
         }
         Condition::Icmp(icmp) => is_icmp(icmp) && begins(icmp),
         Condition::NotIcmp(icmp) => is_icmp(icmp) && !begins(icmp),

@@ -7,7 +7,6 @@ use std::net::IpAddr;
 
 use crate::evaluate::{Decision, Flow, Reason, enforced, evaluate, exempt, forwarding, holds, propose};
 use crate::model::{Direction, Labels, Side};
-use crate::networkpolicy::refusal;
 use crate::object::{NAMESPACE_NAME, is_given};
 use crate::protocol::Protocol;
 use crate::state::State;
@@ -60,12 +59,12 @@ pub fn explain(state: &State, flow: &Flow) -> String {
             let _ = writeln!(text, "  {}: {}", direction.as_str(), sentence(decision));
         }
     }
-    for (id, fault) in &state.faults {
+    for (id, refusal) in &state.faults {
         let concerned = [flow.source, flow.destination].into_iter().any(|address| {
             state.policies.get(id).is_some_and(|policy| world.is_subject(&policy.subject, address))
         });
         if concerned {
-            text.extend(state.policies.get(id).map(|policy| refusal(policy, fault) + "\n"));
+            let _ = writeln!(text, "{}", refusal.told(id));
         }
     }
     text

@@ -9,23 +9,23 @@ use crate::model::Direction;
 use crate::object::ObjectError;
 use crate::selector::LabelSelector;
 
-/// As many rules, peers or ports in one list as anybody has ever needed.
-const LIST_MOST: usize = 10_000;
-
 pub(crate) type Result<T> = std::result::Result<T, ObjectError>;
 
 /// The most faults of an object that are told, beside the first.
 const FAULTS_MOST: usize = 256;
 
-/// What is wrong with an object.
+/// What is wrong with an object, and what is right and surprises people all the same.
 #[derive(Default)]
 pub(crate) struct Faults {
     pub(crate) first: Option<ObjectError>,
     pub(crate) more: Vec<ObjectError>,
+    pub(crate) hints: Vec<ObjectError>,
+    seen: usize,
 }
 
 impl Faults {
     pub(crate) fn note(&mut self, error: ObjectError) {
+        self.seen += 1;
         match &self.first {
             None => self.first = Some(error),
             Some(_) if self.more.len() < FAULTS_MOST => self.more.push(error),
@@ -36,6 +36,52 @@ impl Faults {
     pub(crate) fn keep<T>(&mut self, result: Result<T>) -> Option<T> {
         result.map_err(|error| self.note(error)).ok()
     }
+
+    /// How many there were so far: what was read since is whole where that is the same.
+    pub(crate) fn seen(&self) -> usize {
+        self.seen
+    }
+
+    pub(crate) fn hint(&mut self, hint: ObjectError) {
+        if self.hints.len() < FAULTS_MOST {
+            self.hints.push(hint);
+        }
+    }
+
+    /// Notes each field that is none of these.
+    pub(crate) fn known(&mut self, at: &str, object: &Map<String, Value>, fields: &[&str]) {
+        strange(at, object, fields).for_each(|fault| self.note(fault));
+    }
+
+    /// An object; fields that are none of these are noted.
+    pub(crate) fn object<'a>(
+        &mut self,
+        at: &str,
+        value: &'a Value,
+        fields: &[&str],
+    ) -> Option<&'a Map<String, Value>> {
+        let object = value.as_object();
+        match object {
+            Some(object) => self.known(at, object, fields),
+            None => self.note(ObjectError::new(at, "is no object")),
+        }
+        object
+    }
+
+    /// The entries of a list that can be read; what is wrong with the others is noted.
+    pub(crate) fn each<'a, T>(
+        &mut self,
+        at: &str,
+        value: Option<&'a Value>,
+        mut read: impl FnMut(&mut Self, &str, &'a Value) -> Option<T>,
+    ) -> Vec<T> {
+        let entries = self.keep(list(at, value)).unwrap_or_default();
+        let read = entries
+            .iter()
+            .enumerate()
+            .filter_map(|(index, entry)| read(self, &format!("{at}[{index}]"), entry));
+        read.collect()
+    }
 }
 
 pub(crate) fn shown(value: &Value) -> String {
@@ -43,15 +89,22 @@ pub(crate) fn shown(value: &Value) -> String {
     text.chars().take(64).collect()
 }
 
+/// Each field that is none of these, as a fault.
+fn strange<'a>(
+    at: &'a str,
+    object: &'a Map<String, Value>,
+    fields: &'a [&str],
+) -> impl Iterator<Item = ObjectError> + 'a {
+    let strange = object.keys().filter(|key| !fields.contains(&key.as_str()));
+    strange.map(move |key| {
+        let field: String = key.chars().take(64).collect();
+        let reason = format!("no such field is known; those are {}", fields.join(", "));
+        ObjectError::new(format!("{at}.{field}"), reason)
+    })
+}
+
 pub(crate) fn known(at: &str, object: &Map<String, Value>, fields: &[&str]) -> Result<()> {
-    match object.keys().find(|key| !fields.contains(&key.as_str())) {
-        Some(strange) => {
-            let field: String = strange.chars().take(64).collect();
-            let reason = format!("no such field is known; those are {}", fields.join(", "));
-            Err(ObjectError::new(format!("{at}.{field}"), reason))
-        }
-        None => Ok(()),
-    }
+    strange(at, object, fields).next().map_or(Ok(()), Err)
 }
 
 pub(crate) fn object<'a>(at: &str, value: &'a Value, fields: &[&str]) -> Result<&'a Map<String, Value>> {
@@ -60,28 +113,32 @@ pub(crate) fn object<'a>(at: &str, value: &'a Value, fields: &[&str]) -> Result<
     Ok(object)
 }
 
-/// A list; absent and null are an empty one.
+/// A list; absent and null are an empty one. How long it may be, the API's limit for an object says.
 pub(crate) fn list<'a>(at: &str, value: Option<&'a Value>) -> Result<&'a [Value]> {
     match value {
         None | Some(Value::Null) => Ok(&[]),
-        Some(Value::Array(list)) if list.len() <= LIST_MOST => Ok(list),
-        Some(Value::Array(_)) => Err(ObjectError::new(at, format!("has more than {LIST_MOST} entries"))),
+        Some(Value::Array(list)) => Ok(list),
         Some(_) => Err(ObjectError::new(at, "is no list")),
     }
 }
 
-/// Which ways a policy judges, as lists of types say it; `None`: nothing is said.
-pub(crate) fn directions(at: &str, value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {
-    let types = list(at, value)?.iter().enumerate().map(|(index, entry)| match entry.as_str() {
-        Some("Ingress") => Ok(Direction::Ingress),
-        Some("Egress") => Ok(Direction::Egress),
+/// Which ways a policy judges, as lists of types say it; the inner `None`: nothing is said. The outer: it cannot be read.
+pub(crate) fn directions(
+    at: &str,
+    value: Option<&Value>,
+    faults: &mut Faults,
+) -> Option<Option<BTreeSet<Direction>>> {
+    let before = faults.seen();
+    let types = faults.each(at, value, |faults, at, entry| match entry.as_str() {
+        Some("Ingress") => Some(Direction::Ingress),
+        Some("Egress") => Some(Direction::Egress),
         _ => {
-            let reason = format!("{:?}; use Ingress or Egress", shown(entry));
-            Err(ObjectError::new(format!("{at}[{index}]"), reason))
+            faults.note(ObjectError::new(at, format!("{:?}; use Ingress or Egress", shown(entry))));
+            None
         }
     });
-    let types: BTreeSet<Direction> = types.collect::<Result<_>>()?;
-    Ok(Some(types).filter(|types| !types.is_empty()))
+    let types: BTreeSet<Direction> = types.into_iter().collect();
+    (faults.seen() == before).then(|| Some(types).filter(|types| !types.is_empty()))
 }
 
 pub(crate) fn selector(at: &str, value: Option<&Value>) -> Result<Option<LabelSelector>> {

@@ -5,11 +5,13 @@ use serde_json::Value;
 use crate::calico;
 use crate::clusternetworkpolicy;
 use crate::endpoints;
+use crate::field::Faults;
 use crate::meshpolicy;
 use crate::model::{ObjectId, Reach};
 use crate::networkpolicy::{self, Read};
 use crate::object::{self, Account, Key, ObjectError};
-use crate::referent::{self, Referent, What};
+use crate::referent::{Referent, What};
+use crate::refusal::Refusal;
 use crate::state::Event;
 
 /// A kind, by where its objects come from.
@@ -52,19 +54,25 @@ fn policy(read: fn(&Value) -> Read, manifest: &Value) -> Said {
             Some("true") if read.policy.reach == Reach::Untracked => {
                 let field = format!("metadata.annotations[{AUDIT}]");
                 let reason = "of packets without connections nothing is told: the policy is enforced";
-                read.fault = read.fault.or(Some(ObjectError::new(field, reason)));
+                note(&mut read, ObjectError::new(field, reason));
             }
             Some("true") => read.policy.staged = true,
             Some("false") => {}
             _ => {
                 let field = format!("metadata.annotations[{AUDIT}]");
-                let wrong =
-                    ObjectError::new(field, "is neither \"true\" nor \"false\": the policy is enforced");
-                read.fault = read.fault.or(Some(wrong));
+                let reason = "is neither \"true\" nor \"false\": the policy is enforced";
+                note(&mut read, ObjectError::new(field, reason));
             }
         },
     }
     Said::Policy(read)
+}
+
+fn note(read: &mut Read, fault: ObjectError) {
+    match read.fault {
+        Some(_) => read.more.push(fault),
+        None => read.fault = Some(fault),
+    }
 }
 
 macro_rules! policies {
@@ -218,18 +226,12 @@ fn account(manifest: &Value) -> Referent {
     let text = |pointer: &str| manifest.pointer(pointer).and_then(Value::as_str);
     let key = Key::new(text("/metadata/namespace"), text("/metadata/name").unwrap_or("(unnamed)"));
     let id = ObjectId { kind: ACCOUNT, namespace: Some(key.namespace.clone()), name: key.name.clone() };
-    match serde_json::from_value::<object::Metadata>(manifest.get("metadata").cloned().unwrap_or_default()) {
-        Ok(metadata) => {
-            let account = Account::new(key, metadata.labels.unwrap_or_default());
-            Referent { id, what: Some(What::Account(account)), fault: None, more: Vec::new() }
-        }
-        Err(e) => Referent {
-            id,
-            what: None,
-            fault: Some(ObjectError::new("metadata", e.to_string())),
-            more: Vec::new(),
-        },
-    }
+    let mut faults = Faults::default();
+    let metadata = manifest.get("metadata").cloned().unwrap_or_default();
+    let metadata = serde_json::from_value::<object::Metadata>(metadata);
+    let metadata = faults.keep(metadata.map_err(|e| ObjectError::new("metadata", e.to_string())));
+    let account = metadata.map(|metadata| Account::new(key, metadata.labels.unwrap_or_default()));
+    Referent::of(id, account.map(What::Account), faults)
 }
 
 impl Kind {
@@ -316,21 +318,19 @@ impl Said {
         fault.iter().chain(more)
     }
 
-    /// What is wrong with it, for people.
-    pub fn refusal(&self) -> Option<String> {
+    /// What was refused of it, and what it does until that is mended.
+    pub fn refusal(&self) -> Option<Refusal> {
         match self {
-            Self::Policy(read) => {
-                read.fault.as_ref().map(|fault| networkpolicy::refusal(&read.policy, fault))
-            }
+            Self::Policy(read) => read.refusal(),
             Self::Referent(referent) => referent.refusal(),
         }
     }
 
-    /// What it does until that is mended.
-    pub fn meanwhile(&self) -> &'static str {
+    /// What is right with it, and may surprise its author.
+    pub fn hints(&self) -> &[ObjectError] {
         match self {
-            Self::Policy(read) => networkpolicy::meanwhile(&read.policy),
-            Self::Referent(referent) => referent::meanwhile(referent.what.is_some()),
+            Self::Policy(read) => &read.hints,
+            Self::Referent(_) => &[],
         }
     }
 

@@ -31,11 +31,13 @@ pub mod object;
 pub mod probe;
 pub mod protocol;
 pub mod referent;
+pub mod refusal;
 pub mod render;
 pub mod ruleset;
 mod selector;
 pub mod state;
 pub mod tiers;
+pub mod unread;
 pub mod world;
 
 pub use compile::{Compiler, Delta};

@@ -224,6 +224,8 @@ pub enum Scope {
     Global,
     /// In these namespaces.
     In(Namespaces),
+    /// In these, and in none.
+    InOrNone(Namespaces),
 }
 
 /// Network sets and host endpoints by label.
@@ -372,8 +374,8 @@ pub enum Condition {
     NotProtocol(Protocol),
     /// Any of these, at that end.
     Ports(Side, BTreeSet<Port>),
-    /// This protocol, and none of these ports at that end.
-    NotPorts(Side, Protocol, BTreeSet<PortMatch>),
+    /// This protocol, or any, and none of these ports at that end; of any protocol these are names alone.
+    NotPorts(Side, Option<Protocol>, BTreeSet<PortMatch>),
     /// It begins with this message.
     Icmp(Icmp),
     /// It is ICMP of that family, and begins with another message.
@@ -408,10 +410,24 @@ impl Condition {
 
     /// Whether it depends on network sets or host endpoints.
     pub fn is_about_networks(&self) -> bool {
+        let is_named = |ports: &PortMatch| matches!(ports, PortMatch::Named(_));
         match self {
             Self::Is(_, peers) | Self::IsNot(_, peers) => {
                 peers.iter().any(|peer| matches!(peer, Peer::Networks(_)))
             }
+            Self::Ports(_, ports) => ports.iter().any(|port| is_named(&port.ports)),
+            Self::NotPorts(_, _, ports) => ports.iter().any(is_named),
+            _ => false,
+        }
+    }
+
+    /// Whether it depends on endpoints of Services.
+    pub fn is_about_services(&self) -> bool {
+        match self {
+            Self::Is(_, peers) | Self::IsNot(_, peers) => {
+                peers.iter().any(|peer| matches!(peer, Peer::Service(_)))
+            }
+            Self::Serves(_) => true,
             _ => false,
         }
     }
@@ -439,7 +455,8 @@ impl Rule {
                 let whole = ports.iter().filter(|port| port.ports == PortMatch::Any).count();
                 whole + usize::from(ports.iter().any(is_range)) + 4 * usize::from(ports.iter().any(is_named))
             }
-            Condition::NotPorts(_, _, ports)
+            Condition::NotPorts(_, None, _) => 5,
+            Condition::NotPorts(_, Some(_), ports)
                 if ports.iter().any(|port| matches!(port, PortMatch::Named(_))) =>
             {
                 4

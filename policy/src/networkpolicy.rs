@@ -7,16 +7,14 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use crate::calico;
-use crate::field::{
-    Faults, Result, directions, known, list, net, number, object, port_name, selector, shown,
-};
+use crate::field::{Faults, Result, directions, net, number, port_name, selector, shown};
 use crate::model::{
     Action, Block, Direction, Namespaces, ObjectId, Order, Peer, PodSelector, Policy, Port, PortMatch, Reach,
     Rule, Subject, Tier,
 };
 use crate::object::{Key, ObjectError};
 use crate::protocol::Protocol;
+use crate::refusal::{Outcome, Refusal};
 
 /// The kind, as in manifests.
 pub const KIND: &str = "NetworkPolicy";
@@ -37,28 +35,28 @@ pub struct Read {
     pub fault: Option<ObjectError>,
     /// What else is wrong with it.
     pub more: Vec<ObjectError>,
+    /// What is right, and may surprise its author.
+    pub hints: Vec<ObjectError>,
+    /// What it does until that is mended.
+    pub outcome: Outcome,
 }
 
 impl From<Policy> for Read {
     /// One that nothing is wrong with.
     fn from(policy: Policy) -> Self {
-        Self { policy, fault: None, more: Vec::new() }
+        Self::of(policy, Faults::default(), Outcome::Rest)
     }
 }
 
-/// What people are told of a policy that was refused, or of which a part was: why, and what it does until that is mended.
-pub fn refusal(policy: &Policy, fault: &ObjectError) -> String {
-    format!("{}: {fault}; until it is mended, {}", policy.id, meanwhile(policy))
-}
+impl Read {
+    pub(crate) fn of(policy: Policy, faults: Faults, outcome: Outcome) -> Self {
+        Self { policy, fault: faults.first, more: faults.more, hints: faults.hints, outcome }
+    }
 
-/// What a policy does of which something was refused.
-pub(crate) fn meanwhile(policy: &Policy) -> &'static str {
-    let isolates = [KIND, calico::STAGED_KUBERNETES].contains(&policy.id.kind);
-    match (isolates, policy.egress.is_some() || policy.ingress.is_some()) {
-        _ if policy.staged => "what it would do is not told in full",
-        (true, _) => "it isolates what it selects and allows nothing",
-        (false, true) => "such a rule accepts nothing, or denies all",
-        (false, false) => "it counts for nothing",
+    /// What was refused of it, if anything was.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let outcome = if self.policy.staged { Outcome::Staged } else { self.outcome };
+        Refusal::of(self.fault.iter().chain(&self.more), outcome)
     }
 }
 
@@ -77,18 +75,20 @@ pub fn read(object: &Value) -> Read {
         None | Some(Value::Null) => (&everything, None),
         Some(_) => (&everything, Some(ObjectError::new("spec", "is no object"))),
     };
-    let mut faults = Faults { first: shape, more: Vec::new() };
+    let mut faults = Faults::default();
+    shape.into_iter().for_each(|fault| faults.note(fault));
     if object.pointer("/metadata/name").and_then(Value::as_str).is_none_or(str::is_empty) {
         faults.note(ObjectError::new("metadata.name", "a policy needs one"));
     }
-    faults.keep(known("spec", spec, &["podSelector", "policyTypes", "ingress", "egress"]));
+    faults.known("spec", spec, &["podSelector", "policyTypes", "ingress", "egress"]);
     // What it selects is not known: everything that it may.
-    let pods =
-        faults.keep(selector("spec.podSelector", spec.get("podSelector"))).flatten().unwrap_or_default();
-    let egress = faults.keep(rules(spec, Direction::Egress, &key.namespace));
-    let ingress = faults.keep(rules(spec, Direction::Ingress, &key.namespace));
+    let pods = faults.keep(selector("spec.podSelector", spec.get("podSelector")));
+    let outcome = if pods.is_some() { Outcome::Isolates } else { Outcome::Namespace };
+    let pods = pods.flatten().unwrap_or_default();
+    let egress = rules(spec, Direction::Egress, &key.namespace, &mut faults);
+    let ingress = rules(spec, Direction::Ingress, &key.namespace, &mut faults);
     let has_egress = egress.as_ref().is_none_or(|rules| !rules.is_empty());
-    let types = faults.keep(types(spec.get("policyTypes"))).unwrap_or(Some(Direction::BOTH.into()));
+    let types = types(spec.get("policyTypes"), &mut faults).unwrap_or(Some(Direction::BOTH.into()));
     let types = types.unwrap_or_else(|| {
         let egress = has_egress.then_some(Direction::Egress);
         [Direction::Ingress].into_iter().chain(egress).collect()
@@ -108,99 +108,113 @@ pub fn read(object: &Value) -> Read {
         subject: Subject::Pods(PodSelector::new(Namespaces::Named(key.namespace.clone()), pods)),
         id: ObjectId { kind: KIND, namespace: Some(key.namespace), name: key.name },
     };
-    Read { policy, fault: faults.first, more: faults.more }
+    Read::of(policy, faults, outcome)
 }
 
-fn types(value: Option<&Value>) -> Result<Option<BTreeSet<Direction>>> {
+fn types(value: Option<&Value>, faults: &mut Faults) -> Option<Option<BTreeSet<Direction>>> {
     let at = "spec.policyTypes";
-    match list(at, value)?.len() {
-        0..=2 => directions(at, value),
-        _ => Err(ObjectError::new(at, "has more than two entries")),
+    let before = faults.seen();
+    if value.and_then(Value::as_array).is_some_and(|list| list.len() > 2) {
+        faults.note(ObjectError::new(at, "has more than two entries"));
     }
+    directions(at, value, faults).filter(|_| faults.seen() == before)
 }
 
-fn rules(spec: &Map<String, Value>, direction: Direction, namespace: &str) -> Result<Vec<Rule>> {
+/// The rules of a direction; `None`: something is wrong with one of them.
+fn rules(
+    spec: &Map<String, Value>,
+    direction: Direction,
+    namespace: &str,
+    faults: &mut Faults,
+) -> Option<Vec<Rule>> {
+    let before = faults.seen();
     let field = direction.as_str();
     let side = if direction == Direction::Ingress { "from" } else { "to" };
-    let entries = list(&format!("spec.{field}"), spec.get(field))?.iter().enumerate();
-    let rules = entries.map(|(index, entry)| {
-        let name = format!("{field}[{index}]");
-        let at = format!("spec.{name}");
-        let rule = object(&at, entry, &[side, "ports"])?;
-        let peers_at = format!("{at}.{side}");
-        let peers = list(&peers_at, rule.get(side))?.iter().enumerate();
-        let peers = peers.map(|(index, entry)| peer(&format!("{peers_at}[{index}]"), entry, namespace));
-        let ports_at = format!("{at}.ports");
-        let ports = list(&ports_at, rule.get("ports"))?.iter().enumerate();
-        let ports = ports.map(|(index, entry)| port(&format!("{ports_at}[{index}]"), entry));
-        let peers: BTreeSet<Peer> = peers.collect::<Result<_>>()?;
-        let ports: BTreeSet<Port> = ports.collect::<Result<_>>()?;
-        let peers = Some(peers).filter(|peers| !peers.is_empty());
-        let ports = Some(ports).filter(|ports| !ports.is_empty());
-        let entries = ports.as_ref().map_or(1, BTreeSet::len);
-        Ok((Rule::between(name, Action::Allow, direction, peers, ports), entries))
+    let mut count = 0;
+    let rules = faults.each(&format!("spec.{field}"), spec.get(field), |faults, at, entry| {
+        let rule = faults.object(at, entry, &[side, "ports"])?;
+        let peers = faults.each(&format!("{at}.{side}"), rule.get(side), |faults, at, entry| {
+            peer(at, entry, namespace, faults)
+        });
+        let ports = faults
+            .each(&format!("{at}.ports"), rule.get("ports"), |faults, at, entry| port(at, entry, faults));
+        let peers = Some(BTreeSet::from_iter(peers)).filter(|peers| !peers.is_empty());
+        let ports = Some(BTreeSet::from_iter(ports)).filter(|ports| !ports.is_empty());
+        count += ports.as_ref().map_or(1, BTreeSet::len);
+        let name = at.strip_prefix("spec.").unwrap_or(at).to_owned();
+        Some(Rule::between(name, Action::Allow, direction, peers, ports))
     });
-    let (rules, entries): (Vec<Rule>, Vec<usize>) = rules.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-    let entries: usize = entries.into_iter().sum();
-    if entries > ENTRIES_MOST {
-        let reason = format!("has {entries} rules, or ports of rules; at most {ENTRIES_MOST} in one policy");
-        return Err(ObjectError::new(format!("spec.{field}"), reason));
+    if count > ENTRIES_MOST {
+        let reason = format!("has {count} rules, or ports of rules; at most {ENTRIES_MOST} in one policy");
+        faults.note(ObjectError::new(format!("spec.{field}"), reason));
     }
-    Ok(rules)
+    (faults.seen() == before).then_some(rules)
 }
 
-fn peer(at: &str, value: &Value, namespace: &str) -> Result<Peer> {
-    let peer = object(at, value, &["podSelector", "namespaceSelector", "ipBlock"])?;
-    let pods = selector(&format!("{at}.podSelector"), peer.get("podSelector"))?;
-    let namespaces = selector(&format!("{at}.namespaceSelector"), peer.get("namespaceSelector"))?;
-    match (peer.get("ipBlock").filter(|value| !value.is_null()), pods, namespaces) {
-        (Some(value), None, None) => block(&format!("{at}.ipBlock"), value).map(Peer::Block),
+fn peer(at: &str, value: &Value, namespace: &str, faults: &mut Faults) -> Option<Peer> {
+    let peer = faults.object(at, value, &["podSelector", "namespaceSelector", "ipBlock"])?;
+    let pods = faults.keep(selector(&format!("{at}.podSelector"), peer.get("podSelector")));
+    let namespaces = faults.keep(selector(&format!("{at}.namespaceSelector"), peer.get("namespaceSelector")));
+    match (peer.get("ipBlock").filter(|value| !value.is_null()), pods?, namespaces?) {
+        (Some(value), None, None) => block(&format!("{at}.ipBlock"), value, faults).map(Peer::Block),
         (Some(_), ..) => {
-            Err(ObjectError::new(at, "ipBlock stands alone: move the selectors to an entry of their own"))
+            let reason = "ipBlock stands alone: move the selectors to an entry of their own";
+            faults.note(ObjectError::new(at, reason));
+            None
         }
         (None, None, None) => {
-            Err(ObjectError::new(at, "selects nothing: name podSelector, namespaceSelector or ipBlock"))
+            let reason = "selects nothing: name podSelector, namespaceSelector or ipBlock";
+            faults.note(ObjectError::new(at, reason));
+            None
         }
-        (None, pods, namespaces) => Ok(Peer::Pods(PodSelector::new(
+        (None, pods, namespaces) => Some(Peer::Pods(PodSelector::new(
             namespaces.map_or_else(|| Namespaces::Named(namespace.to_owned()), Namespaces::Selected),
             pods.unwrap_or_default(),
         ))),
     }
 }
 
-fn block(at: &str, value: &Value) -> Result<Block> {
-    let block = object(at, value, &["cidr", "except"])?;
-    let cidr = net(&format!("{at}.cidr"), block.get("cidr").unwrap_or(&Value::Null))?;
-    let except_at = format!("{at}.except");
-    let except = list(&except_at, block.get("except"))?.iter().enumerate().map(|(index, entry)| {
-        let at = format!("{except_at}[{index}]");
-        let inner = net(&at, entry)?;
+fn block(at: &str, value: &Value, faults: &mut Faults) -> Option<Block> {
+    let block = faults.object(at, value, &["cidr", "except"])?;
+    let cidr = faults.keep(net(&format!("{at}.cidr"), block.get("cidr").unwrap_or(&Value::Null)));
+    let except = faults.each(&format!("{at}.except"), block.get("except"), |faults, at, entry| {
+        let inner = faults.keep(net(at, entry))?;
+        let cidr = cidr?;
         if cidr.contains(&inner) && cidr != inner {
-            Ok(inner)
-        } else {
-            Err(ObjectError::new(at, format!("{inner} does not lie inside of {cidr}")))
+            return Some(inner);
         }
+        faults.note(ObjectError::new(at, format!("{inner} does not lie inside of {cidr}")));
+        None
     });
-    Ok(Block { net: cidr, except: except.collect::<Result<_>>()? })
+    Some(Block { net: cidr?, except })
 }
 
-fn port(at: &str, value: &Value) -> Result<Port> {
-    let entry = object(at, value, &["protocol", "port", "endPort"])?;
+fn port(at: &str, value: &Value, faults: &mut Faults) -> Option<Port> {
+    let entry = faults.object(at, value, &["protocol", "port", "endPort"])?;
     let protocol = match entry.get("protocol") {
-        None | Some(Value::Null) => Protocol::TCP,
-        Some(value) => match value.as_str() {
-            Some("TCP") => Protocol::TCP,
-            Some("UDP") => Protocol::UDP,
-            Some("SCTP") => Protocol::SCTP,
-            _ => {
+        None | Some(Value::Null) => Some(Protocol::TCP),
+        Some(value) => {
+            let named = match value.as_str() {
+                Some("TCP") => Some(Protocol::TCP),
+                Some("UDP") => Some(Protocol::UDP),
+                Some("SCTP") => Some(Protocol::SCTP),
+                _ => None,
+            };
+            if named.is_none() {
                 let reason = format!("{:?}; use TCP, UDP or SCTP", shown(value));
-                return Err(ObjectError::new(format!("{at}.protocol"), reason));
+                faults.note(ObjectError::new(format!("{at}.protocol"), reason));
             }
-        },
+            named
+        }
     };
+    let ports = faults.keep(ports(at, entry));
+    Some(Port { protocol: protocol?, ports: ports? })
+}
+
+fn ports(at: &str, entry: &Map<String, Value>) -> Result<PortMatch> {
     let port = entry.get("port").filter(|value| !value.is_null());
     let end = entry.get("endPort").filter(|value| !value.is_null());
-    let ports = match (port, end) {
+    Ok(match (port, end) {
         (None, None) => PortMatch::Any,
         (None, Some(_)) => return Err(ObjectError::new(format!("{at}.endPort"), "needs a port to begin at")),
         (Some(Value::String(name)), None) => PortMatch::Named(port_name(&format!("{at}.port"), name)?),
@@ -220,8 +234,7 @@ fn port(at: &str, value: &Value) -> Result<Port> {
             }
             PortMatch::Range(first, last)
         }
-    };
-    Ok(Port { protocol, ports })
+    })
 }
 
 #[cfg(test)]

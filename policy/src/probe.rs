@@ -23,9 +23,9 @@ pub enum Place {
     Ip(IpAddr),
 }
 
-/// A flow that is asked about.
+/// A flow that is asked about. A field that is not known would be another flow.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Probe {
     /// Who begins it.
     pub from: Place,

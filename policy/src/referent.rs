@@ -1,8 +1,10 @@
 //! What policies refer to beside pods and namespaces: tiers, network sets, host endpoints, service accounts, services.
 
 use crate::endpoints::Endpoints;
+use crate::field::Faults;
 use crate::model::{ObjectId, Tier};
 use crate::object::{Account, ObjectError};
+use crate::refusal::{Outcome, Refusal};
 use crate::world::Networks;
 
 /// Something that policies refer to, and what is wrong with its object.
@@ -16,6 +18,8 @@ pub struct Referent {
     pub fault: Option<ObjectError>,
     /// What else.
     pub more: Vec<ObjectError>,
+    /// What it does until that is mended.
+    pub outcome: Outcome,
 }
 
 /// What it is.
@@ -32,17 +36,18 @@ pub enum What {
 }
 
 impl Referent {
-    /// What people are told of it if a part of it was refused.
-    pub fn refusal(&self) -> Option<String> {
-        self.fault.as_ref().map(|fault| refusal(&self.id, fault, self.what.is_some()))
+    pub(crate) fn of(id: ObjectId, what: Option<What>, faults: Faults) -> Self {
+        let outcome = match &what {
+            None => Outcome::Nothing,
+            Some(What::Networks(networks)) if networks.unread.is_any() => Outcome::Listed,
+            Some(What::Endpoints(endpoints)) if endpoints.unread => Outcome::Listed,
+            Some(_) => Outcome::Rest,
+        };
+        Self { id, what, fault: faults.first, more: faults.more, outcome }
     }
-}
 
-/// What people are told of an object that was refused, as a whole or in part.
-pub(crate) fn refusal(id: &ObjectId, fault: &ObjectError, counts: bool) -> String {
-    format!("{id}: {fault}; until it is mended, {}", meanwhile(counts))
-}
-
-pub(crate) fn meanwhile(counts: bool) -> &'static str {
-    if counts { "the rest of it counts" } else { "it counts for nothing" }
+    /// What was refused of it, if anything was.
+    pub fn refusal(&self) -> Option<Refusal> {
+        Refusal::of(self.fault.iter().chain(&self.more), self.outcome)
+    }
 }

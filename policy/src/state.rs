@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use crate::budget::Excess;
 use crate::model::{Condition, ObjectId, Policy, Subject, Tier};
 use crate::names::{Changes, Domain, NOBODY, Protected, Recalled, Resolved};
-use crate::networkpolicy::{Read, refusal};
-use crate::object::{Key, Namespace, ObjectError, Pod};
-use crate::referent::{self, Referent, What};
+use crate::networkpolicy::Read;
+use crate::object::{Key, Namespace, Pod};
+use crate::referent::{Referent, What};
+use crate::refusal::Refusal;
 use crate::selector::LabelSelector;
 use crate::tiers::PolicySet;
 use crate::world::World;
@@ -56,7 +57,7 @@ pub struct State {
     /// What is allowed.
     pub policies: PolicySet,
     /// Objects that were refused, or of which a part was, and why. Policies isolate all the same.
-    pub faults: BTreeMap<ObjectId, ObjectError>,
+    pub faults: BTreeMap<ObjectId, Refusal>,
     tiers: BTreeMap<String, Tier>,
     // Those that stand, by what they are.
     referents: BTreeMap<ObjectId, What>,
@@ -80,6 +81,8 @@ pub struct Touched {
     pub addresses: BTreeSet<IpAddr>,
     /// Those that mean something different to rules now, whoever has them: of Services and of named ports.
     pub meanings: BTreeSet<IpAddr>,
+    /// Network sets and host endpoints that mean other addresses now, or are meant by others.
+    pub networks: BTreeSet<ObjectId>,
     /// Those that names have, or have no more, with these names.
     pub names: Changes,
     /// To whom policies apply, or did, that are different now.
@@ -173,17 +176,23 @@ impl State {
     }
 
     fn put_namespace(&mut self, namespace: Namespace, touched: &mut Touched) {
-        let has_networks = self.world.has_networks(&namespace.name);
+        let name = namespace.name.clone();
         touched.addresses.extend(self.world.put_namespace(namespace));
-        if has_networks {
-            self.networks_changed(Some(BTreeSet::new()), touched);
-        }
+        self.networks_of_namespace(&name, touched);
     }
 
     fn remove_namespace(&mut self, name: &str, touched: &mut Touched) {
         touched.addresses.extend(self.world.remove_namespace(name));
-        if self.world.has_networks(name) {
-            self.networks_changed(Some(BTreeSet::new()), touched);
+        self.networks_of_namespace(name, touched);
+    }
+
+    /// Others may mean the network sets of a namespace now.
+    fn networks_of_namespace(&self, name: &str, touched: &mut Touched) {
+        let ids: Vec<ObjectId> = self.world.networks_in(name).cloned().collect();
+        let is_plain = ids.iter().all(|id| self.is_plain(id));
+        touched.networks.extend(ids);
+        if !is_plain {
+            self.rules_about_networks(touched);
         }
     }
 
@@ -192,16 +201,15 @@ impl State {
         !self.world.names.wanted().is_empty()
     }
 
-    fn put_referent(&mut self, Referent { id, what, fault, .. }: Referent, touched: &mut Touched) {
+    fn put_referent(&mut self, referent: Referent, touched: &mut Touched) {
+        let refusal = referent.refusal();
+        let Referent { id, what, .. } = referent;
         let Some(what) = what else {
             self.remove_referent(&id, touched);
-            self.faults.extend(fault.map(|fault| (id, fault)));
+            self.faults.extend(refusal.map(|refusal| (id, refusal)));
             return;
         };
-        match fault {
-            Some(fault) => drop(self.faults.insert(id.clone(), fault)),
-            None => drop(self.faults.remove(&id)),
-        }
+        self.refused_now(&id, refusal);
         if self.referents.get(&id) == Some(&what) {
             return;
         }
@@ -218,11 +226,18 @@ impl State {
                 self.tier_is(&tier, touched);
             }
             What::Networks(networks) => {
-                let changed = self.world.put_networks(id, networks);
-                self.networks_changed(changed, touched);
+                let was_plain = self.is_plain(&id);
+                if let Some(named) = self.world.put_networks(id.clone(), networks) {
+                    let is_plain = was_plain && self.is_plain(&id);
+                    self.networks_changed(id, named, is_plain, touched);
+                }
             }
             What::Account(account) => touched.addresses.extend(self.world.put_account(account)),
-            What::Endpoints(endpoints) => touched.meanings.extend(self.world.put_endpoints(id, endpoints)),
+            What::Endpoints(endpoints) => {
+                let had_unread = self.world.has_unread();
+                touched.meanings.extend(self.world.put_endpoints(id, endpoints));
+                self.endpoints_changed(had_unread, touched);
+            }
         }
     }
 
@@ -240,11 +255,17 @@ impl State {
                 self.tier_is(&Tier::named(name), touched);
             }
             What::Networks(_) => {
-                let changed = self.world.remove_networks(id);
-                self.networks_changed(changed, touched);
+                let was_plain = self.is_plain(id);
+                if let Some(named) = self.world.remove_networks(id) {
+                    self.networks_changed(id.clone(), named, was_plain, touched);
+                }
             }
             What::Account(account) => touched.addresses.extend(self.world.remove_account(&account.key)),
-            What::Endpoints(_) => touched.meanings.extend(self.world.remove_endpoints(id)),
+            What::Endpoints(_) => {
+                let had_unread = self.world.has_unread();
+                touched.meanings.extend(self.world.remove_endpoints(id));
+                self.endpoints_changed(had_unread, touched);
+            }
         }
     }
 
@@ -259,10 +280,33 @@ impl State {
         }
     }
 
-    /// What policies say of networks means something else now, and ports of these addresses may have other names; `None`: it does not.
-    fn networks_changed(&self, changed: Option<BTreeSet<IpAddr>>, touched: &mut Touched) {
-        let Some(named) = changed else { return };
+    /// Whether these networks, if there are any, are addresses and nothing else: neither of a host, nor read in part.
+    fn is_plain(&self, id: &ObjectId) -> bool {
+        let networks = self.world.networks_of(id);
+        networks.is_none_or(|networks| networks.host.is_none() && !networks.unread.is_any())
+    }
+
+    /// What policies say of networks means something else now, and ports of these addresses may have other names. `is_plain`: it is
+    /// addresses of sets alone.
+    fn networks_changed(&self, id: ObjectId, named: BTreeSet<IpAddr>, is_plain: bool, touched: &mut Touched) {
+        touched.networks.insert(id);
         touched.meanings.extend(named);
+        if !is_plain {
+            self.rules_about_networks(touched);
+        }
+    }
+
+    /// Rules that depend on endpoints of Services may be other ones now, where some cannot be read.
+    fn endpoints_changed(&self, had_unread: bool, touched: &mut Touched) {
+        if had_unread || self.world.has_unread() {
+            let concerned =
+                self.policies.iter().filter(|policy| policy.conditions().any(Condition::is_about_services));
+            touched.subjects.extend(concerned.map(|policy| policy.subject.clone()));
+        }
+    }
+
+    /// Rules that depend on networks may be other ones now.
+    fn rules_about_networks(&self, touched: &mut Touched) {
         let concerned = self.policies.iter().filter(|policy| {
             policy.subject.is_about_hosts() || policy.conditions().any(Condition::is_about_networks)
         });
@@ -279,10 +323,7 @@ impl State {
             None => format!("the pod that had {address}"),
         };
         let names = self.world.names.refusals(pod);
-        let objects = self.faults.iter().map(|(id, fault)| match self.policies.get(id) {
-            Some(policy) => refusal(policy, fault),
-            None => referent::refusal(id, fault, self.referents.contains_key(id)),
-        });
+        let objects = self.faults.iter().map(|(id, refusal)| refusal.told(id));
         names.into_iter().chain(self.world.address_refusals()).chain(objects)
     }
 
@@ -301,14 +342,19 @@ impl State {
         namespaces.chain(policies.map(|(id, excess)| OverBudget { object: id.to_string(), excess: *excess }))
     }
 
+    fn refused_now(&mut self, id: &ObjectId, refusal: Option<Refusal>) {
+        match refusal {
+            Some(refusal) => drop(self.faults.insert(id.clone(), refusal)),
+            None => drop(self.faults.remove(id)),
+        }
+    }
+
     // Both return to whom something different applies now.
-    fn put_policy(&mut self, Read { mut policy, fault, .. }: Read) -> impl Iterator<Item = Subject> + use<> {
+    fn put_policy(&mut self, read: Read) -> impl Iterator<Item = Subject> + use<> {
+        self.refused_now(&read.policy.id, read.refusal());
+        let Read { mut policy, .. } = read;
         if let Some(tier) = self.tiers.get(&policy.tier.name).filter(|_| policy.tier != Tier::sites()) {
             policy.tier = tier.clone();
-        }
-        match fault {
-            Some(fault) => drop(self.faults.insert(policy.id.clone(), fault)),
-            None => drop(self.faults.remove(&policy.id)),
         }
         let different = self.policies.get(&policy.id) != Some(&policy);
         let now = if different { self.concerned(&policy) } else { Vec::new() };

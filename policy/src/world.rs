@@ -16,6 +16,7 @@ use crate::names::Names;
 use crate::object::{Account, Key, NamedPort, Namespace, Pod};
 use crate::protocol::Protocol;
 use crate::selector::LabelSelector;
+use crate::unread::Unread;
 use claims::{Claim, Refused};
 
 /// A node or host of the mesh.
@@ -46,9 +47,11 @@ pub struct Networks {
     /// Its labels.
     pub labels: Labels,
     /// The prefixes.
-    pub nets: BTreeSet<IpNet>,
+    pub nets: Arc<BTreeSet<IpNet>>,
     /// What it is beside that, of a host endpoint.
     pub host: Option<HostOf>,
+    /// What of it could not be read.
+    pub unread: Unread,
 }
 
 /// What a host endpoint says of a node.
@@ -82,6 +85,16 @@ impl From<IpAddr> for Judged {
 }
 
 impl Networks {
+    /// Whether an address is one of these. What they are many of is looked up, length by length.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let longest: u8 = if address.is_ipv4() { 32 } else { 128 };
+        if self.nets.len() <= usize::from(longest) {
+            return self.nets.iter().any(|net| net.contains(&address));
+        }
+        let mut around = (0..=longest).filter_map(|length| IpNet::new(address, length).ok());
+        around.any(|net| self.nets.contains(&net.trunc()))
+    }
+
     /// The addresses whose ports have names.
     fn with_ports(&self) -> impl Iterator<Item = IpAddr> {
         let named = self.host.as_ref().is_some_and(|host| !host.ports.is_empty());
@@ -97,6 +110,8 @@ pub struct World {
     namespaces: BTreeMap<String, Labels>,
     accounts: BTreeMap<Key, Labels>,
     networks: BTreeMap<ObjectId, Networks>,
+    // Those of which something could not be read.
+    unread: BTreeSet<ObjectId>,
     // Those that are host endpoints, by node, and by address those that give a port of it a name.
     hosts: BTreeMap<String, BTreeSet<ObjectId>>,
     named: BTreeMap<IpAddr, BTreeSet<ObjectId>>,
@@ -251,6 +266,9 @@ impl World {
         if let Some(host) = &networks.host {
             self.hosts.entry(host.node.clone()).or_default().insert(id.clone());
         }
+        if networks.unread.is_any() {
+            self.unread.insert(id.clone());
+        }
         for address in networks.with_ports() {
             self.named.entry(address).or_default().insert(id.clone());
             touched.insert(address);
@@ -262,6 +280,7 @@ impl World {
     /// They are gone. If that changed anything, returns the addresses of which a port had a name.
     pub fn remove_networks(&mut self, id: &ObjectId) -> Option<BTreeSet<IpAddr>> {
         let before = self.networks.remove(id)?;
+        self.unread.remove(id);
         if let Some(host) = &before.host
             && let Some(hosts) = self.hosts.get_mut(&host.node)
         {
@@ -287,17 +306,64 @@ impl World {
         self.networks.keys().any(|id| id.namespace.as_deref() == Some(namespace))
     }
 
-    /// The network sets and host endpoints that are selected.
-    pub fn networks<'a>(&'a self, selector: &'a NetworkSelector) -> impl Iterator<Item = &'a Networks> {
-        let is_meant = |id: &ObjectId| match (&selector.scope, id.namespace.as_deref()) {
+    /// One of the network sets and host endpoints.
+    pub fn networks_of(&self, id: &ObjectId) -> Option<&Networks> {
+        self.networks.get(id)
+    }
+
+    /// The network sets of a namespace.
+    pub fn networks_in(&self, namespace: &str) -> impl Iterator<Item = &ObjectId> {
+        self.networks.keys().filter(move |id| id.namespace.as_deref() == Some(namespace))
+    }
+
+    /// Whether anything that rules refer to could not be read whole.
+    pub(crate) fn has_unread(&self) -> bool {
+        !self.unread.is_empty() || self.slices.has_unread()
+    }
+
+    /// Whether it may be that more is selected than is known.
+    pub(crate) fn may_lack(&self, selector: &NetworkSelector) -> bool {
+        let unread = self.unread.iter().filter_map(|id| Some((id, self.networks.get(id)?)));
+        let mut meant = unread.filter(|(id, _)| self.in_scope(&selector.scope, id));
+        meant.any(|(_, Networks { labels, unread, .. })| {
+            unread.may_be_selected(&selector.labels) || unread.nets && selector.labels.matches(labels)
+        })
+    }
+
+    /// Whether some endpoints of a Service could not be read.
+    pub(crate) fn lacks_endpoints(&self, service: &Key) -> bool {
+        self.endpoints(service).any(|endpoints| endpoints.unread)
+    }
+
+    /// Whether some named ports of hosts could not be read.
+    pub(crate) fn lacks_ports(&self) -> bool {
+        let mut unread = self.unread.iter().filter_map(|id| self.networks.get(id));
+        unread.any(|networks| networks.unread.ports)
+    }
+
+    fn in_scope(&self, scope: &Scope, id: &ObjectId) -> bool {
+        match (scope, id.namespace.as_deref()) {
             (Scope::Any, _) => true,
             (Scope::Global, namespace) => namespace.is_none(),
             (Scope::In(namespaces), Some(namespace)) => self.in_namespaces(namespaces, namespace),
             (Scope::In(_), None) => false,
-        };
-        let all = self.networks.iter();
-        all.filter(move |(id, networks)| is_meant(id) && selector.labels.matches(&networks.labels))
-            .map(|(_, networks)| networks)
+            (Scope::InOrNone(namespaces), namespace) => {
+                namespace.is_none_or(|namespace| self.in_namespaces(namespaces, namespace))
+            }
+        }
+    }
+
+    /// Whether network sets or host endpoints are selected.
+    pub fn selects_networks(&self, selector: &NetworkSelector, id: &ObjectId, networks: &Networks) -> bool {
+        selector.labels.matches(&networks.labels) && self.in_scope(&selector.scope, id)
+    }
+
+    /// The network sets and host endpoints that are selected.
+    pub fn networks<'a>(
+        &'a self,
+        selector: &'a NetworkSelector,
+    ) -> impl Iterator<Item = (&'a ObjectId, &'a Networks)> {
+        self.networks.iter().filter(move |(id, networks)| self.selects_networks(selector, id, networks))
     }
 
     /// Whether a node is known by an address, in the mesh or in its cluster.
@@ -508,6 +574,26 @@ impl World {
         }
     }
 
+    /// Whether a policy of this subject applies to anybody who is known.
+    pub fn is_anybody(&self, subject: &Subject) -> bool {
+        match subject {
+            Subject::Pods(selector) => self.pods.values().any(|pod| self.selects(selector, pod)),
+            Subject::Sites(sites) => self.nodes.values().any(|node| sites.contains(node.site.as_deref())),
+            Subject::Nodes(selector) => self
+                .nodes
+                .values()
+                .filter_map(|node| node.labels.as_ref())
+                .any(|labels| selector.matches(labels)),
+            Subject::Hosts(labels) => self.hosts().any(|(_, networks, _)| labels.matches(&networks.labels)),
+            Subject::Any(subjects) => subjects.iter().any(|subject| self.is_anybody(subject)),
+            Subject::All(_) => {
+                let pods = self.pods.values().flat_map(|pod| &pod.addresses);
+                let mut all = pods.chain(self.claimants.keys());
+                all.any(|address| self.is_subject(subject, *address))
+            }
+        }
+    }
+
     /// Whether who has this address is meant.
     pub fn is_peer(&self, peer: &Peer, address: IpAddr) -> bool {
         match peer {
@@ -515,7 +601,7 @@ impl World {
             Peer::Block(block) => block.contains(address),
             Peer::Nodes(selector) => self.is_node(selector, address),
             Peer::Networks(selector) => {
-                self.networks(selector).any(|networks| networks.nets.iter().any(|net| net.contains(&address)))
+                self.networks(selector).any(|(_, networks)| networks.contains(address))
             }
             Peer::Domains(domains) => self.names.has(domains, address),
             Peer::Sites(sites) => self.in_sites(sites, address),

@@ -18,6 +18,7 @@ use mesh_policy::model::{
 use mesh_policy::networkpolicy;
 use mesh_policy::object::Key;
 use mesh_policy::referent::{Referent, What};
+use mesh_policy::refusal::Outcome;
 use mesh_policy::ruleset::{Hook, Match, State as Ct, Statement, Way};
 use mesh_policy::tiers::is_protected;
 use mesh_policy::world::{HostOf, Networks};
@@ -360,6 +361,7 @@ fn an_answer_by_a_tunnel_makes_nothing_good_that_was_begun_by_a_host_endpoint() 
         what: Some(What::Networks(Networks { host: Some(host), ..Networks::default() })),
         fault: None,
         more: vec![],
+        outcome: Outcome::Rest,
     }));
     compiler.update();
     compiler.turn_epoch(Some(0x100));

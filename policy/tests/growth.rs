@@ -5,6 +5,7 @@
 mod tenants;
 
 use mesh_policy::budget::Budgets;
+use mesh_policy::ruleset::Change;
 use mesh_policy::{Event, calico};
 use serde_json::{Value, json};
 use tenants::{compiler, network_policy, pod};
@@ -94,4 +95,35 @@ fn both_ends_of_a_calico_rule_are_sets() {
         size(vec![Event::Policy(read)]).0
     };
     assert_eq!(rules(3000), rules(3));
+}
+
+#[test]
+fn one_prefix_more_is_one_element() {
+    let set = |nets: &[String]| {
+        let manifest = json!({"metadata": {"name": "s", "labels": {"feed": "bad"}}, "spec": {"nets": nets}});
+        Event::Referent(calico::global_network_set(&manifest))
+    };
+    let deny = json!({"metadata": {"name": "p"}, "spec": {"types": ["Ingress"],
+        "ingress": [{"action": "Deny", "source": {"selector": "feed == 'bad'"}}, {"action": "Allow"}]}});
+    let mut nets: Vec<String> = (0..2_000).map(|n| format!("198.18.{}.{}", n / 100, 2 * (n % 100))).collect();
+    let mut compiler = compiler(Budgets::default());
+    compiler.take(pod("p", "t", "10.1.0.2", json!({})));
+    compiler.take(Event::Policy(calico::global(&deny)));
+    compiler.take(set(&nets));
+    compiler.update();
+    for more in ["203.0.113.7", "2001:db8::7"] {
+        nets.push(more.to_owned());
+        compiler.take(set(&nets));
+        let delta = compiler.update();
+        assert!(delta.revokes, "who is denied now has to be cut off");
+        assert!(
+            matches!(&delta.changes[..], [Change::AddElements { elements, .. }] if elements.len() == 1),
+            "{:?}",
+            delta.changes.len()
+        );
+        nets.pop();
+        compiler.take(set(&nets));
+        let changes = compiler.update().changes;
+        assert!(matches!(&changes[..], [Change::RemoveElements { elements, .. }] if elements.len() == 1));
+    }
 }

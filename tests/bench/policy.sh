@@ -13,6 +13,8 @@ echo "== 20,000 pods, 1,000 policies, 110 pods of the node" >&2
 "$bin/policy-bench"
 echo "== the same in five tiers of three APIs" >&2
 "$bin/policy-bench" --tiers | sed -n '/cold start/,$p'
+echo "== a network set of 200,000 prefixes, and one more" >&2
+"$bin/policy-bench" --networks 200000
 echo "== one tenant's policies beside its neighbour's" >&2
 "$bin/policy-bench" --tenants
 

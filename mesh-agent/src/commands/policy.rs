@@ -2,8 +2,10 @@
 
 #[cfg(test)]
 mod claimed;
+mod engines;
 #[cfg(test)]
 mod examples;
+mod hints;
 mod import;
 mod replay;
 
@@ -19,7 +21,7 @@ use mesh_overlay::{Advertisement, Endpoint, NodeRecord, address};
 use mesh_policy::compile::Settings;
 use mesh_policy::explain::explain;
 use mesh_policy::object::Pod;
-use mesh_policy::probe::{Answer, Place, Probe, ProtocolName};
+use mesh_policy::probe::{Answer, AnswerDecision, Place, Probe, ProtocolName};
 use mesh_policy::render::{self, Slot};
 use mesh_policy::world::Node;
 use mesh_policy::{Compiler, Event, Protocol, State};
@@ -27,8 +29,10 @@ use serde_json::Value;
 
 use super::{print, shown};
 use crate::cli::{PolicyCommand, PolicyOutput};
-use crate::config::{Config, RegistryChoice, SiteStances, Wireguard};
+use crate::config::{Config, Mode, RegistryChoice, SiteStances, Wireguard};
 use crate::policing;
+use crate::registry::Snapshot;
+use crate::registry::file::words::Files;
 use crate::registry::file::{FileRegistry, words};
 
 /// A state directory, read.
@@ -38,19 +42,52 @@ struct Loaded {
     // What all mesh addresses lie in.
     mesh: IpNet,
     problems: Vec<String>,
+    // Which mesh it was taken for, where nothing says that.
+    assumed: Option<String>,
+    mode: Option<Mode>,
+}
+
+impl Loaded {
+    /// What is to be known of verdicts that are not enforced.
+    fn unenforced(&self) -> &'static str {
+        match self.mode {
+            Some(Mode::Audit) => {
+                "policy.mode is audit: what is denied here would be denied; it passes, and is told\n"
+            }
+            Some(Mode::Off) => "policy.mode is off: nothing of this is enforced\n",
+            Some(Mode::Enforce) | None => "",
+        }
+    }
 }
 
 fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
-    let mut registry = FileRegistry::new(dir);
+    let mut registry = match config {
+        Some(config) => FileRegistry::of_mesh(dir, &config.grants.mesh),
+        None => FileRegistry::new(dir),
+    };
     let snapshot = registry.read()?;
-    let files = registry.files();
-    let words = words::all(&files);
-    let (meshes, said_of) = (words::meshes(&files), words::hosts(&files));
+    assemble(&snapshot, &registry.files(), config)
+}
+
+/// What nodes and manifests come to.
+fn assemble(snapshot: &Snapshot, files: &Files, config: Option<&Config>) -> anyhow::Result<Loaded> {
+    let words = words::all(files);
+    let (meshes, said_of) = (words::meshes(files), words::hosts(files));
     let mut problems: Vec<String> = snapshot.problems.iter().map(|problem| problem.text.clone()).collect();
     problems.extend(words.problems.into_values().flatten());
     // Of several Meshes only a configuration tells which is meant.
     let named = config.map(|config| config.grants.mesh.to_string());
     let only = meshes.keys().next().filter(|_| meshes.len() == 1);
+    let assumed = match (&named, only, meshes.len()) {
+        (None, Some(only), _) => {
+            Some(format!("this is of mesh {only}, the only Mesh here; --config says otherwise"))
+        }
+        (None, None, 2..) => {
+            let all: Vec<&str> = meshes.keys().map(String::as_str).collect();
+            Some(format!("of Meshes {} none counts: --config says which", all.join(", ")))
+        }
+        _ => None,
+    };
     let name = named.or_else(|| only.cloned()).unwrap_or_else(|| "mesh".to_owned());
     let mesh: MeshName = name.parse()?;
     let nodes: BTreeMap<String, Node> = snapshot
@@ -65,7 +102,7 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
             (record.name.to_string(), node)
         })
         .collect();
-    let said = match meshes.get(&name) {
+    let said = match meshes.get(&name).filter(|_| assumed.is_none() || only.is_some()) {
         Some(Ok(settings)) => settings.stances.clone(),
         Some(Err(why)) => {
             problems.push(format!("Mesh {name}: {why}"));
@@ -88,7 +125,7 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
     state.world.set_nodes(nodes);
     events.iter().for_each(|event| drop(state.take(event.clone())));
     problems.extend(state.world.address_refusals());
-    Ok(Loaded { state, events, mesh, problems })
+    Ok(Loaded { state, events, mesh, problems, assumed, mode: config.map(|config| config.policy.mode) })
 }
 
 /// Pods of manifests that no cluster has seen have no addresses. They are judged by who they are all the same: by addresses that
@@ -134,7 +171,7 @@ pub(super) fn execute(command: PolicyCommand) -> anyhow::Result<()> {
         PolicyCommand::Replay { flows, state, config, output } => {
             replay::execute(&state, &flows, configured(config.as_deref())?.as_ref(), output)
         }
-        PolicyCommand::Import { check, output } => import::check(&check, output),
+        PolicyCommand::Import { check, recursive, output } => import::check(&check, recursive, output),
         PolicyCommand::Compile { state, node, config } => compile(&state, &node, config.as_deref()),
         PolicyCommand::Explain { state, from, to, port, family, config } => {
             let loaded = load(&state, configured(config.as_deref())?.as_ref())?;
@@ -142,7 +179,7 @@ pub(super) fn execute(command: PolicyCommand) -> anyhow::Result<()> {
             let (port, protocol) = port_and_protocol(&port)?;
             let probe = Probe::new(place(&from)?, place(&to)?, protocol, port, family);
             let flow = probe.flow(&loaded.state)?;
-            print(&explain(&loaded.state, &flow))
+            print(&format!("{}{}", explain(&loaded.state, &flow), loaded.unenforced()))
         }
     }
 }
@@ -185,6 +222,12 @@ fn warn(loaded: &Loaded) {
     for problem in &loaded.problems {
         eprintln!("refused: {problem}");
     }
+    if let Some(assumed) = &loaded.assumed {
+        eprintln!("assumed: {assumed}");
+    }
+    for (id, hints) in hints::hints(&loaded.state) {
+        hints.iter().for_each(|(field, hint)| eprintln!("hint: {id}: {field}: {hint}"));
+    }
     for over in loaded.state.excesses() {
         eprintln!("over budget: {}: {}; its policies deny whom they select", over.object, over.excess);
     }
@@ -217,23 +260,37 @@ fn evaluate(
     match output {
         PolicyOutput::Json => print(&format!("{}\n", serde_json::to_string_pretty(&answers)?)),
         PolicyOutput::Table => {
-            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
             let mut text = String::new();
             for (index, answer) in answers.iter().enumerate() {
-                *counts.entry(answer.verdict).or_default() += 1;
-                let why = [("egress", &answer.egress), ("ingress", &answer.ingress)].map(
-                    |(direction, decision)| {
-                        let Some(decision) = decision else { return String::new() };
-                        let policy = decision.policy.as_deref().unwrap_or_default();
-                        format!(" {direction}={} ({}) {policy}", decision.verdict, decision.reason)
-                    },
-                );
-                let error = answer.error.as_deref().unwrap_or_default();
-                text.push_str(&format!("{index} {}{}{error}\n", answer.verdict, why.concat()));
+                text.push_str(&line(index, answer));
             }
+            text.push_str(loaded.unenforced());
             print(&text)
         }
     }
+}
+
+/// An answer, for people; what staged policies propose stands beside it.
+fn line(index: usize, answer: &Answer) -> String {
+    let decisions = |egress: Option<&AnswerDecision>, ingress: Option<&AnswerDecision>| {
+        let why = [("egress", egress), ("ingress", ingress)].map(|(direction, decision)| {
+            let Some(decision) = decision else { return String::new() };
+            let policy = decision.policy.as_deref().map(|policy| format!(" {policy}")).unwrap_or_default();
+            format!(" {direction}={} ({}){policy}", decision.verdict, decision.reason)
+        });
+        why.concat()
+    };
+    let mut text = format!("{index} {}", answer.verdict);
+    if let Some(error) = &answer.error {
+        text.push_str(&format!(": {error}"));
+    }
+    text.push_str(&decisions(answer.egress.as_ref(), answer.ingress.as_ref()));
+    if let Some(proposed) = &answer.proposed {
+        let why = decisions(Some(&proposed.egress), Some(&proposed.ingress));
+        text.push_str(&format!("; proposed {}{why}", proposed.verdict));
+    }
+    text.push('\n');
+    text
 }
 
 fn place(text: &str) -> anyhow::Result<Place> {
@@ -261,4 +318,70 @@ fn port_and_protocol(text: &str) -> anyhow::Result<(Option<u16>, ProtocolName)> 
     };
     let _: Protocol = protocol.parse()?;
     Ok((port, ProtocolName::Name(protocol.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_policy::probe::Proposed;
+
+    use super::*;
+
+    fn decision(verdict: &'static str, policy: Option<&str>) -> AnswerDecision {
+        let policy = policy.map(str::to_owned);
+        AnswerDecision { verdict, reason: "rule", tier: None, policy, rule: None }
+    }
+
+    #[test]
+    fn a_line_tells_errors_and_proposals() {
+        let wrong = Answer::unknown("port: TCP needs one".to_owned());
+        assert_eq!(line(0, &wrong), "0 deny: port: TCP needs one\n");
+        let proposed = Proposed {
+            verdict: "deny",
+            egress: decision("allow", None),
+            ingress: decision("deny", Some("StagedNetworkPolicy a/b")),
+        };
+        let answer = Answer {
+            verdict: "allow",
+            error: None,
+            egress: Some(decision("allow", None)),
+            ingress: Some(decision("allow", None)),
+            proposed: Some(proposed),
+        };
+        let text = line(1, &answer);
+        assert!(
+            text.ends_with(
+                "; proposed deny egress=allow (rule) ingress=deny (rule) StagedNetworkPolicy a/b\n"
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_probe_with_an_unknown_field_is_none() {
+        let probe =
+            serde_json::json!({"from": {"ip": "8.8.8.8"}, "to": {"pod": "a/b"}, "port": 80, "srcport": 53});
+        let error = serde_json::from_value::<Probe>(probe).unwrap_err().to_string();
+        assert!(error.contains("srcport"), "{error}");
+    }
+
+    #[test]
+    fn another_mesh_counts_for_nothing_and_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let mesh = |name: &str| {
+            format!(
+                "{{apiVersion: sennit.dev/v1alpha1, kind: Mesh, metadata: {{name: {name}}}, spec: {{}}}}\n"
+            )
+        };
+        fs::write(dir.path().join("m.yaml"), mesh("acme")).unwrap();
+        let loaded = load(dir.path(), None).unwrap();
+        assert!(loaded.assumed.unwrap().contains("of mesh acme, the only Mesh"));
+        fs::write(dir.path().join("n.yaml"), mesh("other")).unwrap();
+        assert!(
+            load(dir.path(), None).unwrap().assumed.unwrap().contains("of Meshes acme, other none counts")
+        );
+        let mut registry = FileRegistry::of_mesh(dir.path(), &"acme".parse().unwrap());
+        let told: Vec<String> =
+            registry.read().unwrap().problems.into_iter().map(|problem| problem.text).collect();
+        assert_eq!(told, ["Mesh other: counts for nothing here: this node is of mesh acme"]);
+    }
 }

@@ -5,6 +5,7 @@
 //! DIR/published/NODE.yaml       what node NODE says of itself; written by its agent
 //! ```
 
+mod listing;
 pub mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,14 +28,15 @@ use super::merge::{self, Source};
 use super::{MeshWord, RegistryError, Snapshot};
 use crate::atomic;
 use crate::manifest::{self, Parsed};
+pub use listing::{Listing, list, tree};
 use words::{Files, Name};
 
 /// The folder of the nodes' own publications.
 pub const PUBLISHED: &str = "published";
 /// The most files that are read.
-const FILES_MOST: usize = 20_000;
+pub const FILES_MOST: usize = 20_000;
 /// The most bytes of all files of the operator together.
-const BYTES_MOST: u64 = 256 << 20;
+pub const BYTES_MOST: u64 = 256 << 20;
 /// The most files of strangers that are named.
 const STRANGERS_MOST: usize = 16;
 /// How long a directory that cannot be watched is left before it is looked at again.
@@ -151,7 +153,8 @@ impl FileRegistry {
     /// [`RegistryError::Away`] when the directory cannot be listed; what was read before is kept.
     pub fn read(&mut self) -> Result<Snapshot, RegistryError> {
         let away = |dir: &Path, source| RegistryError::Away { path: dir.display().to_string(), source };
-        let (paths, surplus) = list(&self.dir, FILES_MOST).map_err(|e| away(&self.dir, e))?;
+        let listing = list(&self.dir, FILES_MOST).map_err(|e| away(&self.dir, e))?;
+        let Listing { manifests: paths, surplus, passed_over } = listing;
         let mut room = self.bytes_most;
         let mut before = std::mem::take(&mut self.known);
         let mut news = false;
@@ -207,9 +210,11 @@ impl FileRegistry {
         let twice =
             self.twice.values().flatten().map(|text| super::Problem { node: None, text: text.clone() });
         snapshot.problems.extend(twice);
+        snapshot.problems.extend(passed_over.into_iter().map(|text| super::Problem { node: None, text }));
         self.name_strangers(&mut snapshot);
         let files = self.files();
         snapshot.mesh = self.mesh_word(&files);
+        self.name_other_meshes(&files, &mut snapshot);
         snapshot.hosts = Arc::new(words::hosts(&files));
         snapshot.problems.sort();
         Ok(snapshot)
@@ -221,6 +226,15 @@ impl FileRegistry {
             None => MeshWord::Silent,
             Some(Ok(settings)) => MeshWord::Said(settings),
             Some(Err(why)) => MeshWord::Unclear(why),
+        }
+    }
+
+    /// Meshes of other names than the one that this node is of, which count for nothing here.
+    fn name_other_meshes(&self, files: &Files, snapshot: &mut Snapshot) {
+        let Some(own) = &self.mesh else { return };
+        for other in words::meshes(files).into_keys().filter(|name| name != own.as_str()) {
+            let text = format!("Mesh {other}: counts for nothing here: this node is of mesh {own}");
+            snapshot.problems.push(super::Problem { node: None, text });
         }
     }
 
@@ -401,24 +415,6 @@ fn own_path(dir: &Path, node: &NodeName) -> PathBuf {
     dir.join(PUBLISHED).join(format!("{node}.yaml"))
 }
 
-/// The first manifests by name, and how many there are beside them.
-fn list(dir: &Path, most: usize) -> io::Result<(Vec<PathBuf>, usize)> {
-    let (mut found, mut surplus) = (BTreeSet::new(), 0);
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let hidden = path.file_name().is_none_or(|n| n.to_string_lossy().starts_with('.'));
-        let manifest = path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
-        if manifest && !hidden {
-            found.insert(path);
-        }
-        if found.len() > most {
-            found.pop_last();
-            surplus += 1;
-        }
-    }
-    Ok((found.into_iter().collect(), surplus))
-}
-
 /// A file for which there is no room: it counts with what it last held, and is looked at again.
 fn left_out(before: Option<Known>, most: u64) -> Known {
     let never_read = before.as_ref().is_none_or(|known| known.never_read);
@@ -443,21 +439,10 @@ fn look(path: &Path, before: Option<Known>, author: Author) -> Option<Known> {
         Some(Known { stamp, good, problem: Some(format!("{text}{after}")), never_read })
     };
     let unknown = Stamp { inode: 0, length: 0, modified: (0, 0) };
-    // Non-blocking: a pipe in the directory must not hang the agent.
-    let mut flags = nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC;
-    if author == Author::Node {
-        flags |= nix::fcntl::OFlag::O_NOFOLLOW;
-    }
-    let opened = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
-        Err(e) => return bad(unknown, before, e.to_string()),
-    };
-    let meta = match file.metadata() {
-        Ok(meta) if meta.is_file() => meta,
-        Ok(_) => return bad(unknown, before, "no regular file".to_owned()),
-        Err(e) => return bad(unknown, before, e.to_string()),
+    let (file, meta) = match open(path, author) {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return None,
+        Err(why) => return bad(unknown, before, why),
     };
     let stamp = Stamp { inode: meta.ino(), length: meta.len(), modified: (meta.mtime(), meta.mtime_nsec()) };
     match before {
@@ -467,6 +452,34 @@ fn look(path: &Path, before: Option<Known>, author: Author) -> Option<Known> {
             Err(text) => bad(stamp, before, text),
         },
     }
+}
+
+/// Opens a regular file; nothing where none is.
+fn open(path: &Path, author: Author) -> Result<Option<(File, fs::Metadata)>, String> {
+    // Non-blocking: a pipe in the directory must not hang anybody.
+    let mut flags = nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC;
+    if author == Author::Node {
+        flags |= nix::fcntl::OFlag::O_NOFOLLOW;
+    }
+    let file = match OpenOptions::new().read(true).custom_flags(flags.bits()).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e.to_string()),
+    };
+    match file.metadata() {
+        Ok(meta) if meta.is_file() => Ok(Some((file, meta))),
+        Ok(_) => Err("no regular file".to_owned()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// The text of a manifest of the operator's, as the registry reads it.
+///
+/// # Errors
+/// A sentence.
+pub fn text(path: &Path) -> Result<Vec<u8>, String> {
+    let (file, _) = open(path, Author::Operator)?.ok_or_else(|| "is gone".to_owned())?;
+    read(file, Author::Operator.most())
 }
 
 fn read(file: File, most: u64) -> Result<Vec<u8>, String> {

@@ -1,17 +1,20 @@
 //! Tiers, network sets and host endpoints.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{GLOBAL_NETWORK_SET, HOST_ENDPOINT, NETWORK_SET, TIER};
-use crate::field::{self, Faults, Result, known, list, shown};
+use crate::field::{self, Faults, Result, shown};
 use crate::interface::{Interface, InterfaceError};
 use crate::model::{End, Labels, ObjectId, Order, Tier};
 use crate::object::{Key, NAMESPACE, NamedPort, ObjectError};
 use crate::protocol::Protocol;
 use crate::referent::{Referent, What};
+use crate::refusal::Outcome;
+use crate::unread::Unread;
 use crate::world::{HostOf, Networks};
 
 /// The profile of host endpoints that allow what no policy decides.
@@ -36,7 +39,7 @@ pub(super) fn namespace(manifest: &Value) -> String {
 }
 
 /// Those that can be read: one that is wrong takes no other with it.
-fn labels(manifest: &Value, faults: &mut Faults) -> Labels {
+fn labels(manifest: &Value, unread: &mut Unread, faults: &mut Faults) -> Labels {
     let mut labels = Labels::new();
     match manifest.pointer("/metadata/labels") {
         None | Some(Value::Null) => {}
@@ -47,11 +50,15 @@ fn labels(manifest: &Value, faults: &mut Faults) -> Labels {
                     None => {
                         let at = format!("metadata.labels.{}", key.chars().take(64).collect::<String>());
                         faults.note(ObjectError::new(at, "is no text"));
+                        unread.labels.insert(key.clone());
                     }
                 }
             }
         }
-        Some(_) => faults.note(ObjectError::new("metadata.labels", "is no object of texts")),
+        Some(_) => {
+            faults.note(ObjectError::new("metadata.labels", "is no object of texts"));
+            unread.all_labels = true;
+        }
     }
     labels
 }
@@ -65,7 +72,7 @@ fn spec<'a>(
     if spec.is_none() {
         faults.note(ObjectError::new("spec", "is no object"));
     }
-    faults.keep(known("spec", spec?, fields));
+    faults.known("spec", spec?, fields);
     spec
 }
 
@@ -112,17 +119,14 @@ pub fn tier(manifest: &Value) -> Referent {
         };
         What::Tier(Tier { order, name: id.name.clone(), end })
     });
-    Referent { id, what, fault: faults.first, more: faults.more }
+    Referent::of(id, what, faults)
 }
 
+/// Those that can be read: one that is wrong takes no other with it.
 fn nets(spec: &serde_json::Map<String, Value>, field: &str, faults: &mut Faults) -> BTreeSet<IpNet> {
-    let at = format!("spec.{field}");
-    let entries = faults.keep(list(&at, spec.get(field))).unwrap_or_default();
-    let nets = entries.iter().enumerate().filter_map(|(index, entry)| {
-        // One that is wrong takes no other with it.
-        faults.keep(net(&format!("{at}[{index}]"), entry))
-    });
-    nets.collect()
+    let nets = faults
+        .each(&format!("spec.{field}"), spec.get(field), |faults, at, entry| faults.keep(net(at, entry)));
+    nets.into_iter().collect()
 }
 
 /// A prefix, or an address alone.
@@ -135,15 +139,18 @@ fn net(at: &str, value: &Value) -> Result<IpNet> {
 }
 
 fn set(id: ObjectId, manifest: &Value, mut faults: Faults) -> Referent {
-    let what = spec(manifest, &["nets"], &mut faults).map(|spec| {
-        let nets = nets(spec, "nets", &mut faults);
-        let mut labels = labels(manifest, &mut faults);
-        if let Some(namespace) = &id.namespace {
-            labels.insert(NAMESPACE.to_owned(), namespace.clone());
-        }
-        What::Networks(Networks { labels, nets, host: None })
-    });
-    Referent { id, what, fault: faults.first, more: faults.more }
+    let mut unread = Unread::default();
+    let mut labels = labels(manifest, &mut unread, &mut faults);
+    if let Some(namespace) = &id.namespace {
+        labels.insert(NAMESPACE.to_owned(), namespace.clone());
+    }
+    let before = faults.seen();
+    let spec = spec(manifest, &["nets"], &mut faults);
+    let nets = spec.map(|spec| nets(spec, "nets", &mut faults)).unwrap_or_default();
+    // A field that is not known may list more of them.
+    unread.nets = faults.seen() > before;
+    let what = What::Networks(Networks { labels, nets: Arc::new(nets), host: None, unread });
+    Referent::of(id, Some(what), faults)
 }
 
 /// Reads a GlobalNetworkSet.
@@ -181,41 +188,58 @@ pub fn host_endpoint(manifest: &Value) -> Referent {
     let mut faults = Faults::default();
     let id = id(HOST_ENDPOINT, manifest, &mut faults);
     let fields = ["node", "interfaceName", "expectedIPs", "profiles", "ports"];
-    let what = spec(manifest, &fields, &mut faults).and_then(|spec| {
-        let labels = labels(manifest, &mut faults);
-        let node = spec.get("node").and_then(Value::as_str).filter(|node| !node.is_empty());
-        if node.is_none() {
-            faults.note(ObjectError::new("spec.node", "a host endpoint needs one"));
+    let mut unread = Unread::default();
+    let labels = labels(manifest, &mut unread, &mut faults);
+    let nothing = serde_json::Map::new();
+    let spec = spec(manifest, &fields, &mut faults);
+    unread.nets = spec.is_none();
+    let spec = spec.unwrap_or(&nothing);
+    let node = spec.get("node").and_then(Value::as_str).filter(|node| !node.is_empty());
+    if node.is_none() {
+        faults.note(ObjectError::new("spec.node", "a host endpoint needs one"));
+    }
+    let interface = match spec.get("interfaceName").and_then(Value::as_str).unwrap_or_default() {
+        "*" => Some(None),
+        "" => {
+            let reason = "it is needed: of which interface a host has an address nobody looks up";
+            faults.note(ObjectError::new("spec.interfaceName", reason));
+            None
         }
-        let nets = nets(spec, "expectedIPs", &mut faults);
-        let interface = match spec.get("interfaceName").and_then(Value::as_str).unwrap_or_default() {
-            "*" => None,
-            "" => {
-                let reason = "it is needed: of which interface a host has an address nobody looks up";
-                return faults.keep(Err(ObjectError::new("spec.interfaceName", reason)));
-            }
-            name => {
-                let wrong = |error: InterfaceError| ObjectError::new("spec.interfaceName", error.to_string());
-                Some(faults.keep(name.parse::<Interface>().map_err(wrong))?)
-            }
-        };
-        let ports = faults.keep(list("spec.ports", spec.get("ports"))).unwrap_or_default().iter().enumerate();
-        let ports = ports
-            .filter_map(|(index, port)| faults.keep(named_port(&format!("spec.ports[{index}]"), port)))
-            .collect();
-        let mut open = false;
-        let profiles = faults.keep(list("spec.profiles", spec.get("profiles"))).unwrap_or_default();
-        for (index, profile) in profiles.iter().enumerate() {
-            match profile.as_str() {
-                Some(OPEN) => open = true,
-                _ => faults.note(ObjectError::new(
-                    format!("spec.profiles[{index}]"),
-                    format!("{:?}; only {OPEN} is known: say the rest by policies", shown(profile)),
-                )),
+        name => {
+            let wrong = |error: InterfaceError| ObjectError::new("spec.interfaceName", error.to_string());
+            faults.keep(name.parse::<Interface>().map_err(wrong)).map(Some)
+        }
+    };
+    let before = faults.seen();
+    let nets = nets(spec, "expectedIPs", &mut faults);
+    unread.nets |= faults.seen() > before;
+    let before = faults.seen();
+    let ports =
+        faults.each("spec.ports", spec.get("ports"), |faults, at, port| faults.keep(named_port(at, port)));
+    unread.ports = faults.seen() > before;
+    let mut open = false;
+    faults.each("spec.profiles", spec.get("profiles"), |faults, at, profile| {
+        match profile.as_str() {
+            Some(OPEN) => open = true,
+            _ => {
+                let reason = format!("{:?}; only {OPEN} is known: say the rest by policies", shown(profile));
+                faults.note(ObjectError::new(at, reason));
             }
         }
-        let host = Some(HostOf { node: node?.to_owned(), interface, open, ports });
-        Some(What::Networks(Networks { labels, nets, host }))
+        Some(())
     });
-    Referent { id, what, fault: faults.first, more: faults.more }
+    // Others know its addresses, whether it protects an interface or not.
+    let host = node.zip(interface).map(|(node, interface)| HostOf {
+        node: node.to_owned(),
+        interface,
+        open,
+        ports: ports.into_iter().collect(),
+    });
+    let unprotected = host.is_none();
+    let what = What::Networks(Networks { labels, nets: Arc::new(nets), host, unread });
+    let referent = Referent::of(id, Some(what), faults);
+    match unprotected && referent.outcome == Outcome::Rest {
+        true => Referent { outcome: Outcome::Unprotected, ..referent },
+        false => referent,
+    }
 }

@@ -5,14 +5,16 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::object::{name, namespace, order};
-use super::rule::{Place, action, expression, rule};
+use super::rule::{BARE_ACCOUNT, BARE_NAMESPACE, Place, action, expression, rule};
+use super::selector::Expression;
 use super::{GLOBAL, NAMESPACED, STAGED_GLOBAL, STAGED_KUBERNETES, STAGED_NAMESPACED};
-use crate::field::{Faults, Result, directions, known, list, shown};
+use crate::field::{Faults, Result, directions, list, shown};
 use crate::model::{
     Action, Direction, Namespaces, ObjectId, Order, PodSelector, Policy, Reach, Rule, Subject, Tier,
 };
 use crate::networkpolicy::{self, ENTRIES_MOST, Read};
 use crate::object::ObjectError;
+use crate::refusal::Outcome;
 use crate::selector::LabelSelector;
 
 /// The most rules of a direction, as Calico has it.
@@ -69,7 +71,7 @@ pub fn kubernetes_staged(manifest: &Value) -> Read {
         read.policy.replaces = instead(&read.policy.id);
     }
     if let Err(fault) = action {
-        read.fault = Some(fault);
+        read.more.extend(read.fault.replace(fault));
     }
     read
 }
@@ -126,7 +128,8 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
     let mut fields = FIELDS.to_vec();
     fields.extend(GLOBAL_FIELDS.iter().filter(|_| is_global));
     fields.retain(|field| staged || *field != "stagedAction");
-    faults.keep(known("spec", spec, &fields));
+    faults.known("spec", spec, &fields);
+    let mut is_placed = true;
     let tier = match spec.get("tier") {
         None | Some(Value::Null) => Tier::kubernetes(),
         Some(value) => match value.as_str() {
@@ -134,25 +137,28 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
             Some(name) => Tier::named(name),
             None => {
                 faults.note(ObjectError::new("spec.tier", "is no text"));
+                is_placed = false;
                 Tier::kubernetes()
             }
         },
     };
     let order = faults.keep(order(spec.get("order")));
-    let is_placed = order.is_some();
+    is_placed &= order.is_some();
     // Whose rules it comes before is not known: it comes first, and allows nothing.
-    let order = order.unwrap_or(Order(f64::MIN));
+    let order = order.filter(|_| is_placed).unwrap_or(Order(f64::MIN));
     // Of a namespace's policies these are no fields.
     let reach = if is_global { reach(spec, staged) } else { Ok(Reach::Ends) };
     let action = match staged {
         true => staged_action(spec.get("stagedAction")).map(Some),
         false => Ok(None),
     };
-    let subject = reach.clone().and_then(|reach| subject(&id, spec, reach));
-    let subject = subject.and_then(|subject| action.clone().map(|_| subject));
-    let action = action.ok().flatten();
-    let understood = subject.is_ok();
-    let subject = faults.keep(subject).unwrap_or_else(|| match &id.namespace {
+    let before = faults.seen();
+    let meant = reach.clone().map(|reach| subject(&id, spec, reach, &mut faults));
+    let meant = faults.keep(meant);
+    let action = faults.keep(action);
+    let understood = faults.seen() == before;
+    let action = action.flatten();
+    let subject = meant.filter(|_| understood).unwrap_or_else(|| match &id.namespace {
         // Whom it means is not known: everybody whom it may.
         Some(namespace) => {
             let own = Namespaces::Named(namespace.clone());
@@ -160,15 +166,15 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
         }
         None => Subject::Any(BTreeSet::new()),
     });
+    let before = faults.seen();
     let before_nat = reach == Ok(Reach::BeforeNat);
     let [egress, ingress] = [Direction::Egress, Direction::Ingress].map(|direction| {
         let reach = reach.clone().unwrap_or_default();
         let place = Place { namespace: id.namespace.as_deref(), direction, reach };
         rules(spec, place, &mut faults)
     });
-    let types = faults
-        .keep(directions("spec.types", spec.get("types")))
-        .unwrap_or_else(|| Some(Direction::BOTH.into()));
+    let types = directions("spec.types", spec.get("types"), &mut faults);
+    let types = types.unwrap_or_else(|| Some(Direction::BOTH.into()));
     // What Calico's server fills in, by what is written, whether it is understood or not.
     let says_nothing = |direction: Direction| match spec.get(direction.as_str()) {
         None | Some(Value::Null) => true,
@@ -190,6 +196,13 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
         let counts = action.is_none_or(|action| action == StagedAction::Set);
         (counts && types.contains(&direction)).then_some(rules)
     };
+    let outcome = match understood {
+        false if id.namespace.is_some() => Outcome::Namespace,
+        false => Outcome::Nobody,
+        true if !is_placed => Outcome::First,
+        true if faults.seen() > before => Outcome::Rules,
+        true => Outcome::Rest,
+    };
     let policy = Policy {
         tier,
         order,
@@ -204,7 +217,7 @@ fn read(kind: &'static str, manifest: &Value, staged: bool) -> Read {
         staged,
         id,
     };
-    Read { policy, fault: faults.first, more: faults.more }
+    Read::of(policy, faults, outcome)
 }
 
 /// Whether a flag is there and not false.
@@ -247,31 +260,47 @@ fn reach(spec: &Map<String, Value>, staged: bool) -> Result<Reach> {
 }
 
 /// Whom a policy applies to.
-fn subject(id: &ObjectId, spec: &Map<String, Value>, reach: Reach) -> Result<Subject> {
-    let labels = expression("spec.selector", spec.get("selector"), false)?;
-    let labels = labels.map(|expression| expression.selector).unwrap_or_default();
-    let of = |field: &str| -> Result<Option<LabelSelector>> {
-        let found = expression(&format!("spec.{field}"), spec.get(field), false)?;
-        Ok(found.map(|expression| expression.selector))
+fn subject(id: &ObjectId, spec: &Map<String, Value>, reach: Reach, faults: &mut Faults) -> Subject {
+    let mut of =
+        |field: &str| faults.keep(expression(&format!("spec.{field}"), spec.get(field), false)).flatten();
+    let (labels, namespaces, accounts) =
+        (of("selector"), of("namespaceSelector"), of("serviceAccountSelector"));
+    let placed = namespaces.is_some() || accounts.is_some();
+    // Hosts have no namespace and no account: of these nothing holds but what is said of labels that are not there. Beside a selector
+    // of them `all()` means what is in a namespace, as in Calico.
+    let hosts = match &labels {
+        Some(labels) if placed => labels.placed.clone(),
+        Some(labels) => labels.selector.clone(),
+        None => LabelSelector::default(),
     };
-    let (namespaces, accounts) = (of("namespaceSelector")?, of("serviceAccountSelector")?);
+    let is_bare = |expression: &Option<Expression>| expression.as_ref().is_none_or(|one| one.bare);
+    let hosts = (is_bare(&namespaces) && is_bare(&accounts)).then_some(Subject::Hosts(hosts));
+    if id.namespace.is_none() && placed && hosts.is_some() {
+        for (field, said, told) in [
+            ("spec.namespaceSelector", &namespaces, BARE_NAMESPACE),
+            ("spec.serviceAccountSelector", &accounts, BARE_ACCOUNT),
+        ] {
+            if said.is_some() {
+                faults.hint(ObjectError::new(field, told));
+            }
+        }
+    }
     if [Reach::BeforeNat, Reach::Untracked].contains(&reach) {
         // No pod's.
-        return Ok(match namespaces.is_some() || accounts.is_some() {
-            true => Subject::Any(BTreeSet::new()),
-            false => Subject::Hosts(labels),
-        });
+        return hosts.unwrap_or_else(|| Subject::Any(BTreeSet::new()));
     }
-    let is_of_pods_alone = id.namespace.is_some() || namespaces.is_some() || accounts.is_some();
-    let namespaces = match (&id.namespace, namespaces) {
-        (Some(namespace), _) => Namespaces::Named(namespace.clone()),
-        (None, namespaces) => Namespaces::Selected(namespaces.unwrap_or_default()),
+    let hosts = hosts.filter(|_| id.namespace.is_none());
+    let selector = |expression: Option<Expression>| expression.map(|expression| expression.selector);
+    let namespaces = match &id.namespace {
+        Some(namespace) => Namespaces::Named(namespace.clone()),
+        None => Namespaces::Selected(selector(namespaces).unwrap_or_default()),
     };
-    let pods = Subject::Pods(PodSelector { namespaces, pods: labels.clone(), accounts });
-    Ok(match is_of_pods_alone {
-        true => pods,
-        false => Subject::Any([pods, Subject::Hosts(labels)].into()),
-    })
+    let pods = selector(labels).unwrap_or_default();
+    let pods = Subject::Pods(PodSelector { namespaces, pods, accounts: selector(accounts) });
+    match hosts {
+        Some(hosts) => Subject::Any([pods, hosts].into()),
+        None => pods,
+    }
 }
 
 fn rules(spec: &Map<String, Value>, place: Place<'_>, faults: &mut Faults) -> Vec<Rule> {
@@ -288,25 +317,17 @@ fn rules(spec: &Map<String, Value>, place: Place<'_>, faults: &mut Faults) -> Ve
     let mut ways = 0;
     let rules = entries.iter().enumerate().filter_map(|(index, entry)| {
         let name = format!("{field}[{index}]");
-        let rule = rule(&name, entry, place).and_then(|rule| {
+        let rule = rule(&name, entry, place, faults).and_then(|rule| {
             ways += rule.ways();
-            match ways <= ENTRIES_MOST {
-                true => Ok(rule),
-                false => {
-                    let reason =
-                        format!("the kernel would have more than {ENTRIES_MOST} rules of this policy");
-                    Err(ObjectError::new(format!("spec.{name}"), reason))
-                }
+            if ways > ENTRIES_MOST {
+                let reason = format!("the kernel would have more than {ENTRIES_MOST} rules of this policy");
+                faults.note(ObjectError::new(format!("spec.{name}"), reason));
+                return None;
             }
+            Some(rule)
         });
-        match rule {
-            Ok(rule) => Some(rule),
-            Err(fault) => {
-                faults.note(fault);
-                let opens = matches!(action(entry), Some(Action::Allow | Action::Log));
-                (!opens).then(|| denial(name))
-            }
-        }
+        let opens = matches!(action(entry), Some(Action::Allow | Action::Log));
+        rule.or_else(|| (!opens).then(|| denial(name)))
     });
     rules.collect()
 }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
 use serde_json::{Map, Value};
 
 use super::selector;
-use crate::field::{Result, list, net, object, port_name, shown};
+use crate::field::{Faults, Result, net, port_name, shown};
 use crate::model::{
-    Action, Block, Condition, Direction, Icmp, Namespaces, NetworkSelector, Peer, PodSelector, Port,
+    Action, Block, Condition, Direction, Icmp, Labels, Namespaces, NetworkSelector, Peer, PodSelector, Port,
     PortMatch, Reach, Rule, Scope, Side,
 };
 use crate::object::{ACCOUNT, Key, ObjectError};
@@ -72,143 +73,221 @@ pub(super) struct Place<'a> {
     pub(super) reach: Reach,
 }
 
-/// Reads a rule.
-pub(super) fn rule(name: &str, entry: &Value, place: Place<'_>) -> Result<Rule> {
+/// Reads a rule; `None`: something is wrong with it, and noted.
+pub(super) fn rule(name: &str, entry: &Value, place: Place<'_>, faults: &mut Faults) -> Option<Rule> {
     let at = format!("spec.{name}");
-    let rule = object(&at, entry, &FIELDS)?;
-    let action = action(entry).ok_or_else(|| {
+    let before = faults.seen();
+    let rule = faults.object(&at, entry, &FIELDS)?;
+    let action = action(entry);
+    if action.is_none() {
         let said = shown(rule.get("action").unwrap_or(&Value::Null));
-        ObjectError::new(format!("{at}.action"), format!("{said:?}; use Allow, Deny, Pass or Log"))
-    })?;
+        let reason = format!("{said:?}; use Allow, Deny, Pass or Log");
+        faults.note(ObjectError::new(format!("{at}.action"), reason));
+    }
     if is_there(rule.get("http")).is_some() {
-        return Err(ObjectError::new(format!("{at}.http"), "what is inside of HTTP is not looked at"));
+        faults.note(ObjectError::new(format!("{at}.http"), "what is inside of HTTP is not looked at"));
     }
     let mut when = BTreeSet::new();
     if let Some(value) = is_there(rule.get("ipVersion")) {
-        when.insert(Condition::Family(match value.as_u64() {
-            Some(4) => Family::V4,
-            Some(6) => Family::V6,
+        match value.as_u64() {
+            Some(4) => drop(when.insert(Condition::Family(Family::V4))),
+            Some(6) => drop(when.insert(Condition::Family(Family::V6))),
             _ => {
                 let reason = format!("{:?}; use 4 or 6", shown(value));
-                return Err(ObjectError::new(format!("{at}.ipVersion"), reason));
+                faults.note(ObjectError::new(format!("{at}.ipVersion"), reason));
             }
-        }));
+        }
     }
-    let protocol = protocol(&format!("{at}.protocol"), rule.get("protocol"))?;
-    when.extend(protocol.map(Condition::Protocol));
-    let not = self::protocol(&format!("{at}.notProtocol"), rule.get("notProtocol"))?;
-    when.extend(not.map(Condition::NotProtocol));
+    let protocol = protocol(&format!("{at}.protocol"), rule.get("protocol"), faults);
+    when.extend(protocol.known().map(Condition::Protocol));
+    let not = self::protocol(&format!("{at}.notProtocol"), rule.get("notProtocol"), faults);
+    when.extend(not.known().map(Condition::NotProtocol));
     for (field, made) in [("icmp", Condition::Icmp as fn(Icmp) -> Condition), ("notICMP", Condition::NotIcmp)]
     {
-        when.extend(message(&format!("{at}.{field}"), rule.get(field), protocol)?.map(made));
+        when.extend(message(&format!("{at}.{field}"), rule.get(field), protocol, faults).map(made));
     }
     for side in [Side::Source, Side::Destination] {
         let field = side.as_str();
         if let Some(value) = rule.get(field).filter(|value| !value.is_null()) {
-            when.extend(entity(&format!("{at}.{field}"), value, side, protocol, place)?);
+            when.extend(entity(&format!("{at}.{field}"), value, side, protocol, place, faults));
         }
     }
-    Ok(Rule { name: name.to_owned(), action, when })
+    let action = action.filter(|_| faults.seen() == before)?;
+    Some(Rule { name: name.to_owned(), action, when })
 }
 
-fn protocol(at: &str, value: Option<&Value>) -> Result<Option<Protocol>> {
-    let Some(value) = is_there(value) else { return Ok(None) };
+/// What is said of a protocol.
+#[derive(Clone, Copy)]
+enum Spoken {
+    Nothing,
+    Of(Protocol),
+    /// It is not understood.
+    Unclear,
+}
+
+impl Spoken {
+    fn known(self) -> Option<Protocol> {
+        match self {
+            Self::Of(protocol) => Some(protocol),
+            Self::Nothing | Self::Unclear => None,
+        }
+    }
+}
+
+fn protocol(at: &str, value: Option<&Value>, faults: &mut Faults) -> Spoken {
+    let Some(value) = is_there(value) else { return Spoken::Nothing };
     let known = match value {
         Value::Number(number) => number.as_u64().and_then(|number| u8::try_from(number).ok()).map(Protocol),
         Value::String(text) => text.parse().ok(),
         _ => None,
     };
     // Zero is no protocol in Calico.
-    known.filter(|protocol| protocol.0 > 0).map(Some).ok_or_else(|| {
-        let names = "use TCP, UDP, ICMP, ICMPv6, SCTP, UDPLite or a number from 1 to 255";
-        ObjectError::new(at, format!("{:?}; {names}", shown(value)))
-    })
+    match known.filter(|protocol| protocol.0 > 0) {
+        Some(protocol) => Spoken::Of(protocol),
+        None => {
+            let names = "use TCP, UDP, ICMP, ICMPv6, SCTP, UDPLite or a number from 1 to 255";
+            faults.note(ObjectError::new(at, format!("{:?}; {names}", shown(value))));
+            Spoken::Unclear
+        }
+    }
 }
 
-fn message(at: &str, value: Option<&Value>, protocol: Option<Protocol>) -> Result<Option<Icmp>> {
-    let Some(value) = is_there(value) else { return Ok(None) };
-    let family = Family::BOTH.into_iter().find(|family| protocol == Some(Protocol::icmp(*family)));
-    let family = family.ok_or_else(|| ObjectError::new(at, "needs protocol ICMP or ICMPv6 beside it"))?;
-    let fields = object(at, value, &["type", "code"])?;
-    let octet = |field: &str| match fields.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => {
-            let number = value.as_u64().and_then(|number| u8::try_from(number).ok());
-            let wrong = || ObjectError::new(format!("{at}.{field}"), "is no number from 0 to 255");
-            number.map(Some).ok_or_else(wrong)
-        }
-    };
-    match (octet("type")?, octet("code")?) {
-        (Some(kind), code) => Ok(Some(Icmp { family, kind, code })),
-        (None, _) => Err(ObjectError::new(format!("{at}.type"), "is needed beside a code")),
+fn message(at: &str, value: Option<&Value>, protocol: Spoken, faults: &mut Faults) -> Option<Icmp> {
+    let value = is_there(value)?;
+    let is_of = |family: &Family| protocol.known() == Some(Protocol::icmp(*family));
+    let family = Family::BOTH.into_iter().find(is_of);
+    if family.is_none() && !matches!(protocol, Spoken::Unclear) {
+        faults.note(ObjectError::new(at, "needs protocol ICMP or ICMPv6 beside it"));
     }
+    let fields = faults.object(at, value, &["type", "code"])?;
+    let mut octet = |field: &str| {
+        let value = fields.get(field).filter(|value| !value.is_null())?;
+        let number = value.as_u64().and_then(|number| u8::try_from(number).ok());
+        if number.is_none() {
+            faults.note(ObjectError::new(format!("{at}.{field}"), "is no number from 0 to 255"));
+        }
+        Some(number)
+    };
+    match (octet("type"), octet("code")) {
+        (Some(kind), code) => Some(Icmp { family: family?, kind: kind?, code: code.flatten() }),
+        (None, _) => {
+            faults.note(ObjectError::new(format!("{at}.type"), "is needed beside a code"));
+            None
+        }
+    }
+}
+
+/// The family of these prefixes, where all are of one.
+fn only_family(nets: &BTreeSet<IpNet>) -> Option<Family> {
+    let mut families = nets.iter().map(|net| Family::of(net.addr()));
+    let first = families.next()?;
+    families.all(|family| family == first).then_some(first)
 }
 
 fn entity(
     at: &str,
     value: &Value,
     side: Side,
-    protocol: Option<Protocol>,
+    protocol: Spoken,
     place: Place<'_>,
-) -> Result<Vec<Condition>> {
-    let entity = object(at, value, &ENTITY)?;
+    faults: &mut Faults,
+) -> Vec<Condition> {
+    let Some(entity) = faults.object(at, value, &ENTITY) else { return Vec::new() };
     let mut all = Vec::new();
     if let Some(value) = entity.get("services").filter(|value| !value.is_null()) {
-        all.push(service(at, value, entity, side, place)?);
+        all.extend(service(at, value, entity, side, place, faults));
     }
-    let blocks = |field: &str| -> Result<Option<BTreeSet<Peer>>> {
-        let at = format!("{at}.{field}");
-        let entries = list(&at, entity.get(field))?.iter().enumerate();
-        let blocks = entries.map(|(index, entry)| {
-            let net = net(&format!("{at}[{index}]"), entry)?;
-            Ok(Peer::Block(Block { net, except: Vec::new() }))
+    for (field, made) in
+        [("nets", Condition::Is as fn(Side, BTreeSet<Peer>) -> Condition), ("notNets", Condition::IsNot)]
+    {
+        let nets = faults.each(&format!("{at}.{field}"), entity.get(field), |faults, at, entry| {
+            faults.keep(net(at, entry))
         });
-        let blocks: BTreeSet<Peer> = blocks.collect::<Result<_>>()?;
-        Ok(Some(blocks).filter(|blocks| !blocks.is_empty()))
-    };
-    all.extend(blocks("nets")?.map(|blocks| Condition::Is(side, blocks)));
-    all.extend(blocks("notNets")?.map(|blocks| Condition::IsNot(side, blocks)));
-    all.extend(selected(at, entity, place.namespace)?.map(|peers| Condition::Is(side, peers)));
-    if let Some(not) = expression(&format!("{at}.notSelector"), entity.get("notSelector"), false)? {
+        let nets: BTreeSet<IpNet> = nets.into_iter().collect();
+        // Of the family of which its lists know nothing the rule is not there: it would be another one, without them.
+        all.extend(only_family(&nets).map(Condition::Family));
+        let blocks = nets.into_iter().map(|net| Peer::Block(Block { net, except: Vec::new() }));
+        let blocks: BTreeSet<Peer> = blocks.collect();
+        all.extend((!blocks.is_empty()).then(|| made(side, blocks)));
+    }
+    all.extend(selected(at, entity, place.namespace, faults).map(|peers| Condition::Is(side, peers)));
+    let not_at = format!("{at}.notSelector");
+    if let Some(not) = faults.keep(expression(&not_at, entity.get("notSelector"), false)).flatten() {
         let anywhere = Namespaces::Selected(LabelSelector::default());
         let pods = Peer::Pods(PodSelector::new(anywhere, not.selector.clone()));
         let networks = Peer::Networks(NetworkSelector { scope: Scope::Any, labels: not.selector });
         all.push(Condition::IsNot(side, [pods, networks].into()));
     }
     for (field, positive) in [("ports", true), ("notPorts", false)] {
-        let at = format!("{at}.{field}");
-        let ports = list(&at, entity.get(field))?.iter().enumerate();
-        let ports = ports.map(|(index, entry)| port(&format!("{at}[{index}]"), entry));
-        let ports: BTreeSet<PortMatch> = ports.collect::<Result<_>>()?;
-        if ports.is_empty() {
-            continue;
-        }
-        let names = ports.iter().filter(|port| matches!(port, PortMatch::Named(_))).count();
-        let nameless = match place.reach {
-            Reach::Ends | Reach::Forwarded => None,
-            Reach::BeforeNat if side == Side::Source => None,
-            Reach::BeforeNat => Some("preDNAT"),
-            Reach::Untracked => Some("doNotTrack"),
-        };
-        if let Some(flag) = nameless.filter(|_| names > 0) {
-            let reason = format!("has names, which are of ports of connections: {flag} needs numbers");
-            return Err(ObjectError::new(&at, reason));
-        }
-        if !positive && names > NOT_NAMES_MOST {
-            return Err(ObjectError::new(&at, format!("has {names} names; at most {NOT_NAMES_MOST}")));
-        }
-        let protocol = protocol.filter(|protocol| protocol.has_ports()).ok_or_else(|| {
-            ObjectError::new(&at, "needs protocol TCP, UDP or SCTP beside source and destination")
-        })?;
-        all.push(match positive {
+        all.extend(ports(
+            &format!("{at}.{field}"),
+            entity.get(field),
+            positive,
+            side,
+            protocol,
+            place,
+            faults,
+        ));
+    }
+    all
+}
+
+/// Ports that an end has, or has not. Names alone need no protocol: they mean the port of that name, whatever its protocol is.
+fn ports(
+    at: &str,
+    value: Option<&Value>,
+    positive: bool,
+    side: Side,
+    protocol: Spoken,
+    place: Place<'_>,
+    faults: &mut Faults,
+) -> Option<Condition> {
+    let ports = faults.each(at, value, |faults, at, entry| faults.keep(port(at, entry)));
+    let ports: BTreeSet<PortMatch> = ports.into_iter().collect();
+    if ports.is_empty() {
+        return None;
+    }
+    let names = ports.iter().filter(|port| matches!(port, PortMatch::Named(_))).count();
+    let nameless = match place.reach {
+        Reach::Ends | Reach::Forwarded => None,
+        Reach::BeforeNat if side == Side::Source => None,
+        Reach::BeforeNat => Some("preDNAT"),
+        Reach::Untracked => Some("doNotTrack"),
+    };
+    if let Some(flag) = nameless.filter(|_| names > 0) {
+        let reason = format!("has names, which are of ports of connections: {flag} needs numbers");
+        faults.note(ObjectError::new(at, reason));
+    }
+    if !positive && names > NOT_NAMES_MOST {
+        faults.note(ObjectError::new(at, format!("has {names} names; at most {NOT_NAMES_MOST}")));
+    }
+    match protocol {
+        Spoken::Unclear => None,
+        Spoken::Of(protocol) if protocol.has_ports() => Some(match positive {
             true => {
                 let ports = ports.into_iter().map(|ports| Port { protocol, ports });
                 Condition::Ports(side, ports.collect())
             }
-            false => Condition::NotPorts(side, protocol, ports),
-        });
+            false => Condition::NotPorts(side, Some(protocol), ports),
+        }),
+        Spoken::Nothing if names == ports.len() => Some(match positive {
+            true => {
+                let of = |protocol| ports.iter().map(move |ports| Port { protocol, ports: ports.clone() });
+                Condition::Ports(side, Protocol::WITH_PORTS.into_iter().flat_map(of).collect())
+            }
+            false => Condition::NotPorts(side, None, ports),
+        }),
+        Spoken::Nothing => {
+            let reason = "needs protocol TCP, UDP or SCTP beside source and destination, since it has numbers; names alone need none";
+            faults.note(ObjectError::new(at, reason));
+            None
+        }
+        Spoken::Of(_) => {
+            let reason = "needs protocol TCP, UDP or SCTP beside source and destination";
+            faults.note(ObjectError::new(at, reason));
+            None
+        }
     }
-    Ok(all)
 }
 
 /// The endpoints of a Service: as what they serve of what is begun, as who they are of who begins.
@@ -218,39 +297,43 @@ fn service(
     entity: &Map<String, Value>,
     side: Side,
     place: Place<'_>,
-) -> Result<Condition> {
+    faults: &mut Faults,
+) -> Option<Condition> {
     let field = format!("{at}.services");
-    let service = object(&field, value, &["name", "namespace"])?;
+    let service = faults.object(&field, value, &["name", "namespace"])?;
     if side != Side::other(place.direction) {
         let reason = format!("a Service is at the other end: the {}", Side::other(place.direction).as_str());
-        return Err(ObjectError::new(field, reason));
+        faults.note(ObjectError::new(&field, reason));
     }
     if place.reach == Reach::Untracked && side == Side::Destination {
         let reason = "what a Service serves is known of connections: not with doNotTrack";
-        return Err(ObjectError::new(field, reason));
+        faults.note(ObjectError::new(&field, reason));
     }
     // Which ports they serve on, they say.
     let ports = ["ports", "notPorts"].into_iter().filter(|_| side == Side::Destination);
     let others = ["nets", "notNets", "selector", "notSelector", "namespaceSelector", "serviceAccounts"];
-    let other = others.into_iter().chain(ports).find(|other| is_there(entity.get(*other)).is_some());
-    if let Some(other) = other {
+    for other in others.into_iter().chain(ports).filter(|other| is_there(entity.get(*other)).is_some()) {
         let reason = format!("stands alone in {}: not beside services", side.as_str());
-        return Err(ObjectError::new(format!("{at}.{other}"), reason));
+        faults.note(ObjectError::new(format!("{at}.{other}"), reason));
     }
-    let text = |name: &str| match service.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_str() {
-            Some(text) => Ok(Some(text).filter(|text| !text.is_empty())),
-            None => Err(ObjectError::new(format!("{field}.{name}"), "is no text")),
-        },
+    let mut text = |name: &str| {
+        let value = service.get(name).filter(|value| !value.is_null())?;
+        let text = value.as_str();
+        if text.is_none() {
+            faults.note(ObjectError::new(format!("{field}.{name}"), "is no text"));
+        }
+        text.filter(|text| !text.is_empty())
     };
-    let name = text("name")?.ok_or_else(|| ObjectError::new(format!("{field}.name"), "it needs one"))?;
-    let namespace = text("namespace")?.or(place.namespace);
-    let namespace = namespace.ok_or_else(|| {
-        ObjectError::new(format!("{field}.namespace"), "a policy of no namespace has to say which")
-    })?;
-    let key = Key { namespace: namespace.to_owned(), name: name.to_owned() };
-    Ok(match side {
+    let (name, namespace) = (text("name"), text("namespace").or(place.namespace));
+    if name.is_none() {
+        faults.note(ObjectError::new(format!("{field}.name"), "it needs one"));
+    }
+    if namespace.is_none() {
+        let reason = "a policy of no namespace has to say which";
+        faults.note(ObjectError::new(format!("{field}.namespace"), reason));
+    }
+    let key = Key { namespace: namespace?.to_owned(), name: name?.to_owned() };
+    Some(match side {
         Side::Source => Condition::Is(side, [Peer::Service(key)].into()),
         Side::Destination => Condition::Serves(key),
     })
@@ -261,25 +344,33 @@ fn selected(
     at: &str,
     entity: &Map<String, Value>,
     namespace: Option<&str>,
-) -> Result<Option<BTreeSet<Peer>>> {
-    let own = expression(&format!("{at}.selector"), entity.get("selector"), false)?;
-    let namespaces = expression(&format!("{at}.namespaceSelector"), entity.get("namespaceSelector"), true)?;
+    faults: &mut Faults,
+) -> Option<BTreeSet<Peer>> {
+    let own = faults.keep(expression(&format!("{at}.selector"), entity.get("selector"), false)).flatten();
+    let namespaces_at = format!("{at}.namespaceSelector");
+    let namespaces = faults.keep(expression(&namespaces_at, entity.get("namespaceSelector"), true)).flatten();
     let accounts_at = format!("{at}.serviceAccounts");
-    let accounts = match is_there(entity.get("serviceAccounts")) {
-        None => None,
-        Some(value) => Some(accounts(&accounts_at, value)?),
-    };
+    let accounts = is_there(entity.get("serviceAccounts"));
+    let accounts = accounts.map(|value| accounts_of(&accounts_at, value, faults));
     let says_whom_not = is_there(entity.get("notSelector")).is_some();
     if own.is_none() && namespaces.is_none() && accounts.is_none() && !(says_whom_not && namespace.is_some())
     {
-        return Ok(None);
+        return None;
     }
     let labels = own.map(|expression| expression.selector).unwrap_or_default();
     let (scope, pods_of) = match (namespaces, namespace) {
         (Some(expression), _) if expression.global => (Scope::Global, None),
         (Some(expression), _) => {
             let namespaces = Namespaces::Selected(expression.selector);
-            (Scope::In(namespaces.clone()), Some(namespaces))
+            // What is said of labels that a namespace has not is true of what has no namespace.
+            let scope = match expression.bare {
+                true => {
+                    faults.hint(ObjectError::new(namespaces_at, BARE_NAMESPACE));
+                    Scope::InOrNone(namespaces.clone())
+                }
+                false => Scope::In(namespaces.clone()),
+            };
+            (scope, Some(namespaces))
         }
         (None, Some(namespace)) => {
             let namespaces = Namespaces::Named(namespace.to_owned());
@@ -289,9 +380,13 @@ fn selected(
     };
     let mut peers = BTreeSet::new();
     let (names, by_labels) = accounts.unwrap_or_default();
-    let asks_for_account = names.is_some() || by_labels.is_some();
-    // No network has an account.
-    if !asks_for_account {
+    // No network has an account, nor any label of one.
+    let means_networks =
+        names.is_none() && by_labels.as_ref().is_none_or(|labels| labels.matches(&Labels::new()));
+    if means_networks {
+        if by_labels.is_some() {
+            faults.hint(ObjectError::new(format!("{accounts_at}.selector"), BARE_ACCOUNT));
+        }
         peers.insert(Peer::Networks(NetworkSelector { scope, labels: labels.clone() }));
     }
     if let Some(namespaces) = pods_of {
@@ -299,21 +394,26 @@ fn selected(
         let pods = LabelSelector::of(labels.into_requirements().chain(names));
         peers.insert(Peer::Pods(PodSelector { namespaces, pods, accounts: by_labels }));
     }
-    Ok(Some(peers))
+    Some(peers)
 }
+
+/// What is told of a selector of namespaces that what has none meets as well.
+pub(super) const BARE_NAMESPACE: &str = "as in Calico, it also means what has no namespace: global network sets and host endpoints; \"has(projectcalico.org/name) && (...)\" means pods alone";
+/// The same of service accounts.
+pub(super) const BARE_ACCOUNT: &str = "as in Calico, it also means what has no service account: network sets and host endpoints; \"has(projectcalico.org/name) && (...)\" means pods alone";
 
 type Accounts = (Option<BTreeSet<String>>, Option<LabelSelector>);
 
-fn accounts(at: &str, value: &Value) -> Result<Accounts> {
-    let accounts = object(at, value, &["names", "selector"])?;
-    let names_at = format!("{at}.names");
-    let names = list(&names_at, accounts.get("names"))?.iter().enumerate().map(|(index, name)| {
+fn accounts_of(at: &str, value: &Value, faults: &mut Faults) -> Accounts {
+    let Some(accounts) = faults.object(at, value, &["names", "selector"]) else { return Accounts::default() };
+    let names = faults.each(&format!("{at}.names"), accounts.get("names"), |faults, at, name| {
         let name = name.as_str().filter(|name| !name.is_empty()).map(str::to_owned);
-        name.ok_or_else(|| ObjectError::new(format!("{names_at}[{index}]"), "is no name"))
+        faults.keep(name.ok_or_else(|| ObjectError::new(at, "is no name")))
     });
-    let names: BTreeSet<String> = names.collect::<Result<_>>()?;
-    let selector = expression(&format!("{at}.selector"), accounts.get("selector"), false)?;
-    Ok((Some(names).filter(|names| !names.is_empty()), selector.map(|expression| expression.selector)))
+    let names: BTreeSet<String> = names.into_iter().collect();
+    let selector = faults.keep(expression(&format!("{at}.selector"), accounts.get("selector"), false));
+    let selector = selector.flatten().map(|expression| expression.selector);
+    (Some(names).filter(|names| !names.is_empty()), selector)
 }
 
 /// A selector; empty is none at all.

@@ -10,6 +10,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::model::Labels;
+use crate::object::NAMESPACE;
 use crate::selector::{LabelSelector, Requirement};
 
 /// Longer than any that people write.
@@ -34,6 +36,11 @@ pub struct Expression {
     pub selector: LabelSelector,
     /// It is `global()`: what has no namespace, where that is asked.
     pub global: bool,
+    /// Asked of namespaces or accounts, what has none meets it as well: it has none of their labels, and `all()` means those that
+    /// are there.
+    pub bare: bool,
+    /// The same selector, where `all()` means what is in a namespace.
+    pub placed: LabelSelector,
 }
 
 /// Parses an expression.
@@ -44,10 +51,18 @@ pub fn parse(text: &str) -> Result<Expression, SelectorError> {
     if text.len() > LENGTH_MOST {
         return Err(SelectorError { at: LENGTH_MOST, what: format!("longer than {LENGTH_MOST} bytes") });
     }
-    let mut parser = Parser { text, at: 0, depth: 0, globals: 0, others: 0 };
+    let (selector, global) = parse_with(text, None)?;
+    let (placed, _) = parse_with(text, Some(NAMESPACE))?;
+    let bare = global || !text.trim_matches([' ', '\t']).is_empty() && placed.matches(&Labels::new());
+    Ok(Expression { selector, global, bare, placed })
+}
+
+/// The selector, and whether it is `global()`. `all` is the label that `all()` asks for.
+fn parse_with(text: &str, all: Option<&'static str>) -> Result<(LabelSelector, bool), SelectorError> {
+    let mut parser = Parser { text, at: 0, depth: 0, globals: 0, others: 0, all };
     parser.space();
     if parser.rest().is_empty() {
-        return Ok(Expression { selector: LabelSelector::default(), global: false });
+        return Ok((LabelSelector::default(), false));
     }
     let selector = parser.or()?;
     if !parser.rest().is_empty() {
@@ -57,7 +72,7 @@ pub fn parse(text: &str) -> Result<Expression, SelectorError> {
         let what = "global() stands alone: it is about namespaces, not about labels".to_owned();
         return Err(SelectorError { at: 1, what });
     }
-    Ok(Expression { selector, global: parser.globals > 0 })
+    Ok((selector, parser.globals > 0))
 }
 
 struct Parser<'a> {
@@ -66,6 +81,7 @@ struct Parser<'a> {
     depth: usize,
     globals: usize,
     others: usize,
+    all: Option<&'static str>,
 }
 
 impl<'a> Parser<'a> {
@@ -155,7 +171,8 @@ impl<'a> Parser<'a> {
             if self.takes(&format!("{name}(")) {
                 self.needs(")")?;
                 *(if global { &mut self.globals } else { &mut self.others }) += 1;
-                return Ok(Vec::new());
+                let placed = self.all.filter(|_| !global).map(|label| Requirement::Exists(label.to_owned()));
+                return Ok(placed.into_iter().collect());
             }
         }
         self.others += 1;

@@ -11,13 +11,15 @@ use super::{Logging, Resolvers, Settings};
 use crate::budget::{self, Cost, Excess};
 use crate::flowlog::{self, Label, RuleName};
 use crate::model::{
-    Action, Direction, End as TierEnd, ObjectId, PodSelector, Policy, Rule as PolicyRule, Tier,
+    Action, Direction, End as TierEnd, NetworkSelector, ObjectId, PodSelector, Policy, Rule as PolicyRule,
+    Tier,
 };
 use crate::names::Domain;
 use crate::object::Key;
 use crate::protocol::Protocol;
 use crate::ruleset::{Element, Family, Kind, Match, Rule, State, Statement, Verdict, Way};
 use crate::tiers::{Layer, Proposed, Stage, TIERS_MOST, excess};
+use crate::unread;
 use crate::world::World;
 
 /// What a set holds.
@@ -27,6 +29,8 @@ pub(super) enum Source {
     Pods(BTreeSet<PodSelector>),
     /// These ranges, for good: others are another set.
     Ranges(BTreeSet<Element>),
+    /// The addresses of network sets and host endpoints that any of these selects.
+    Networks(BTreeSet<NetworkSelector>),
     /// Protocol and ranges of ports, for good: others are another set.
     Numbers(BTreeSet<Element>),
     /// Every pod's ports of these names.
@@ -52,7 +56,7 @@ impl Source {
     pub(super) fn kind(&self) -> Kind {
         match self {
             Self::Pods(_) | Self::Domains(..) | Self::Service(_) => Kind::Addresses,
-            Self::Ranges(_) => Kind::Ranges,
+            Self::Ranges(_) | Self::Networks(_) => Kind::Ranges,
             Self::Numbers(_) => Kind::Numbers,
             Self::Named(..) | Self::Serves(_) => Kind::Ports,
         }
@@ -449,6 +453,8 @@ impl Writer<'_> {
         next: &Verdict,
         rules: &mut Vec<Rule>,
     ) {
+        let Some(rule) = unread::closed(self.world, rule) else { return };
+        let rule = &*rule;
         let id = format!("r_{}", digest(&(self.direction, &policy.id, &rule.name)));
         let name = RuleName {
             tier: tier.name.clone(),

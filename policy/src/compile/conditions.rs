@@ -248,7 +248,13 @@ impl Writer<'_> {
     }
 
     /// All other numbers of the protocol.
-    fn not_ports(&mut self, side: Side, protocol: Protocol, none: &BTreeSet<PortMatch>) -> Vec<Alternative> {
+    fn not_ports(
+        &mut self,
+        side: Side,
+        protocol: Option<Protocol>,
+        none: &BTreeSet<PortMatch>,
+    ) -> Vec<Alternative> {
+        let Some(protocol) = protocol else { return self.not_named(side, none) };
         let of_protocol = |ports: &PortMatch| Port { protocol, ports: ports.clone() };
         let Listed { whole, ranges, names } = Listed::of(&none.iter().map(of_protocol).collect());
         if !whole.is_empty() {
@@ -265,6 +271,30 @@ impl Writer<'_> {
         if names.is_empty() {
             return numbers.into_iter().map(|matches| Alternative { family: None, matches }).collect();
         }
+        let mut all = Vec::new();
+        for none in self.none_named(side, names) {
+            let each = numbers
+                .iter()
+                .filter_map(|numbers| none.and(&Alternative { family: None, matches: numbers.clone() }));
+            all.extend(each);
+        }
+        all
+    }
+
+    /// Whatever has none of these names, of any protocol: of one without ports nothing has a name.
+    fn not_named(&mut self, side: Side, none: &BTreeSet<PortMatch>) -> Vec<Alternative> {
+        let names = none.iter().filter_map(|port| match port {
+            PortMatch::Named(name) => Some(name),
+            PortMatch::Any | PortMatch::Range(..) => None,
+        });
+        let of = |name: &String| Protocol::WITH_PORTS.map(|protocol| (name.clone(), protocol));
+        let others = Protocol::WITH_PORTS.map(|protocol| Match::NotProtocol(protocol.0));
+        let mut all = vec![Alternative { family: None, matches: others.into() }];
+        all.extend(self.none_named(side, names.flat_map(of).collect()));
+        all
+    }
+
+    fn none_named(&mut self, side: Side, names: BTreeSet<(String, Protocol)>) -> Vec<Alternative> {
         let allows = self.proposed;
         let mut all = Vec::new();
         for family in Family::BOTH {
@@ -272,9 +302,7 @@ impl Writer<'_> {
             for way in WAYS {
                 let (set, end) = (set.clone(), self.end_of(side));
                 let names = Match::Named { family, end, set, way, negated: true };
-                let each =
-                    numbers.iter().map(|numbers| [numbers.as_slice(), std::slice::from_ref(&names)].concat());
-                all.extend(each.map(|matches| Alternative::of(family, matches)));
+                all.push(Alternative::of(family, vec![names]));
             }
         }
         all
@@ -286,6 +314,7 @@ impl Writer<'_> {
         let mut blocks: Vec<&Block> = Vec::new();
         let mut nets: BTreeSet<IpNet> = BTreeSet::new();
         let mut services: BTreeSet<&Key> = BTreeSet::new();
+        let mut networks = BTreeSet::new();
         for peer in peers {
             match peer {
                 Peer::Pods(selector) => drop(selectors.insert(selector.clone())),
@@ -299,9 +328,7 @@ impl Writer<'_> {
                 }
                 Peer::Domains(_) => {}
                 Peer::Service(service) => drop(services.insert(service)),
-                Peer::Networks(selector) => {
-                    nets.extend(self.world.networks(selector).flat_map(|networks| &networks.nets));
-                }
+                Peer::Networks(selector) => drop(networks.insert(selector.clone())),
                 Peer::Sites(sites) => {
                     let nodes = self.world.nodes().values();
                     for node in nodes.filter(|node| sites.contains(node.site.as_deref())) {
@@ -322,6 +349,9 @@ impl Writer<'_> {
             for service in &services {
                 let source = Source::Service((*service).clone());
                 look(self.set("a", family, source, allows), Kind::Addresses);
+            }
+            if !networks.is_empty() {
+                look(self.set("w", family, Source::Networks(networks.clone()), allows), Kind::Ranges);
             }
             let ranges = cover(blocks.iter().copied(), nets.iter().copied(), family);
             if !ranges.is_empty() {

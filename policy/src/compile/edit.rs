@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use super::union::Reshaped;
 use crate::ruleset::{Chain, Change, Element, Family, Hook, Kind, Rule, Ruleset, Set};
 
 pub(super) struct Edit<'a> {
@@ -128,6 +129,15 @@ impl<'a> Edit<'a> {
             let added = now.difference(before).cloned().collect();
             self.alter(name, gone, added, false);
         }
+    }
+
+    /// Ranges of a set are other ones. `allows`: more of them can only allow more.
+    pub(super) fn reshape(&mut self, name: &str, reshaped: Reshaped, allows: bool) {
+        let before = self.revokes;
+        let Reshaped { gone, added, grows, shrinks } = reshaped;
+        let fresh = self.fresh.contains(name);
+        self.alter(name, gone, added, allows);
+        self.revokes = before || shrinks || grows && !allows && !fresh;
     }
 
     /// All prefixes that are in scope. Flows that come into scope by that were never judged, so that none has to be judged again.

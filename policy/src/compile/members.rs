@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::class::{Resolves, Source};
+use super::union::Union;
 use crate::model::{Namespaces, PodSelector};
 use crate::object::Pod;
 use crate::ruleset::{Element, Family};
@@ -18,7 +19,7 @@ pub(super) fn of_address(
 ) -> BTreeSet<Element> {
     let alone = |is_in: bool| is_in.then_some(Element::Address(address)).into_iter().collect();
     match source {
-        Source::Ranges(_) | Source::Numbers(_) => BTreeSet::new(),
+        Source::Ranges(_) | Source::Networks(_) | Source::Numbers(_) => BTreeSet::new(),
         Source::Pods(selectors) => {
             let selects = |pod| selectors.iter().any(|selector| world.selects(selector, pod));
             alone(holder.is_some_and(selects))
@@ -60,6 +61,7 @@ impl<'a> Index<'a> {
         for source in sources {
             match source {
                 Source::Ranges(_)
+                | Source::Networks(_)
                 | Source::Numbers(_)
                 | Source::Domains(..)
                 | Source::Service(_)
@@ -111,6 +113,9 @@ impl<'a> Index<'a> {
         };
         let candidates: BTreeSet<usize> = match source {
             Source::Ranges(elements) | Source::Numbers(elements) => return elements.clone(),
+            Source::Networks(selectors) => {
+                return Union::of(self.world, selectors, family).elements().collect();
+            }
             Source::Domains(domains, _) => return of(&mut self.world.names.addresses(domains)),
             Source::Service(service) | Source::Serves(service) => {
                 let slices = self.world.endpoints(service);

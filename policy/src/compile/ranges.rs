@@ -9,7 +9,7 @@ use crate::model::Block;
 use crate::ruleset::{Element, Family};
 
 /// First and last address, as numbers.
-type Range = (u128, u128);
+pub(super) type Range = (u128, u128);
 
 /// The addresses of a family that blocks and prefixes cover, as ranges that neither overlap nor touch.
 pub(super) fn cover<'a>(
@@ -26,11 +26,16 @@ pub(super) fn cover<'a>(
             block.except.iter().filter(|net| of(net)).map(range).collect(),
         ));
     }
+    join(ranges).into_iter().map(|range| element(family, range)).collect()
+}
+
+/// A range, as a set has it.
+pub(super) fn element(family: Family, (first, last): Range) -> Element {
     let address = |number: u128| match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::from(number as u32)),
         Family::V6 => IpAddr::V6(Ipv6Addr::from(number)),
     };
-    join(ranges).into_iter().map(|(first, last)| Element::Range(address(first), address(last))).collect()
+    Element::Range(address(first), address(last))
 }
 
 /// Nobody needs to know how many there are beyond this.
@@ -68,11 +73,11 @@ fn number(address: IpAddr) -> u128 {
     }
 }
 
-fn range(net: &IpNet) -> Range {
+pub(super) fn range(net: &IpNet) -> Range {
     (number(net.network()), number(net.broadcast()))
 }
 
-fn join(mut ranges: Vec<Range>) -> Vec<Range> {
+pub(super) fn join(mut ranges: Vec<Range>) -> Vec<Range> {
     ranges.sort_unstable();
     let mut joined: Vec<Range> = Vec::new();
     for (first, last) in ranges {

@@ -30,11 +30,12 @@ pub(super) fn missing(world: &World, condition: &Condition, flow: &Flow) -> Stri
             let all: Vec<String> = ports.iter().map(|port| port_text(*side, port)).collect();
             format!("{} is none of: {}", port(side), all.join("; "))
         }
-        Condition::NotPorts(_, protocol, _) if flow.protocol != *protocol => {
+        Condition::NotPorts(_, Some(protocol), _) if flow.protocol != *protocol => {
             format!("{} is not {protocol}", flow.protocol)
         }
         Condition::NotPorts(side, protocol, ports) => {
-            let port_of = |ports: &PortMatch| Port { protocol: *protocol, ports: ports.clone() };
+            let protocol = protocol.unwrap_or(flow.protocol);
+            let port_of = |ports: &PortMatch| Port { protocol, ports: ports.clone() };
             let all: Vec<String> = ports.iter().map(|ports| port_text(*side, &port_of(ports))).collect();
             format!("{} is one of: {}", port(side), all.join("; "))
         }
@@ -113,6 +114,9 @@ fn peer_text(world: &World, peer: &Peer) -> String {
                 Scope::Any => String::new(),
                 Scope::Global => " in no namespace".to_owned(),
                 Scope::In(namespaces) => format!(" in {}", namespaces_text(namespaces)),
+                Scope::InOrNone(namespaces) => {
+                    format!(" in {}, and in no namespace", namespaces_text(namespaces))
+                }
             };
             format!("network sets and host endpoints with {labels}{scope}")
         }

@@ -1,5 +1,7 @@
 //! Services, host endpoints, and policies of both.
 
+use std::sync::Arc;
+
 use mesh_policy::endpoints::{self, Endpoints};
 use mesh_policy::model::{
     Action, Block, Condition, End, Namespaces, ObjectId, Order, Peer, PodSelector, Policy, Port, PortMatch,
@@ -7,11 +9,12 @@ use mesh_policy::model::{
 };
 use mesh_policy::object::{Key, NamedPort};
 use mesh_policy::referent::{Referent, What};
+use mesh_policy::refusal::Outcome;
 use mesh_policy::world::{HostOf, Networks};
 use mesh_policy::{Event, LabelSelector, Protocol};
 use proptest::prelude::*;
 
-use super::pod;
+use super::{pod, unread};
 
 pub(crate) fn service() -> impl Strategy<Value = Key> {
     prop::sample::select(vec!["a", "b"]).prop_map(|name| Key::new(Some("x"), name))
@@ -26,19 +29,24 @@ pub(crate) fn slice() -> impl Strategy<Value = Referent> {
         vec![(Protocol::TCP, 80), (Protocol::TCP, 81), (Protocol::UDP, 80), (Protocol::SCTP, 80)],
         0..4,
     );
-    (0..3u8, service(), addresses, ports).prop_map(|(number, service, addresses, ports)| Referent {
-        id: ObjectId {
-            kind: endpoints::KIND,
-            namespace: Some(service.namespace.clone()),
-            name: format!("s{number}"),
-        },
-        what: Some(What::Endpoints(Endpoints {
-            service,
-            addresses: addresses.into_iter().flatten().collect(),
-            ports: ports.into_iter().collect(),
-        })),
-        fault: None,
-        more: vec![],
+    let unread = prop::bool::weighted(0.1);
+    (0..3u8, service(), addresses, ports, unread).prop_map(|(number, service, addresses, ports, unread)| {
+        Referent {
+            id: ObjectId {
+                kind: endpoints::KIND,
+                namespace: Some(service.namespace.clone()),
+                name: format!("s{number}"),
+            },
+            what: Some(What::Endpoints(Endpoints {
+                service,
+                addresses: addresses.into_iter().flatten().collect(),
+                ports: ports.into_iter().collect(),
+                unread,
+            })),
+            fault: None,
+            more: vec![],
+            outcome: Outcome::Rest,
+        }
     })
 }
 
@@ -54,8 +62,9 @@ pub(crate) fn host_of(node: impl Strategy<Value = u8>) -> impl Strategy<Value = 
         any::<bool>(),
         prop::option::of(prop::sample::select(vec!["eth0", "eth1", "sennit0"])),
         prop::option::of(prop::sample::select(vec![80u16, 81])),
+        unread(),
     );
-    of.prop_map(|(node, set, open, interface, port)| Referent {
+    of.prop_map(|(node, set, open, interface, port, unread)| Referent {
         id: ObjectId {
             kind: "HostEndpoint",
             namespace: None,
@@ -63,7 +72,8 @@ pub(crate) fn host_of(node: impl Strategy<Value = u8>) -> impl Strategy<Value = 
         },
         what: Some(What::Networks(Networks {
             labels: set.map(|set| ("set".to_owned(), set.to_owned())).into_iter().collect(),
-            nets: [format!("192.168.0.{node}/32").parse().unwrap()].into(),
+            nets: Arc::new([format!("192.168.0.{node}/32").parse().unwrap()].into()),
+            unread,
             host: Some(HostOf {
                 node: format!("n{node}"),
                 interface: interface.map(|interface| interface.parse().unwrap()),
@@ -76,6 +86,7 @@ pub(crate) fn host_of(node: impl Strategy<Value = u8>) -> impl Strategy<Value = 
         })),
         fault: None,
         more: vec![],
+        outcome: Outcome::Rest,
     })
 }
 

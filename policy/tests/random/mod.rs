@@ -4,6 +4,7 @@ mod hosts;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use mesh_policy::compile::{Logging, MASK, Settings};
 use mesh_policy::failsafe::FailSafe;
@@ -16,6 +17,8 @@ use mesh_policy::networkpolicy::{self, Read};
 use mesh_policy::object::{Key, Namespace, Pod};
 use mesh_policy::protocol::Family;
 use mesh_policy::referent::{Referent, What};
+use mesh_policy::refusal::Outcome;
+use mesh_policy::unread::Unread;
 use mesh_policy::world::{Networks, Node};
 use mesh_policy::{Event, Flow, LabelSelector, Protocol, clusternetworkpolicy};
 use proptest::prelude::*;
@@ -244,8 +247,9 @@ pub(crate) fn tiered_policy() -> impl Strategy<Value = Read> {
                 labels: serde_json::from_value(labels).unwrap(),
             })
         }),
-        namespace_selector().prop_map(|namespaces| {
-            let scope = Scope::In(Namespaces::Selected(serde_json::from_value(namespaces).unwrap()));
+        (namespace_selector(), any::<bool>()).prop_map(|(namespaces, none)| {
+            let namespaces = Namespaces::Selected(serde_json::from_value(namespaces).unwrap());
+            let scope = if none { Scope::InOrNone(namespaces) } else { Scope::In(namespaces) };
             Peer::Networks(NetworkSelector { scope, labels: LabelSelector::default() })
         }),
     ];
@@ -271,7 +275,10 @@ pub(crate) fn tiered_policy() -> impl Strategy<Value = Read> {
         2 => (side(), prop::collection::btree_set((with_ports(), ports()).prop_map(|(protocol, ports)| Port { protocol, ports }), 0..5))
             .prop_map(|(side, ports)| Condition::Ports(side, ports)),
         2 => (side(), with_ports(), prop::collection::btree_set(ports(), 0..3))
-            .prop_map(|(side, protocol, ports)| Condition::NotPorts(side, protocol, ports)),
+            .prop_map(|(side, protocol, ports)| Condition::NotPorts(side, Some(protocol), ports)),
+        1 => (side(), prop::sample::subsequence(vec!["web", "none"], 1..3)).prop_map(|(side, names)| {
+            Condition::NotPorts(side, None, names.into_iter().map(|name| PortMatch::Named(name.to_owned())).collect())
+        }),
         1 => service().prop_map(Condition::Serves),
         1 => protocol().prop_map(Condition::Protocol),
         1 => protocol().prop_map(Condition::NotProtocol),
@@ -341,6 +348,8 @@ pub(crate) fn tiered_policy() -> impl Strategy<Value = Read> {
             },
             fault: None,
             more: vec![],
+            hints: vec![],
+            outcome: Outcome::Rest,
         },
     )
 }
@@ -355,28 +364,39 @@ pub(crate) fn resolved() -> impl Strategy<Value = Event> {
     })
 }
 
+/// What could not be read of something, now and then.
+pub(crate) fn unread() -> impl Strategy<Value = Unread> {
+    prop_oneof![
+        8 => Just(Unread::default()),
+        1 => any::<bool>().prop_map(|nets| Unread { nets, all_labels: !nets, ..Unread::default() }),
+        1 => Just(Unread { labels: ["set".to_owned()].into(), ..Unread::default() }),
+        1 => Just(Unread { ports: true, ..Unread::default() }),
+    ]
+}
+
 pub(crate) fn networks() -> impl Strategy<Value = Referent> {
     let nets = prop::sample::subsequence(
         vec!["10.0.1.0/28", "10.0.2.4/32", "fd00:0:0:1::/64", "172.16.0.0/12"],
         0..4,
     );
     let namespace = prop::option::of(prop::sample::select(NAMESPACES.to_vec()));
-    (0..3u8, nets, prop::option::of(prop::sample::select(vec!["a", "b"])), namespace).prop_map(
-        |(number, nets, set, namespace)| Referent {
-            id: ObjectId {
-                kind: "NetworkSet",
-                namespace: namespace.map(str::to_owned),
-                name: format!("s{number}"),
-            },
-            what: Some(What::Networks(Networks {
-                labels: set.map(|set| ("set".to_owned(), set.to_owned())).into_iter().collect(),
-                nets: nets.iter().map(|net| net.parse().unwrap()).collect(),
-                host: None,
-            })),
-            fault: None,
-            more: vec![],
+    let set = prop::option::of(prop::sample::select(vec!["a", "b"]));
+    (0..3u8, nets, set, namespace, unread()).prop_map(|(number, nets, set, namespace, unread)| Referent {
+        id: ObjectId {
+            kind: "NetworkSet",
+            namespace: namespace.map(str::to_owned),
+            name: format!("s{number}"),
         },
-    )
+        what: Some(What::Networks(Networks {
+            labels: set.map(|set| ("set".to_owned(), set.to_owned())).into_iter().collect(),
+            nets: Arc::new(nets.iter().map(|net| net.parse().unwrap()).collect()),
+            host: None,
+            unread,
+        })),
+        fault: None,
+        more: vec![],
+        outcome: Outcome::Rest,
+    })
 }
 
 pub(crate) fn event() -> impl Strategy<Value = Event> {

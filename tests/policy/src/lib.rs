@@ -9,6 +9,7 @@
 //! A packet that is sent has been judged when the call returns: what passed waits at a TUN device, and nothing else ever comes. So
 //! denials need no waiting.
 
+pub mod networks;
 pub mod objects;
 pub mod oracle;
 pub mod packet;
@@ -16,6 +17,7 @@ pub mod polprog;
 pub mod rig;
 pub mod selectors;
 pub mod tenants;
+pub mod upstream;
 
 pub use packet::Packet;
 pub use rig::{Link, Rig};

@@ -303,7 +303,7 @@ impl Program {
         ensure!(action != Action::Log, "a log of other ports would be told several times");
         let of_protocol = |protocol: &Protocol| {
             let conditions = not.iter().map(|(side, ports)| {
-                Condition::NotPorts(*side, *protocol, ports.iter().map(range).collect())
+                Condition::NotPorts(*side, Some(*protocol), ports.iter().map(range).collect())
             });
             rule(conditions.collect())
         };

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use mesh_policy::calico::{API_VERSION, STORED_VERSION};
 use mesh_policy::model::Order;
 use mesh_policy::object::ObjectError;
 use mesh_policy::referent::{Referent, What};
@@ -13,33 +13,15 @@ use mesh_policy::{Kind, Said};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::assemble;
+use super::engines::{self, Unread};
+use super::hints::{self, Hint};
 use crate::cli::PolicyOutput;
 use crate::commands::{print, shown};
 use crate::manifest::lines::Lines;
-use crate::manifest::{self, FILE_MOST};
-
-/// Calico's kinds that have nothing to do with policy.
-const NO_POLICY: [&str; 17] = [
-    "BGPConfiguration",
-    "BGPFilter",
-    "BGPPeer",
-    "BlockAffinity",
-    "CalicoNodeStatus",
-    "ClusterInformation",
-    "FelixConfiguration",
-    "IPAMBlock",
-    "IPAMConfig",
-    "IPAMConfiguration",
-    "IPAMHandle",
-    "IPAddress",
-    "IPPool",
-    "IPReservation",
-    "KubeControllersConfiguration",
-    "Node",
-    "WorkloadEndpoint",
-];
-/// Kinds before ClusterNetworkPolicy.
-const ADMINS: [&str; 2] = ["AdminNetworkPolicy", "BaselineAdminNetworkPolicy"];
+use crate::manifest::{self, Object, Parsed};
+use crate::registry::file::{self, Listing};
+use crate::registry::merge::{self, Source};
 
 /// What becomes of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -62,6 +44,9 @@ struct Finding {
     outcome: Outcome,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     faults: Vec<Fault>,
+    /// What is right, and may surprise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hints: Vec<Fault>,
     /// What it does until that is mended.
     #[serde(skip_serializing_if = "Option::is_none")]
     meanwhile: Option<&'static str>,
@@ -90,12 +75,15 @@ struct Report {
     objects: Vec<Finding>,
     /// Files that could not be read, with the reason.
     unreadable: Vec<String>,
+    /// Files and folders that nobody reads, though manifests are in there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    passed_over: Vec<String>,
     /// Objects that are neither policy nor Calico's.
     others: usize,
 }
 
-pub(super) fn check(dir: &Path, output: PolicyOutput) -> anyhow::Result<()> {
-    let report = report(dir)?;
+pub(super) fn check(dir: &Path, recursive: bool, output: PolicyOutput) -> anyhow::Result<()> {
+    let report = report(dir, recursive)?;
     match output {
         PolicyOutput::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
         PolicyOutput::Table => print(&table(&report))?,
@@ -104,52 +92,58 @@ pub(super) fn check(dir: &Path, output: PolicyOutput) -> anyhow::Result<()> {
     if refused + report.unreadable.len() > 0 {
         bail!("{refused} objects and {} files are not what they are meant to be", report.unreadable.len());
     }
+    if !report.passed_over.is_empty() {
+        bail!(
+            "not all manifests are read; for those that go to a cluster, look into folders with --recursive"
+        );
+    }
     Ok(())
 }
 
-fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(dir).with_context(|| shown(dir))? {
-        let path = entry.with_context(|| shown(dir))?.path();
-        if fs::symlink_metadata(&path).with_context(|| shown(&path))?.is_dir() {
-            all.extend(files(&path)?);
-        } else if path.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e == *known)) {
-            all.push(path);
-        }
+fn report(dir: &Path, recursive: bool) -> anyhow::Result<Report> {
+    let list = if recursive { file::tree } else { file::list };
+    let Listing { manifests, surplus, passed_over } =
+        list(dir, file::FILES_MOST).with_context(|| shown(dir))?;
+    let mut report = Report { passed_over, ..Report::default() };
+    if surplus > 0 {
+        report.passed_over.push(format!("files beyond {} are not read", file::FILES_MOST));
     }
-    all.sort();
-    Ok(all)
-}
-
-fn report(dir: &Path) -> anyhow::Result<Report> {
-    let mut report = Report::default();
-    for path in files(dir)? {
-        let file = path.strip_prefix(dir).unwrap_or(&path).display().to_string();
-        let text = match fs::metadata(&path).map(|metadata| metadata.len()) {
-            Ok(length) if length > FILE_MOST => Err(format!("larger than {FILE_MOST} bytes")),
-            _ => fs::read_to_string(&path).map_err(|e| e.to_string()),
+    let (mut sources, mut room) = (Vec::new(), file::BYTES_MOST);
+    for path in manifests {
+        let name = path.strip_prefix(dir).unwrap_or(&path).display().to_string();
+        let length = fs::metadata(&path).map_or(0, |meta| meta.len().min(manifest::FILE_MOST));
+        let text = match length <= room {
+            true => file::text(&path),
+            false => Err(format!("the files are larger than {} MiB together", file::BYTES_MOST >> 20)),
         };
+        room = room.saturating_sub(length);
+        let text = text.and_then(|bytes| String::from_utf8(bytes).map_err(|e| format!("no UTF-8 text: {e}")));
         let documents = text.and_then(|text| Ok((manifest::documents(text.as_bytes())?, Lines::of(&text))));
         let (documents, lines) = match documents {
             Ok(found) => found,
             Err(why) => {
-                report.unreadable.push(format!("{file}: {why}"));
+                report.unreadable.push(format!("{name}: {why}"));
                 continue;
             }
         };
         // Without lines where the two do not agree of what there is.
         let known = lines.len() == documents.len();
         let mut lines = lines.into_iter();
+        let mut parsed = Parsed::default();
         for document in documents {
             let lines = lines.next().filter(|_| known);
             for (object, lines) in items(document, lines) {
-                match look(&file, &object, lines.as_ref()) {
+                match look(&name, &object, lines.as_ref()) {
                     Some(found) => report.objects.push(found),
                     None => report.others += 1,
                 }
+                let one = manifest::object(object);
+                parsed.objects.extend(one.objects);
             }
         }
+        sources.push(Source { path: name, parsed: Arc::new(parsed), problems: Vec::new(), unknown: false });
     }
+    hint(&mut report, &sources);
     let mut first: BTreeMap<&str, (&str, u64)> = BTreeMap::new();
     let mut again = Vec::new();
     for (index, found) in report.objects.iter().enumerate() {
@@ -181,6 +175,22 @@ fn report(dir: &Path) -> anyhow::Result<Report> {
         }
     }
     Ok(report)
+}
+
+/// What objects mean beside each other.
+fn hint(report: &mut Report, sources: &[Source]) {
+    let snapshot = merge::operator(sources);
+    let files = sources.iter().map(|source| (source.path.clone(), Arc::clone(&source.parsed))).collect();
+    let Ok(loaded) = assemble(&snapshot, &files, None) else { return };
+    let mut hints: BTreeMap<String, Vec<Hint>> = BTreeMap::new();
+    for (id, all) in hints::hints(&loaded.state) {
+        hints.entry(id.to_string()).or_default().extend(all);
+    }
+    for found in &mut report.objects {
+        let all = hints.remove(&found.object).unwrap_or_default().into_iter();
+        let line = found.line;
+        found.hints.extend(all.map(|(field, reason)| Fault { line, field, reason }));
+    }
 }
 
 /// The objects of a list, or the one that is none.
@@ -223,31 +233,51 @@ fn look(file: &str, object: &Value, lines: Option<&Lines>) -> Option<Finding> {
         object,
         outcome: Outcome::Works,
         faults: Vec::new(),
+        hints: Vec::new(),
         meanwhile: None,
         tier: None,
     };
-    let Some(known) = Kind::of(text("/apiVersion"), text("/kind")) else {
-        let mut found = found(format!("{} {}", text("/kind"), text("/metadata/name")));
-        (found.outcome, found.faults) = match unknown(text("/apiVersion"), text("/kind"))? {
-            None => (Outcome::NotRead, Vec::new()),
-            Some((field, reason)) => {
-                found.meanwhile = Some("it counts for nothing");
-                (Outcome::Refused, vec![Fault { line: line(field), field: field.to_owned(), reason }])
+    let (version, kind) = (text("/apiVersion"), text("/kind"));
+    let fault = |field: &str, reason: String| Fault { line: line(field), field: field.to_owned(), reason };
+    let Some(known) = Kind::of(version, kind) else {
+        let name = [text("/metadata/namespace"), text("/metadata/name")];
+        let name: Vec<&str> = name.into_iter().filter(|part| !part.is_empty()).collect();
+        let mut found = found(format!("{kind} {}", name.join("/")));
+        if let Some(settings) = mesh(object) {
+            let hint =
+                format!("it counts for agents whose agent.yaml says `mesh: {}`", text("/metadata/name"));
+            found.hints.push(fault("metadata.name", hint));
+            if let Err(reason) = settings {
+                found.outcome = Outcome::Refused;
+                found.meanwhile = Some("it counts for nothing: agents keep to what it said last");
+                found.faults.push(fault("spec", reason));
             }
-        };
+            return Some(found);
+        }
+        let problems = manifest::object(object.clone()).problems;
+        match engines::unread(version, kind, manifest::known_versions(kind)) {
+            Some(Unread::NoPolicy) => found.outcome = Outcome::NotRead,
+            Some(Unread::Refused(field, reason)) => {
+                found.meanwhile = Some("it counts for nothing");
+                found.outcome = Outcome::Refused;
+                found.faults.push(fault(field, reason));
+            }
+            None if problems.is_empty() => return None,
+            None => {
+                found.outcome = Outcome::Refused;
+                found.faults.extend(problems.into_iter().map(|reason| fault("metadata", reason)));
+            }
+        }
         return Some(found);
     };
     let said = known.read(object);
-    let fault = |fault: &ObjectError| Fault {
-        line: line(&fault.field),
-        field: fault.field.clone(),
-        reason: fault.reason.clone(),
-    };
-    let faults: Vec<Fault> = said.faults().map(fault).collect();
+    let of = |one: &ObjectError| fault(&one.field, one.reason.clone());
+    let faults: Vec<Fault> = said.faults().map(of).collect();
     Some(Finding {
         outcome: if faults.is_empty() { Outcome::Works } else { Outcome::Refused },
-        meanwhile: (!faults.is_empty()).then(|| said.meanwhile()),
+        meanwhile: said.refusal().map(|refusal| refusal.outcome.as_str()),
         faults,
+        hints: said.hints().iter().map(of).collect(),
         tier: match &said {
             Said::Policy(read) if read.policy.tier.order == Order::LAST => {
                 Some(NamedTier::IsIn(read.policy.tier.name.clone(), line("spec.tier")))
@@ -261,19 +291,13 @@ fn look(file: &str, object: &Value, lines: Option<&Lines>) -> Option<Finding> {
     })
 }
 
-/// Why an object of a kind that is not read would not count, by the field that says so; the inner `None`: it is not about policy. The outer:
-/// it is nobody's here.
-fn unknown(version: &str, kind: &str) -> Option<Option<(&'static str, String)>> {
-    let is_calicos = [API_VERSION, STORED_VERSION].contains(&version);
-    match manifest::known_versions(kind) {
-        Some(known) => Some(Some(("apiVersion", format!("{version:?}; only {known} is enforced")))),
-        None if ADMINS.contains(&kind) => {
-            Some(Some(("kind", "say it by a ClusterNetworkPolicy, which has taken its place".to_owned())))
-        }
-        None if is_calicos && NO_POLICY.contains(&kind) => Some(None),
-        None if is_calicos => Some(Some(("kind", format!("{kind:?}: no such kind is known")))),
-        None => None,
-    }
+/// What a Mesh says; `None`: it is none.
+fn mesh(object: &Value) -> Option<Result<(), String>> {
+    let parsed = manifest::object(object.clone());
+    parsed.objects.into_iter().find_map(|object| match object {
+        Object::Mesh(_, said) => Some(said.map(|_| ())),
+        _ => None,
+    })
 }
 
 fn table(report: &Report) -> String {
@@ -282,6 +306,9 @@ fn table(report: &Report) -> String {
     for found in &report.objects {
         *counts.entry(found.outcome).or_default() += 1;
         let Finding { file, object, .. } = found;
+        for Fault { line, field, reason } in &found.hints {
+            text.push_str(&format!("hint: {file}:{line}: {object}: {field}: {reason}\n"));
+        }
         match found.outcome {
             Outcome::Works => {}
             Outcome::NotRead => {
@@ -305,6 +332,9 @@ fn table(report: &Report) -> String {
     }
     for unreadable in &report.unreadable {
         text.push_str(&format!("{unreadable}\n"));
+    }
+    for passed in &report.passed_over {
+        text.push_str(&format!("passed over: {passed}\n"));
     }
     let count = |outcome| counts.get(&outcome).copied().unwrap_or_default();
     text.push_str(&format!(
@@ -366,7 +396,7 @@ metadata: {name: s}
         fs::write(dir.path().join("deep/policies.yaml"), POLICIES).unwrap();
         fs::write(dir.path().join("tier.yml"), extra).unwrap();
         fs::write(dir.path().join("notes.txt"), "no: [manifest").unwrap();
-        report(dir.path()).unwrap()
+        report(dir.path(), true).unwrap()
     }
 
     #[test]
@@ -408,7 +438,7 @@ metadata: {name: s}
             ),
             (
                 "{apiVersion: projectcalico.org/v3, kind: Profile, metadata: {name: a}}",
-                "kind: \"Profile\": no such",
+                "kind: profiles are not read",
             ),
             (
                 "{apiVersion: policy.networking.k8s.io/v1alpha1, kind: AdminNetworkPolicy, metadata: {name: a}}",
@@ -421,9 +451,9 @@ metadata: {name: s}
         ] {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join("a.yaml"), object).unwrap();
-            let text = table(&report(dir.path()).unwrap());
+            let text = table(&report(dir.path(), false).unwrap());
             assert!(text.contains(told), "{told}\nis not in\n{text}");
-            assert!(check(dir.path(), PolicyOutput::Json).is_err(), "{object}");
+            assert!(check(dir.path(), false, PolicyOutput::Json).is_err(), "{object}");
         }
     }
 
@@ -434,5 +464,71 @@ metadata: {name: s}
         let report = checked(tier);
         assert!(report.unreadable.is_empty());
         assert!(!table(&report).contains("spec.tier"));
+    }
+
+    fn told(files: &[(&str, &str)], recursive: bool) -> (String, bool) {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let fine = check(dir.path(), recursive, PolicyOutput::Json).is_ok();
+        (table(&report(dir.path(), recursive).unwrap()), fine)
+    }
+
+    #[test]
+    fn what_no_command_reads_is_passed_over_aloud() {
+        let policy = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: a}\n";
+        let files =
+            [("sub/a.yaml", policy), (".b.yaml", policy), ("C.YAML", policy), ("published/n.yaml", "")];
+        let (text, fine) = told(&files, false);
+        assert!(!fine && text.contains("0 objects work"), "{text}");
+        for file in ["sub/: 1 manifest in it", ".b.yaml: is not read", "C.YAML: is not read"] {
+            assert!(text.contains(&format!("passed over: {file}")), "{text}");
+        }
+        let (text, _) = told(&files[..1], true);
+        assert!(text.contains("1 objects work") && !text.contains("passed over"), "{text}");
+    }
+
+    #[test]
+    fn a_pipe_is_told_and_never_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&dir.path().join("x.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for recursive in [false, true] {
+            let report = report(dir.path(), recursive).unwrap();
+            assert_eq!(report.unreadable, ["x.yaml: no regular file"]);
+        }
+    }
+
+    #[test]
+    fn what_means_nothing_here_is_a_hint() {
+        let (text, fine) = told(
+            &[(
+                "a.yaml",
+                "{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.1.0.0/24]}}\n---\n\
+                 {apiVersion: projectcalico.org/v3, kind: HostEndpoint, metadata: {name: h}, spec: {node: n2, interfaceName: eth0}}\n---\n\
+                 {apiVersion: projectcalico.org/v3, kind: GlobalNetworkPolicy, metadata: {name: p}, spec: {selector: a == 'b', \
+                 egress: [{action: Deny, destination: {namespaceSelector: has(x) && !has(y) || !has(z)}}]}}\n---\n\
+                 {apiVersion: sennit.dev/v1alpha1, kind: Mesh, metadata: {name: acme}, spec: {policy: {sites: {default: deny}}}}\n",
+            )],
+            false,
+        );
+        assert!(fine, "{text}");
+        for hint in [
+            "HostEndpoint h: spec.node: no Node \"n2\" is here",
+            "GlobalNetworkPolicy p: spec: it selects nobody",
+            "GlobalNetworkPolicy p: spec.egress[0].destination.namespaceSelector: as in Calico, it also means",
+            "Mesh acme: metadata.name: it counts for agents whose agent.yaml says `mesh: acme`",
+        ] {
+            assert!(text.contains(hint), "{hint}\nis not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_mesh_that_is_refused_is_told() {
+        let mesh = "{apiVersion: sennit.dev/v1alpha1, kind: Mesh, metadata: {name: a}, spec: {policy: {sites: {defualt: deny}}}}";
+        let (text, fine) = told(&[("a.yaml", mesh)], false);
+        assert!(!fine && text.contains("Mesh a: spec: ") && text.contains("defualt"), "{text}");
     }
 }

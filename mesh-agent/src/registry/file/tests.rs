@@ -321,7 +321,7 @@ fn of_too_many_files_the_first_count() {
     for n in 0..10 {
         fs::write(dir.path().join(format!("{n}.yaml")), "").unwrap();
     }
-    let (files, surplus) = list(dir.path(), 4).unwrap();
+    let Listing { manifests: files, surplus, .. } = list(dir.path(), 4).unwrap();
     let names: Vec<_> = files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!((names, surplus), (vec!["0.yaml", "1.yaml", "2.yaml", "3.yaml"], 6));
 }

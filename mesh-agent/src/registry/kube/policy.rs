@@ -17,6 +17,7 @@ use mesh_policy::kind::KINDS;
 use mesh_policy::model::Labels;
 use mesh_policy::object::{Key, Metadata, Namespace, ObjectError, Pod, PodStatus};
 use mesh_policy::referent::What;
+use mesh_policy::refusal::Outcome;
 use mesh_policy::{Event, Said, calico as projectcalico, clusternetworkpolicy, meshpolicy, networkpolicy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -293,13 +294,13 @@ impl<const PLACE: usize, const STORED: bool> Counted for Told<PLACE, STORED> {
             meshpolicy::KIND => "Accepted",
             _ => "sennit.dev/Accepted",
         };
-        let refusals: Vec<String> = self.said.faults().map(ToString::to_string).collect();
+        let refusal = self.said.refusal().map(|refusal| refusal.to_string());
         let staged = matches!(&self.said, Said::Policy(read) if read.policy.staged);
         Some(Seen {
             resource: Seen::resource(Self::version(), Self::OF.kind, Self::OF.plural),
             name: self.said.id().name.clone(),
             current: self.conditions.iter().find(|condition| condition.kind == kind).cloned(),
-            wanted: Condition::of(kind, self.generation, &refusals, staged),
+            wanted: Condition::of(kind, self.generation, refusal.as_deref(), staged),
         })
     }
 
@@ -319,6 +320,7 @@ impl<const PLACE: usize, const STORED: bool> Counted for Told<PLACE, STORED> {
                           are isolated: delete some";
             read.fault =
                 Some(ObjectError { field: "metadata.namespace".to_owned(), reason: reason.to_owned() });
+            read.outcome = Outcome::Namespace;
         }
         Some(Self { said, generation: 0, conditions: Vec::new() })
     }

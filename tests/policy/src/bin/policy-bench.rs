@@ -36,6 +36,9 @@ struct Cli {
     /// Policies of five tiers and three APIs, instead of NetworkPolicies alone.
     #[arg(long)]
     tiers: bool,
+    /// Only what a network set of so many prefixes costs, and one more.
+    #[arg(long)]
+    networks: Option<u32>,
     /// Only what the policies of one tenant cost the others.
     #[arg(long)]
     tenants: bool,
@@ -139,6 +142,10 @@ fn told(what: &str, mut times: Vec<Duration>) {
 #[expect(clippy::print_stdout, reason = "its output is what it is run for")]
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    if let Some(nets) = cli.networks {
+        print!("{}", policy_tests::networks::measure(nets)?);
+        return Ok(());
+    }
     if cli.tenants {
         print!("{}", policy_tests::tenants::measure()?);
         return Ok(());

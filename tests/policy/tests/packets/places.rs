@@ -224,21 +224,17 @@ fn stance() -> Event {
         rule("pairs[0]", Action::Allow, Sites::Named("friend".into())),
         rule("default", Action::Deny, Sites::Not("here".into())),
     ];
-    Event::Policy(Read {
-        policy: Policy {
-            tier: Tier::sites(),
-            order: Order(0.0),
-            id: ObjectId { kind: "Mesh", namespace: None, name: "m:here".to_owned() },
-            subject: Subject::Sites(Sites::Named("here".into())),
-            egress: None,
-            ingress: Some(rules),
-            reach: Reach::Ends,
-            staged: false,
-            replaces: None,
-        },
-        fault: None,
-        more: vec![],
-    })
+    Event::Policy(Read::from(Policy {
+        tier: Tier::sites(),
+        order: Order(0.0),
+        id: ObjectId { kind: "Mesh", namespace: None, name: "m:here".to_owned() },
+        subject: Subject::Sites(Sites::Named("here".into())),
+        egress: None,
+        ingress: Some(rules),
+        reach: Reach::Ends,
+        staged: false,
+        replaces: None,
+    }))
 }
 
 #[test]

@@ -48,12 +48,14 @@ pub(super) struct Condition {
 }
 
 impl Condition {
-    /// What became of an object: all of it counts, or why not.
-    pub(super) fn of(kind: &str, generation: i64, refusals: &[String], staged: bool) -> Self {
-        let (status, reason, message) = match (refusals, staged) {
-            ([], false) => ("True", "Accepted", "all of it is understood".to_owned()),
-            ([], true) => ("True", "Audited", "what it would deny is told, and nothing is denied".to_owned()),
-            (all, _) => ("False", "Refused", cut(&all.join("; "))),
+    /// What became of an object: all of it counts, or why not, and what it does until that is mended.
+    pub(super) fn of(kind: &str, generation: i64, refusal: Option<&str>, staged: bool) -> Self {
+        let (status, reason, message) = match (refusal, staged) {
+            (None, false) => ("True", "Accepted", "all of it is understood".to_owned()),
+            (None, true) => {
+                ("True", "Audited", "what it would deny is told, and nothing is denied".to_owned())
+            }
+            (Some(refusal), _) => ("False", "Refused", cut(refusal)),
         };
         Self {
             kind: kind.to_owned(),
@@ -248,31 +250,31 @@ mod tests {
 
     #[test]
     fn a_policy_over_the_operators_budget_is_not_accepted() {
-        let seen = |refusals: &[String]| Seen {
+        let seen = |refusal: Option<&str>| Seen {
             resource: Seen::resource("sennit.dev/v1alpha1", "MeshPolicy", "meshpolicies"),
             name: "p".to_owned(),
             current: None,
-            wanted: Condition::of("Accepted", 7, refusals, false),
+            wanted: Condition::of("Accepted", 7, refusal, false),
         };
         let verdicts: Verdicts = [("MeshPolicy p".to_owned(), "it is too much".to_owned())].into();
-        let wanted = seen(&[]).judged(&verdicts).wanted;
+        let wanted = seen(None).judged(&verdicts).wanted;
         assert_eq!((wanted.status.as_str(), wanted.reason.as_str()), ("False", "OverBudget"));
         assert_eq!(wanted.message, "it is too much; whom it selects is denied");
-        assert_eq!(seen(&[]).judged(&Verdicts::new()).wanted.status, "True");
-        let refused = seen(&["spec: wrong".to_owned()]).judged(&verdicts).wanted;
+        assert_eq!(seen(None).judged(&Verdicts::new()).wanted.status, "True");
+        let refused = seen(Some("spec: wrong")).judged(&verdicts).wanted;
         assert_eq!((refused.reason.as_str(), refused.message.as_str()), ("Refused", "spec: wrong"));
     }
 
     #[test]
     fn a_condition_keeps_its_time_as_long_as_its_status_is_the_same() {
-        let seen = |current: Option<Condition>, refusals: &[String]| Seen {
+        let seen = |current: Option<Condition>, refusal: Option<&str>| Seen {
             resource: Seen::resource("sennit.dev/v1alpha1", "MeshPolicy", "meshpolicies"),
             name: "p".to_owned(),
             current,
-            wanted: Condition::of("Accepted", 7, refusals, false),
+            wanted: Condition::of("Accepted", 7, refusal, false),
         };
         let now: Timestamp = "2026-01-02T03:04:05.678Z".parse().unwrap();
-        let patch = seen(None, &[]).patch(now);
+        let patch = seen(None, None).patch(now);
         assert_eq!(
             (&patch["apiVersion"], &patch["kind"]),
             (&json!("sennit.dev/v1alpha1"), &json!("MeshPolicy"))
@@ -280,14 +282,14 @@ mod tests {
         let condition = &patch["status"]["conditions"][0];
         assert_eq!((&condition["status"], &condition["observedGeneration"]), (&json!("True"), &json!(7)));
         assert_eq!(condition["lastTransitionTime"], "2026-01-02T03:04:05Z");
-        let mut current = Condition::of("Accepted", 6, &[], false);
+        let mut current = Condition::of("Accepted", 6, None, false);
         current.last_transition_time = "2025-01-01T00:00:00Z".to_owned();
-        let patch = seen(Some(current.clone()), &[]).patch(now);
+        let patch = seen(Some(current.clone()), None).patch(now);
         assert_eq!(patch["status"]["conditions"][0]["lastTransitionTime"], "2025-01-01T00:00:00Z");
-        let patch = seen(Some(current.clone()), &["spec: wrong".to_owned()]).patch(now);
+        let patch = seen(Some(current.clone()), Some("spec: wrong")).patch(now);
         let condition = &patch["status"]["conditions"][0];
         assert_eq!((&condition["status"], &condition["message"]), (&json!("False"), &json!("spec: wrong")));
         assert_eq!(condition["lastTransitionTime"], "2026-01-02T03:04:05Z");
-        assert!(!current.says(&Condition::of("Accepted", 7, &[], false)), "of another generation");
+        assert!(!current.says(&Condition::of("Accepted", 7, None, false)), "of another generation");
     }
 }

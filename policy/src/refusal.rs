@@ -1,0 +1,90 @@
+//! What people are told of an object that was refused, as a whole or in part.
+
+use std::fmt;
+
+use crate::model::ObjectId;
+use crate::object::ObjectError;
+
+/// The most faults of one object that are told in one line.
+const TOLD_MOST: usize = 8;
+
+/// What an object does until what is wrong with it is mended. The last that applies is told: it is the widest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// What was refused matters to nothing else.
+    #[default]
+    Rest,
+    /// It is staged.
+    Staged,
+    /// Its rules were refused, each by itself.
+    Rules,
+    /// Its rules were refused together, as the API has it.
+    Isolates,
+    /// Its place among others was refused.
+    First,
+    /// Whom it means was refused: everybody whom it may.
+    Namespace,
+    /// Whom it means was refused: nobody, since it may be anybody.
+    Nobody,
+    /// A part of what it lists was refused, of something that policies refer to.
+    Listed,
+    /// By which interface a host is protected was refused.
+    Unprotected,
+    /// All of something that policies refer to was refused.
+    Nothing,
+}
+
+impl Outcome {
+    /// It, in words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rest => "the rest of it counts",
+            Self::Staged => "what it would do is not told in full",
+            Self::Rules => "such a rule accepts nothing, or denies all",
+            Self::Isolates => "it isolates what it selects and allows nothing",
+            Self::First => "it comes first in its tier and allows nothing",
+            Self::Namespace => "it isolates its whole namespace and allows nothing",
+            Self::Nobody => "it counts for nothing: what it denies is not denied",
+            Self::Listed => {
+                "rules that deny or pass what it lists deny everybody, and rules that allow all others allow nobody"
+            }
+            Self::Unprotected => "it protects no interface; rules that refer to it know its addresses alone",
+            Self::Nothing => "it counts for nothing",
+        }
+    }
+}
+
+/// What was refused of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why, fault by fault.
+    pub faults: Vec<ObjectError>,
+    /// What it does until that is mended.
+    pub outcome: Outcome,
+}
+
+impl Refusal {
+    /// Of these faults; `None`: there are none.
+    pub(crate) fn of<'a>(faults: impl Iterator<Item = &'a ObjectError>, outcome: Outcome) -> Option<Self> {
+        let faults: Vec<ObjectError> = faults.cloned().collect();
+        (!faults.is_empty()).then_some(Self { faults, outcome })
+    }
+
+    /// It, for people.
+    pub fn told(&self, id: &ObjectId) -> String {
+        format!("{id}: {self}")
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for fault in self.faults.iter().take(TOLD_MOST) {
+            write!(f, "{fault}; ")?;
+        }
+        if let Some(more) = self.faults.len().checked_sub(TOLD_MOST).filter(|more| *more > 0) {
+            write!(f, "{more} more faults; ")?;
+        }
+        let them = if self.faults.len() > 1 { "they are" } else { "it is" };
+        write!(f, "until {them} mended, {}", self.outcome.as_str())
+    }
+}
