@@ -444,3 +444,57 @@ fn pods_in_the_hosts_network_are_meant_by_nobody() {
         )
     });
 }
+
+#[test]
+fn a_network_set_changes_prefix_by_prefix() {
+    in_rig("a_network_set_changes_prefix_by_prefix", |mut rig| {
+        let set = |nets: &[&str]| {
+            let metadata = json!({"name": "feed", "labels": {"feed": "bad"}});
+            said(CALICO, "GlobalNetworkSet", metadata, json!({"nets": nets}))
+        };
+        let rules = json!([{"action": "Deny", "source": {"selector": "feed == 'bad'"}}, {"action": "Allow"}]);
+        rig.tell([
+            Event::Pod(pod("server", "server", &A)),
+            Event::Pod(pod("client", "client", &B)),
+            Event::Pod(pod("other", "other", &C)),
+            calico("GlobalNetworkPolicy", "p", json!({"types": ["Ingress"], "ingress": rules})),
+        ])?;
+        // Neighbours become one range, and two again; a wider prefix takes both in and leaves them.
+        for (nets, b, c) in [
+            (vec![B[0], B[1]], false, true),
+            (vec![B[0], B[1], C[0], C[1]], false, false),
+            (vec![C[0], C[1]], true, false),
+            (vec![C[0], C[1], "10.0.1.0/24", "fd00:1::/64"], false, false),
+            (vec!["10.0.1.0/24", "fd00:1::/64"], false, false),
+            (vec![B[0], B[1]], false, true),
+            (vec![], true, true),
+        ] {
+            rig.tell([set(&nets)])?;
+            check(&mut rig, &[("B", &B, &A, TCP, 80, b), ("C", &C, &A, TCP, 80, c)])?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn names_of_ports_need_no_protocol() {
+    in_rig("names_of_ports_need_no_protocol", |mut rig| {
+        let rules = |field: &str| json!([{"action": "Allow", "destination": {field: ["http"]}}]);
+        rig.tell([
+            Event::Pod(with_port(pod("server", "server", &A), "http", 80)),
+            Event::Pod(pod("client", "client", &B)),
+            calico("NetworkPolicy", "p", json!({"selector": "app == 'server'", "ingress": rules("ports")})),
+        ])?;
+        let asked = |named: bool| {
+            [
+                ("the port of the name", &B, &A, TCP, 80, named),
+                ("another", &B, &A, TCP, 81, !named),
+                ("of another protocol", &B, &A, UDP, 80, named),
+            ]
+        };
+        check(&mut rig, &asked(true))?;
+        let not = json!({"selector": "app == 'server'", "ingress": rules("notPorts")});
+        rig.tell([calico("NetworkPolicy", "p", not)])?;
+        check(&mut rig, &asked(false))
+    });
+}
