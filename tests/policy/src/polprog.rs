@@ -220,6 +220,8 @@ impl Program {
             }
         }
         let mut world = World::default();
+        // Sets hold addresses of anywhere.
+        world.set_bounds(&BTreeSet::new(), true);
         for (index, (address, ports)) in ports.into_iter().enumerate() {
             let from = |value: Value| serde_json::from_value(value);
             let mut pod = Pod::new(
