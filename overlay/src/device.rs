@@ -116,7 +116,7 @@ impl DeviceConfig {
         for (key, wanted) in &self.peers {
             let found = observed.peers.get(key);
             let endpoint = match wanted.chosen {
-                Some(chosen) => dialer.follow(key, chosen, &wanted.probed, found),
+                Some(chosen) => dialer.follow(key, chosen, &wanted.probed, found, now),
                 None => dialer.choose(key, &wanted.candidates, wanted.keepalive.is_some(), found, now),
             };
             let allowed = found.is_none_or(|f| f.allowed_ips != wanted.allowed_ips);

@@ -12,6 +12,8 @@ use crate::device::ObservedPeer;
 pub const HANDSHAKE_LIFETIME: Duration = Duration::from_secs(180);
 /// How long one candidate is tried: three handshake attempts of five seconds (Rekey-Timeout) each.
 pub const TRY_FOR: Duration = Duration::from_secs(15);
+/// How long a peer may stay at an address that nobody probes while the chosen path answers.
+pub const ROAM_FOR: Duration = Duration::from_secs(5);
 
 /// Whether the peer's last handshake still carries traffic. A clock that was set back a little leaves it fresh; one
 /// that lies further in the future than its lifetime tells nothing any more.
@@ -48,6 +50,8 @@ pub struct Dialer {
     learned: BTreeMap<PublicKey, SocketAddr>,
     /// What each peer published when it was looked at last.
     offered: BTreeMap<PublicKey, Vec<SocketAddr>>,
+    /// Where peers have roamed to that nobody probes, and since when.
+    roamed: BTreeMap<PublicKey, (SocketAddr, SystemTime)>,
 }
 
 impl Dialer {
@@ -106,25 +110,39 @@ impl Dialer {
         (current != Some(wanted)).then_some(wanted)
     }
 
-    /// The endpoint to write now, if any, where the prober knows one that answers. One that the device has roamed to and that the
-    /// prober does not know yet stays: it came with an authentic packet.
+    /// The endpoint to write now, if any, where the prober knows one that answers. One that the device
+    /// has roamed to came with an authentic packet: it stays until the prober knows it. A prober that does
+    /// not take it up, while its own choice answers, is right: a copy of the peer may have sent that packet.
     pub fn follow(
         &mut self,
         key: &PublicKey,
         chosen: SocketAddr,
         probed: &BTreeSet<SocketAddr>,
         observed: Option<&ObservedPeer>,
+        now: SystemTime,
     ) -> Option<SocketAddr> {
         self.attempts.remove(key);
-        let current = observed.and_then(|peer| peer.endpoint);
-        let roamed = observed.is_some_and(was_up) && current.is_some_and(|at| !probed.contains(&at));
         self.learned.insert(*key, chosen);
-        (current != Some(chosen) && !roamed).then_some(chosen)
+        let current = observed.and_then(|peer| peer.endpoint);
+        let news = current.filter(|at| observed.is_some_and(was_up) && !probed.contains(at));
+        let Some(news) = news else {
+            self.roamed.remove(key);
+            return (current != Some(chosen)).then_some(chosen);
+        };
+        let since = match self.roamed.get(key) {
+            Some((at, since)) if *at == news => *since,
+            _ => now,
+        };
+        self.roamed.insert(*key, (news, since));
+        // After the clock was set back nothing is known of the time that has passed.
+        let stays = now.duration_since(since).is_ok_and(|stayed| stayed < ROAM_FOR);
+        (!stays).then_some(chosen)
     }
 
     /// When the next candidate of some peer is due; only peers with more than one have one.
     pub fn wake_at(&self) -> Option<SystemTime> {
-        self.attempts.values().filter(|a| a.candidates.len() > 1).map(|a| a.since + TRY_FOR).min()
+        let tried = self.attempts.values().filter(|a| a.candidates.len() > 1).map(|a| a.since + TRY_FOR);
+        tried.chain(self.roamed.values().map(|(_, since)| *since + ROAM_FOR)).min()
     }
 
     /// Forgets the peers for which `keep` is false.
@@ -132,6 +150,7 @@ impl Dialer {
         self.attempts.retain(|key, _| keep(key));
         self.learned.retain(|key, _| keep(key));
         self.offered.retain(|key, _| keep(key));
+        self.roamed.retain(|key, _| keep(key));
     }
 }
 
@@ -209,16 +228,35 @@ mod tests {
     }
 
     #[test]
-    fn what_the_prober_has_chosen_is_followed_but_for_an_address_that_is_news_to_it() {
+    fn what_the_prober_has_chosen_is_followed() {
         let mut dialer = Dialer::default();
         let probed = BTreeSet::from([address(1), address(2)]);
         let mut follow =
-            |observed: Option<&ObservedPeer>| dialer.follow(&key(), address(2), &probed, observed);
+            |observed: Option<&ObservedPeer>| dialer.follow(&key(), address(2), &probed, observed, at(0));
         assert_eq!(follow(None), Some(address(2)));
         assert_eq!(follow(Some(&holding(Some(address(1)), Some(0)))), Some(address(2)));
         assert_eq!(follow(Some(&holding(Some(address(2)), Some(0)))), None);
         assert_eq!(follow(Some(&holding(Some(address(9)), Some(0)))), None, "it has roamed there");
         assert_eq!(follow(Some(&holding(Some(address(9)), None))), Some(address(2)), "it never was there");
+    }
+
+    #[test]
+    fn a_roamed_endpoint_that_nobody_probes_is_taken_back() {
+        let mut dialer = Dialer::default();
+        let probed = BTreeSet::from([address(2)]);
+        let mut follow = |to: u8, seconds| {
+            let peer = holding(Some(address(to)), Some(0));
+            dialer.follow(&key(), address(2), &probed, Some(&peer), at(seconds))
+        };
+        assert_eq!(follow(9, 0), None);
+        assert_eq!(follow(9, 4), None);
+        assert_eq!(follow(9, 5), Some(address(2)), "the chosen path has answered all the while");
+        assert_eq!(follow(9, 6), Some(address(2)), "also when it could not be written");
+        assert_eq!(follow(2, 7), None);
+        assert_eq!(follow(9, 8), None, "it has roamed anew");
+        assert_eq!(follow(8, 12), None, "and to another one");
+        assert_eq!(follow(8, 17), Some(address(2)));
+        assert_eq!(dialer.wake_at(), Some(at(17)));
     }
 
     #[test]
