@@ -3,7 +3,7 @@
 mod crash;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use ipnet::IpNet;
 use mesh_keyring::PrivateKey;
@@ -11,6 +11,7 @@ use mesh_overlay::backend::{
     BackendError, Ensured, NetBackend, NftBackend, ObservedGuard, ObservedNet, WireguardBackend,
 };
 use mesh_overlay::dial::Dialer;
+use mesh_overlay::handshake::Handshakes;
 use mesh_overlay::local::{InterfaceName, Routing};
 use mesh_overlay::vxlan::Foreign;
 use mesh_overlay::{DeviceChange, DeviceConfig, ObservedDevice, Route, RouteChange, RouteKind};
@@ -30,6 +31,7 @@ pub struct Reconciler<W, N, F> {
     pub nft: F,
     key: PrivateKey,
     dialer: Dialer,
+    handshakes: Handshakes,
     /// The fingerprint of the guard that stands first, from the last good state.
     restored: Option<String>,
 }
@@ -81,7 +83,8 @@ impl Pass {
 impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
     /// A reconciler for this host; `key` is the node's.
     pub fn new(wireguard: W, net: N, nft: F, key: PrivateKey) -> Self {
-        Self { wireguard, net, nft, key, dialer: Dialer::default(), restored: None }
+        let (dialer, handshakes) = Default::default();
+        Self { wireguard, net, nft, key, dialer, handshakes, restored: None }
     }
 
     /// Tells the fingerprint of the guard that was put up from the last good state: it may be replaced at once.
@@ -118,7 +121,7 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
             return pass;
         }
         if !plan.encrypts {
-            pass.device = pass.note(self.wireguard.observe().await).flatten();
+            pass.device = pass.note(self.observe(now).await).flatten();
         }
         let carriers = self.carriers(desired, &mut pass).await;
         self.links(desired, &carriers, &mut pass).await;
@@ -137,7 +140,7 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
             }
             None => return false,
         }
-        let Some(Some(device)) = pass.note(self.wireguard.observe().await) else { return false };
+        let Some(Some(device)) = pass.note(self.observe(now).await) else { return false };
         // A handshake that the other end cannot know yet is lost, and WireGuard repeats it after five seconds only:
         // a new device listens, is published, and dials in the next pass.
         let listening = DeviceConfig { listen_port: plan.device.listen_port, peers: BTreeMap::new() };
@@ -156,8 +159,7 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
                 return false;
             }
         }
-        pass.device =
-            if changed { pass.note(self.wireguard.observe().await).flatten() } else { Some(device) };
+        pass.device = if changed { pass.note(self.observe(now).await).flatten() } else { Some(device) };
         true
     }
 
@@ -248,7 +250,7 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         }
         self.close_what_is_revoked(desired, &mut pass, now).await;
         self.revoke(desired, &mut pass).await;
-        pass.device = pass.note(self.wireguard.observe().await).flatten();
+        pass.device = pass.note(self.observe(now).await).flatten();
         pass
     }
 
@@ -330,7 +332,16 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
     /// # Errors
     /// When it does not answer.
     pub async fn look_at_device(&mut self) -> Result<Option<ObservedDevice>, BackendError> {
-        self.wireguard.observe().await
+        self.observe(SystemTime::now()).await
+    }
+
+    /// The device, with handshakes of the age that they have, whatever was done to the clock.
+    async fn observe(&mut self, now: SystemTime) -> Result<Option<ObservedDevice>, BackendError> {
+        let mut device = self.wireguard.observe().await?;
+        if let Some(device) = &mut device {
+            self.handshakes.correct(device, Instant::now(), now);
+        }
+        Ok(device)
     }
 
     /// When the dialer wants to try another endpoint.

@@ -20,6 +20,7 @@ pub mod endpoint;
 pub mod exemption;
 pub mod fake;
 pub mod guard;
+pub mod handshake;
 pub mod link;
 pub mod local;
 pub mod netlink;
