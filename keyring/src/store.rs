@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::key::{KeyError, PrivateKey};
 
-/// Why a key could not be loaded or stored. A key that is there is never overwritten.
+/// Why a key could not be loaded or stored. A key that is there is never overwritten but where that is asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file or its directory can be read by others.
@@ -177,6 +177,26 @@ impl KeyFile {
             Ok(()) => Ok(key),
             Err(e) => Err(self.io("create", e)),
         }
+    }
+}
+
+impl KeyFile {
+    /// Replaces the key by another one, in one step. The one before is gone.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the key of before is untouched.
+    pub fn replace(&self, key: &PrivateKey) -> Result<(), StoreError> {
+        self.prepare_dir()?;
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".next-{}", self.temporary_tag));
+        let temporary = self.dir().join(name);
+        let written = write_key(&temporary, key)
+            .and_then(|()| fs::rename(&temporary, &self.path))
+            .and_then(|()| File::open(self.dir())?.sync_all());
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written.map_err(|e| self.io("replace", e))
     }
 }
 

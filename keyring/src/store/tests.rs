@@ -105,3 +105,16 @@ fn an_existing_file_is_never_overwritten_by_a_racing_creation() {
     assert!(file.create().is_err());
     assert_eq!(fs::read(file.path()).unwrap(), before);
 }
+
+#[test]
+fn a_key_is_replaced_in_one_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = KeyFile::new(&dir.path().join("keys"), "private.key");
+    let before = file.load_or_create().unwrap().key.public();
+    let next = PrivateKey::generate().unwrap();
+    file.replace(&next).unwrap();
+    assert_eq!(mode(file.path()), 0o600);
+    let after = file.load_or_create().unwrap();
+    assert!(!after.created && after.key.public() == next.public() && next.public() != before);
+    assert_eq!(fs::read_dir(file.dir()).unwrap().count(), 1, "temporary file left behind");
+}
