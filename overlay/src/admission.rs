@@ -42,8 +42,11 @@ pub enum Refusal {
     /// The annotations cannot be read.
     #[error("{0}")]
     Malformed(#[from] AdvertisementError),
-    /// An older claim than one seen before.
-    #[error("annotation sennit.dev/epoch went back from {seen} to {claimed}: an old claim was replayed")]
+    /// Another key with an earlier generation than one seen before.
+    #[error(
+        "annotation sennit.dev/epoch went back from {seen} to {claimed} with another key: an old claim was replayed; where the node \
+         was installed anew, run `mesh-agent rekey --after {seen}` on it"
+    )]
     RolledBack {
         /// The highest epoch seen.
         seen: u64,
@@ -52,7 +55,8 @@ pub enum Refusal {
     },
     /// Another key under the same epoch.
     #[error(
-        "annotation sennit.dev/public-key changed while the epoch stayed {0}: a new key needs a later epoch"
+        "annotation sennit.dev/public-key changed while the epoch stayed {0}: a new key needs a later epoch; run `mesh-agent rekey` \
+         on the node"
     )]
     KeyChanged(u64),
     /// The key belongs to another node.
@@ -99,6 +103,21 @@ pub enum Refusal {
     /// An endpoint that is this very node.
     #[error("endpoint {0} is an address of this node itself")]
     EndpointIsLocal(Endpoint),
+}
+
+impl Refusal {
+    /// Whether all that the node says of itself is refused, rather than a part of it.
+    pub fn is_whole(&self) -> bool {
+        matches!(
+            self,
+            Self::Malformed(_)
+                | Self::RolledBack { .. }
+                | Self::KeyChanged(_)
+                | Self::KeyTaken(_)
+                | Self::KeyContested(_)
+                | Self::Site { .. }
+        )
+    }
 }
 
 fn names(all: &[NodeName]) -> String {
@@ -206,12 +225,15 @@ fn judge_claim(
                 // An earlier claim counts only where it agrees with the operator.
                 return last.filter(|last| last.site == *label).cloned();
             }
+            // No replay: an older claim of the key brings nothing back that was revoked. What was revoked
+            // before it stays so.
+            (Some(last), _) if claim.public_key == last.public_key => {
+                return Some(Advertisement { epoch: claim.epoch.max(last.epoch), ..claim });
+            }
             (Some(last), _) if claim.epoch < last.epoch => {
                 Refusal::RolledBack { seen: last.epoch, claimed: claim.epoch }
             }
-            (Some(last), _) if claim.epoch == last.epoch && claim.public_key != last.public_key => {
-                Refusal::KeyChanged(claim.epoch)
-            }
+            (Some(last), _) if claim.epoch == last.epoch => Refusal::KeyChanged(claim.epoch),
             _ => return Some(claim),
         },
         Err(error) => Refusal::Malformed(error),

@@ -3,6 +3,8 @@
 //! An annotation is a hostile claim. It may state key, endpoints, MTU, site and epoch; which prefixes a node
 //! holds is never taken from here (see [`crate::admission`]).
 
+pub mod told;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_keyring::{KeyError, NameError, PublicKey, SiteName};
@@ -15,7 +17,7 @@ use crate::path::Rung;
 pub const DOMAIN: &str = "sennit.dev/";
 /// The node's WireGuard public key, base64.
 pub const PUBLIC_KEY: &str = "sennit.dev/public-key";
-/// When the key came into being, in milliseconds since 1970; a claim with a lower one than seen before is refused.
+/// The generation of the key: milliseconds since 1970, or one more than the last. Another key with no later one is refused.
 pub const EPOCH: &str = "sennit.dev/epoch";
 /// The node's site.
 pub const SITE: &str = "sennit.dev/site";
@@ -38,9 +40,28 @@ pub const PATH: &str = "sennit.dev/path";
 pub const WIREGUARD: &str = "sennit.dev/wireguard";
 const NO_WIREGUARD: &str = "none";
 
-/// All annotations that an agent reads and writes.
-pub const KNOWN: [&str; 9] =
+/// The annotations of a claim.
+const CLAIM: [&str; 9] =
     [PUBLIC_KEY, EPOCH, SITE, ENDPOINTS, INTERNAL_ENDPOINTS, REFLEXIVE_ENDPOINTS, MTU, WIREGUARD, PATH];
+
+/// All annotations that an agent reads and writes.
+pub const KNOWN: [&str; 12] = [
+    PUBLIC_KEY,
+    EPOCH,
+    SITE,
+    ENDPOINTS,
+    INTERNAL_ENDPOINTS,
+    REFLEXIVE_ENDPOINTS,
+    MTU,
+    WIREGUARD,
+    PATH,
+    told::MESH,
+    told::INSTANCE,
+    told::REFUSES,
+];
+
+/// The latest generation that is read: later than any clock says, and none so late that no other could follow.
+pub const EPOCH_MOST: u64 = (1 << 53) - 1;
 
 /// The longest annotation value that is read, in bytes.
 pub const VALUE_MOST: usize = 2048;
@@ -110,7 +131,7 @@ pub enum AdvertisementError {
 pub struct Advertisement {
     /// Its WireGuard key.
     pub public_key: PublicKey,
-    /// The generation of the key: milliseconds since 1970 when it was made.
+    /// The generation of the key. By order alone: it is compared with no clock.
     pub epoch: u64,
     /// The site it says it stands in.
     pub site: SiteName,
@@ -170,7 +191,7 @@ impl Advertisement {
     /// # Errors
     /// [`AdvertisementError`] names the annotation.
     pub fn parse(annotations: &BTreeMap<String, String>) -> Result<Option<Self>, AdvertisementError> {
-        let ours = || KNOWN.iter().filter_map(|&key| annotations.get(key).map(|value| (key, value)));
+        let ours = || CLAIM.iter().filter_map(|&key| annotations.get(key).map(|value| (key, value)));
         if ours().next().is_none() {
             return Ok(None);
         }
@@ -181,7 +202,7 @@ impl Advertisement {
         let list = |key| annotations.get(key).map_or(Ok(Vec::new()), |value| endpoints(key, value));
         Ok(Some(Self {
             public_key: need(PUBLIC_KEY)?.parse().map_err(AdvertisementError::Key)?,
-            epoch: number(EPOCH, need(EPOCH)?, 0, u64::MAX)?,
+            epoch: number(EPOCH, need(EPOCH)?, 0, EPOCH_MOST)?,
             site: need(SITE)?.parse().map_err(AdvertisementError::Site)?,
             endpoints: list(ENDPOINTS)?,
             internal_endpoints: list(INTERNAL_ENDPOINTS)?,

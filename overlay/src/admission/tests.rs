@@ -115,6 +115,28 @@ fn a_replayed_old_claim_does_not_bring_the_old_key_back() {
 }
 
 #[test]
+fn the_same_key_with_an_earlier_generation_is_no_replay() {
+    let later = Advertisement { epoch: 200, ..claim(3) };
+    let memory = remembered(&[record("a", &later, &[])]);
+    let moved =
+        Advertisement { epoch: 50, endpoints: vec!["192.0.2.77:1".parse().unwrap()], ..later.clone() };
+    let admission = judge(&[record("a", &moved, &[])], &memory);
+    assert_eq!(why(&admission, "a"), "");
+    let peer = admission.peers.values().next().unwrap();
+    assert_eq!((&peer.claim.endpoints, peer.claim.epoch), (&moved.endpoints, 200));
+    // And it opens no way back for the key of before.
+    let replayed = judge(&[record("a", &Advertisement { epoch: 100, ..claim(2) }, &[])], &admission.memory());
+    assert_eq!(replayed.peers.values().next().unwrap().claim.public_key, key(3));
+}
+
+#[test]
+fn no_generation_is_so_late_that_none_can_follow() {
+    let mut last = record("a", &claim(2), &[]);
+    last.annotations.insert("sennit.dev/epoch".to_owned(), u64::MAX.to_string());
+    assert!(why(&judge(&[last], &Memory::default()), "a").contains("sennit.dev/epoch"));
+}
+
+#[test]
 fn copying_a_key_takes_nothing_from_the_node_that_held_it_first() {
     let victim = record("victim", &claim(2), &["10.2.1.0/24"]);
     let memory = remembered(std::slice::from_ref(&victim));
