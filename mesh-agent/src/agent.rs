@@ -67,6 +67,8 @@ pub struct Desired {
     pub last_good: LastGood,
     /// What was refused, and why.
     pub refused: Vec<Problem>,
+    /// The nodes of whom this node refuses something: whether all that they say, and why.
+    pub refuses: Vec<(NodeName, bool, String)>,
     /// Nodes that publish no key.
     pub unpublished: BTreeSet<NodeName>,
     /// What the operator has exempted from encryption.
@@ -404,6 +406,10 @@ impl Agent {
             MeshPlan::compute(&local, grants, &admission.peers, &reserved, &self.resolved, &self.paths);
         warnings.extend(guarded::intruders(&self.underlay, &local, &plan));
         let exemptions = self.exemptions().cloned().map(|one| Exempted::of(one, self.today, &plan)).collect();
+        let refuses = admission.refused.iter().flat_map(|(node, whys)| {
+            whys.iter().map(move |why| (node.clone(), why.is_whole(), why.to_string()))
+        });
+        let refuses = refuses.collect();
         for (node, whys) in &admission.refused {
             refused.extend(whys.iter().map(|w| Problem { node: Some(node.clone()), text: w.to_string() }));
         }
@@ -428,11 +434,28 @@ impl Agent {
             names,
             last_good: self.last_good.clone(),
             refused,
+            refuses,
             unpublished,
             exemptions,
             warnings,
             kept: former.into_iter().chain(kept).collect(),
         }
+    }
+
+    /// The nodes of the registry, as they were read last.
+    pub fn nodes(&self) -> Option<&[NodeRecord]> {
+        self.snapshot.as_ref().map(|snapshot| snapshot.nodes.as_slice())
+    }
+
+    /// Goes on with a later generation of its key.
+    pub fn generation(&mut self, generation: u64) {
+        self.epoch = generation;
+    }
+
+    /// Forgets key, generation and prefixes of another node, as if it had never been seen. What is guarded stays
+    /// so. Returns whether there was anything.
+    pub fn forget(&mut self, node: &NodeName) -> bool {
+        self.last_good.peers.0.remove(node).is_some()
     }
 
     fn own_record(&self) -> Option<&NodeRecord> {

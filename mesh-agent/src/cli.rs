@@ -95,6 +95,24 @@ pub enum Command {
         #[command(subcommand)]
         command: GuardCommand,
     },
+    /// Make a new key with a later generation, for this host. A running agent goes on with it at once.
+    Rekey {
+        /// The generation that peers remember of this node, where `status` says that they do.
+        #[arg(long, value_name = "GENERATION")]
+        after: Option<u64>,
+        /// The configuration.
+        #[command(flatten)]
+        configured: Configured,
+    },
+    /// Forget what this host remembers of another node: its key, its generation and which prefixes it held
+    /// first. What the guard keeps stays.
+    Forget {
+        /// The other node.
+        name: String,
+        /// The configuration.
+        #[command(flatten)]
+        configured: Configured,
+    },
     /// Remove all that the agent ever made on this host: device, routes, rules, guard, state, publication.
     Cleanup {
         /// The configuration.

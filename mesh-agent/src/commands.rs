@@ -4,6 +4,7 @@ mod check;
 mod cleanup;
 mod device;
 mod guard;
+mod identity;
 pub mod join;
 mod plan;
 mod policy;
@@ -43,6 +44,8 @@ pub fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Trace { peer, socket, output } => block_on(status::trace(&socket, &peer, output)),
         Command::Plan { state, node, config, output } => plan::show(&state, &node, config.as_deref(), output),
         Command::Policy { command } => policy::execute(command),
+        Command::Rekey { after, configured } => identity::rekey(after, &load(&configured)?),
+        Command::Forget { name, configured } => identity::forget(&name, &load(&configured)?),
         Command::Guard { command } => guard::execute(command),
         Command::Cleanup { configured, keep_key, stay } => {
             let config = load(&configured)?;

@@ -16,6 +16,7 @@ use mesh_overlay::{Endpoint, Grants};
 use serde::Deserialize;
 
 use crate::bypass::Acknowledged;
+use crate::identity::IdentityConfig;
 use crate::settings::{Encryption, SiteGrant, grants};
 pub use policy::{Mode, Policy, SitePair, SiteStances, Stance};
 
@@ -256,6 +257,8 @@ struct Document {
     #[serde(default)]
     guard: GuardConfig,
     #[serde(default)]
+    identity: IdentityConfig,
+    #[serde(default)]
     encryption: Encryption,
     #[serde(default)]
     metrics: Metrics,
@@ -326,6 +329,8 @@ pub struct Config {
     pub vxlan: VxlanConfig,
     /// Bounds what is guarded, and for how long.
     pub guard: GuardConfig,
+    /// What is done where somebody else has this node's identity.
+    pub identity: IdentityConfig,
     /// How packets between nodes travel.
     pub encryption: Encryption,
     /// Where metrics are told.
@@ -479,6 +484,7 @@ impl Config {
             underlay: document.underlay,
             vxlan: document.vxlan,
             guard: document.guard,
+            identity: document.identity,
             encryption: document.encryption,
             metrics: document.metrics,
             policy: document.policy,

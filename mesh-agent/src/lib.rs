@@ -16,6 +16,7 @@ pub mod commands;
 pub mod config;
 pub mod descriptors;
 pub mod federate;
+pub mod identity;
 pub mod manifest;
 pub mod notify;
 pub mod policing;

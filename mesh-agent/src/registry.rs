@@ -164,6 +164,22 @@ impl Registry {
         }
     }
 
+    /// Writes these annotations of this node, if they differ from what stands there; says whether it wrote.
+    ///
+    /// # Errors
+    /// The previous publication stays in force.
+    pub async fn write(
+        &self,
+        node: &NodeName,
+        annotations: &BTreeMap<String, String>,
+    ) -> Result<bool, RegistryError> {
+        match self {
+            Self::File(file) => file.write(node, annotations),
+            Self::Kube(kube) => kube.write(node, annotations).await,
+            Self::Closed(closed) => Err(closed.away()),
+        }
+    }
+
     /// Tells people something about this node, where the registry has a place for that: a cluster's Events. Beside the loop; one
     /// that cannot be written is lost, and logged.
     pub fn tell(&self, node: &NodeName, notice: Notice) {

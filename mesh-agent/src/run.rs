@@ -16,13 +16,13 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use ipnet::IpNet;
 use jiff::Timestamp;
-use mesh_keyring::{KeyFile, KeyStore as _, NodeName, PublicKey};
-use mesh_overlay::Exemption;
+use mesh_keyring::{KeyFile, NodeName, PublicKey};
 use mesh_overlay::backend::{BackendError, NetBackend as _};
 use mesh_overlay::netlink::Netlink;
 use mesh_overlay::nft::Nft;
 use mesh_overlay::wireguard::Wireguard;
 use mesh_overlay::wireguard::userspace::UserspaceConfig;
+use mesh_overlay::{Exemption, ObservedDevice};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
@@ -31,6 +31,8 @@ use crate::boot::{self, Standing};
 use crate::bypass::{Needs, Watcher};
 use crate::config::{Config, Mode};
 use crate::descriptors;
+use crate::identity::watch::Identity;
+use crate::identity::{self, Begun};
 use crate::notify::notify;
 use crate::policing::{Known, Policing};
 use crate::probing::Probing;
@@ -39,7 +41,7 @@ use crate::problem::{Problem, Since};
 use crate::reconcile::{Pass, Reconciler};
 use crate::registry::Registry;
 use crate::resolve::Resolver;
-use crate::state::LastGoodFile;
+use crate::state::{LastGood, LastGoodFile};
 use crate::status::{Health, RefusedStatus, Reports};
 use drift::Drift;
 pub use lock::lock;
@@ -98,14 +100,6 @@ pub fn wireguard(config: &Config, own: Option<PublicKey>) -> anyhow::Result<Wire
     Ok(Wireguard::choose(wireguard.backend, userspace)?)
 }
 
-/// Milliseconds since 1970 when the key file was made: a later key has a later epoch, on whatever host it is made, and
-/// also when a node leaves and joins again within one second.
-fn epoch(file: &KeyFile) -> anyhow::Result<u64> {
-    let made = std::fs::metadata(file.path())?.modified()?;
-    let age = made.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Ok(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
-}
-
 /// The first failures of a part of the agent are logged once, and their end too.
 #[derive(Default)]
 struct Errors {
@@ -142,6 +136,7 @@ struct Running {
     // What is wrong between this node and the registry.
     estranged: Vec<Problem>,
     estranged_since: Since,
+    identity: Identity,
     health: Health,
     errors: Errors,
     refused: Vec<RefusedStatus>,
@@ -202,27 +197,28 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
         Registry::open_or_closed(&config.registry, &config.grants.mesh, &config.site, policy).await;
     // A peer that held them would take the API away from us.
     config.grants.protected.extend(servers);
-    let key_file = key_file(&config);
-    let stored = key_file.load_or_create()?;
-    let public_key = stored.key.public();
-    let epoch = epoch(&key_file).context("reading the age of the key file")?;
-    tracing::info!(node = %config.node, %public_key, epoch, created = stored.created, "starting");
     let last_good = LastGoodFile::new(&config.state_dir);
-    let (remembered, broken) = last_good.load();
+    let (mut remembered, broken) = last_good.load();
     if let Some(why) = broken {
         tracing::warn!("{why}");
     }
+    let begun = identity::begin(&config, &mut remembered, SystemTime::now())?;
+    let (public_key, epoch) = (begun.key.public(), begun.kept.generation);
+    tracing::info!(node = %config.node, %public_key, epoch, instance = %begun.instance, "starting");
+    disowned(&begun, &remembered, &last_good);
     let mut net = Netlink::new()?;
     let mut drift = Drift::new();
     let mut agent = Agent::new(config.clone(), public_key, epoch, remembered);
     agent.today(Timestamp::now());
     agent.underlay(net.observe(&config.wireguard.interface, &config.routing).await?.underlay);
     let desired = agent.desired(std::time::Instant::now());
-    let probing = Probing::start(stored.key.clone())?;
+    let probing = Probing::start(begun.key.clone())?;
     let policing =
         Policing::start(config.clone(), registry.feed().clone()).context("starting the thread of policy")?;
     let device = wireguard_or_missing(&config, public_key);
-    let mut reconciler = Reconciler::new(device, net, Nft::new(), stored.key);
+    let mut reconciler = Reconciler::new(device, net, Nft::new(), begun.key.clone());
+    let stood = stands(reconciler.look_at_device().await.ok().flatten(), public_key);
+    let identity = Identity::new(&config, &begun, stood, std::time::Instant::now());
     let standing = Standing::load(&config.state_dir).ok().flatten();
     reconciler.replaces(standing.map(|standing| standing.fingerprint()));
     let mut server = server::Listener::new(&config.socket());
@@ -242,6 +238,7 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
         reach: reach::Watcher::default(),
         estranged: Vec::new(),
         estranged_since: Since::default(),
+        identity,
         health: Health::default(),
         errors: Errors::default(),
         refused: Vec::new(),
@@ -330,6 +327,20 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
     Ok(ended)
 }
 
+/// Whether a device with this key has tunnels.
+fn stands(device: Option<ObservedDevice>, key: PublicKey) -> bool {
+    device.is_some_and(|device| device.public_key == Some(key) && !device.peers.is_empty())
+}
+
+/// What a copy does not remember any more is not to come back with the next start.
+fn disowned(begun: &Begun, remembered: &LastGood, file: &LastGoodFile) {
+    let Some(why) = &begun.copied else { return };
+    tracing::warn!("this state was copied: {why}");
+    if let Err(e) = file.store(remembered) {
+        tracing::warn!("{}: {e}", file.path().display());
+    }
+}
+
 /// As [`wireguard`]; one that cannot be had is missing, and tried again.
 fn wireguard_or_missing(config: &Config, own: PublicKey) -> Wireguard {
     wireguard(config, Some(own)).unwrap_or_else(|why| {
@@ -352,6 +363,19 @@ impl Running {
                 }
                 control::Answer::Released(released.iter().map(ToString::to_string).collect())
             }
+            control::Request::Forget(node) => {
+                let known = self.agent.forget(&node);
+                tracing::warn!(%node, known, "forgotten: what it says next is judged as if it were new");
+                control::Answer::Forgotten(known)
+            }
+            control::Request::Rekey(after) => match identity::rekey(&self.config, after, SystemTime::now()) {
+                Ok(kept) => {
+                    self.again = true;
+                    tracing::warn!(public_key = %kept.public_key, "a new key was made");
+                    control::Answer::Rekeyed(kept.public_key, kept.generation)
+                }
+                Err(why) => control::Answer::Refused(format!("{why:#}")),
+            },
         }
     }
 
@@ -429,6 +453,11 @@ impl Running {
         {
             errors.push(format!("{}: {e}", self.last_good.path().display()));
         }
+        let clock = (std::time::Instant::now(), now);
+        let generation = self.identity.look(self.agent.nodes(), &mut self.desired, clock);
+        self.agent.generation(generation);
+        self.again |= self.identity.begins_anew();
+        errors.extend(self.identity.errors());
         let pass = match &self.desired.harmful {
             Some(why) => {
                 errors.push(why.clone());
@@ -449,13 +478,20 @@ impl Running {
         let failed = !pass.errors.is_empty();
         errors.extend(pass.errors.iter().map(ToString::to_string));
         // Others may dial only what is there: publish after the device listens.
-        let mut published = false;
+        let (mut published, mut held) = (false, false);
         if pass.device.is_some() && !failed {
             // What others need of us stands there already; the rest can wait.
             published = self.stands;
-            if !published || Instant::now() >= self.inform_at {
-                match self.registry.publish(&self.config.node, &self.desired.publish).await {
-                    Ok(_) => published = true,
+            let annotations = self.identity.annotations(&self.desired.publish);
+            published &= annotations.is_some();
+            held = annotations.is_none();
+            if let Some(annotations) = annotations.filter(|_| !published || Instant::now() >= self.inform_at)
+            {
+                match self.registry.write(&self.config.node, &annotations).await {
+                    Ok(wrote) => {
+                        published = self.identity.written(wrote, std::time::Instant::now());
+                        held = !published;
+                    }
                     Err(e) => {
                         self.inform_at = Instant::now() + INFORM_RETRY;
                         errors.push(e.to_string());
@@ -484,7 +520,8 @@ impl Running {
             self.tell_exemptions();
         }
         let unfinished = failed || !published;
-        self.failures = if unfinished { self.failures.saturating_add(1) } else { 0 };
+        // Who may not publish yet has not failed.
+        self.failures = if unfinished && (failed || !held) { self.failures.saturating_add(1) } else { 0 };
         self.errors.replace(errors);
         // For the service manager guard and device are enough: with the registry away a restart would mend nothing.
         if !failed && self.pass.device.is_some() && !std::mem::replace(&mut self.notified, true) {
@@ -520,7 +557,10 @@ impl Running {
 
     /// Whether a problem keeps the agent from being ready.
     fn blocked(&self) -> bool {
-        self.bypass.blocks() || self.reach.blocks() || self.estranged.iter().any(|problem| problem.blocks)
+        self.bypass.blocks()
+            || self.reach.blocks()
+            || self.identity.blocks()
+            || self.estranged.iter().any(|problem| problem.blocks)
     }
 
     fn head_start(&mut self) {
@@ -557,30 +597,12 @@ impl Running {
             let left = until.duration_since(Timestamp::now());
             wake = wake.min(now + Duration::try_from(left).unwrap_or_default());
         }
+        if let Some(due) = self.identity.wake_at() {
+            wake = wake.min(Instant::from_std(due).max(now + GULP));
+        }
         if let Some(until) = self.agent.holds_until(now.into_std()) {
             wake = wake.min(Instant::from_std(until));
         }
         wake
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    #[test]
-    fn a_key_made_later_within_the_same_second_has_a_later_epoch() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = KeyFile::new(&directory.path().join("keys"), "private.key");
-        file.load_or_create().unwrap();
-        let second = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let epoch_at = |millis| {
-            let made = std::fs::File::open(file.path()).unwrap();
-            made.set_modified(second + Duration::from_millis(millis)).unwrap();
-            epoch(&file).unwrap()
-        };
-        assert_eq!(epoch_at(100), 1_700_000_000_100);
-        assert!(epoch_at(100) < epoch_at(650));
     }
 }

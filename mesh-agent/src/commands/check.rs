@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use mesh_keyring::PrivateKey;
-use mesh_overlay::MeshPlan;
 use mesh_overlay::backend::{NetBackend as _, NftBackend as _, WireguardBackend as _};
 use mesh_overlay::link::ALIAS;
 use mesh_overlay::netlink::Netlink;
 use mesh_overlay::nft::Nft;
+use mesh_overlay::{MeshPlan, NodeRecord};
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -20,6 +20,7 @@ use crate::agent::Agent;
 use crate::bypass::{Needs, Watcher};
 use crate::cli::StatusOutput;
 use crate::config::{Config, LISTEN_PORT};
+use crate::identity::place;
 use crate::registry::kube::trust::{Answer, missing};
 use crate::registry::{MeshWord, Registry, RegistryError, Snapshot};
 use crate::run;
@@ -150,12 +151,28 @@ async fn registry(config: &mut Config, findings: &mut Findings) -> Option<Snapsh
             format!("{} nodes, and none of them is {}", snapshot.nodes.len(), config.node),
         ),
     }
+    let own = snapshot.nodes.iter().find(|record| record.name == config.node);
+    identity(config, own, findings);
     match timeout(READING, registry.may_publish(&config.node)).await {
         Ok(Ok(())) => findings.fine("publication", "may be written"),
         Ok(Err(e)) => findings.obstacle("publication", e.to_string()),
         Err(_) => findings.obstacle("publication", "the registry does not answer"),
     }
     Some(snapshot)
+}
+
+/// Whether anybody else goes by this node's name or key.
+fn identity(config: &Config, own: Option<&NodeRecord>, findings: &mut Findings) {
+    let place = match place::look(config) {
+        Ok(place) => place,
+        Err(e) => return findings.obstacle("identity", e.to_string()),
+    };
+    let (copied, taken) = (place.copied(config), own.and_then(|own| place.taken(config, own)));
+    if copied.is_none() && taken.is_none() {
+        findings.fine("identity", "nobody else is known by this node's name or key");
+    }
+    copied.into_iter().for_each(|why| findings.warn("identity", why));
+    taken.into_iter().for_each(|why| findings.obstacle("identity", why));
 }
 
 /// Whether the device of this node is there already.

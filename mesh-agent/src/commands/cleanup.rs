@@ -11,6 +11,7 @@ use mesh_overlay::nft::Nft;
 
 use super::shown;
 use crate::config::Config;
+use crate::identity::file::IdentityFile;
 use crate::registry::Registry;
 use crate::run;
 use crate::state::LastGoodFile;
@@ -55,6 +56,7 @@ pub(super) async fn clean(config: &Config, keep_key: bool) -> anyhow::Result<()>
     tried("names", remove(&config.state_dir.join(crate::policing::NAMES)));
     if !keep_key {
         tried("key", remove(run::key_file(config).path()));
+        tried("identity", remove(IdentityFile::beside(run::key_file(config).path()).path()));
         tried("key directory", remove_empty(&config.state_dir.join("keys")));
         tried("state directory", remove_empty(&config.state_dir));
     }

@@ -47,6 +47,7 @@ fn release(names: &[String], config: &Config) -> anyhow::Result<()> {
         let found = match block_on(ask(&config.control_socket(), &Request::Release(what.clone()))) {
             Ok(Answer::Released(found)) => found,
             Ok(Answer::Refused(why)) => bail!("{name}: {why}"),
+            Ok(other) => bail!("{name}: the agent answered something else: {other:?}"),
             // Nobody runs: the next start finds it done.
             Err(why) => release_at_rest(config, &what).map_err(|e| why.context(format!("{e:#}")))?,
         };
@@ -81,7 +82,7 @@ fn release_at_rest(config: &Config, what: &str) -> anyhow::Result<Vec<String>> {
     Ok(released.iter().map(ToString::to_string).collect())
 }
 
-async fn ask(socket: &Path, request: &Request) -> anyhow::Result<Answer> {
+pub(super) async fn ask(socket: &Path, request: &Request) -> anyhow::Result<Answer> {
     let asking = async {
         let mut stream = UnixStream::connect(socket).await?;
         let mut line = serde_json::to_vec(request).map_err(std::io::Error::other)?;

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh_keyring::{ClusterName, NodeName, PublicKey, SiteName};
+use mesh_overlay::advertisement::told::Told;
 use mesh_overlay::{Advertisement, NodeRecord, prefix};
 
 /// The most prefixes of one node, as the MeshNode's schema has it.
@@ -227,7 +228,12 @@ fn mirror(
     if let Some(claimed) = claimed.filter(|claimed| **claimed != site) {
         return Err(format!("it says that it stands in site {claimed}; others say {site}"));
     }
-    let annotations = claim.map(|claim| claim.to_annotations()).unwrap_or_default();
+    let mut annotations = claim.map(|claim| claim.to_annotations()).unwrap_or_default();
+    if !annotations.is_empty() {
+        // Who refuses whom has to come back to whom it concerns; which agent speaks is its own cluster's affair.
+        let told = Told { instance: None, ..Told::parse(&record.annotations) };
+        annotations.extend(told.to_annotations());
+    }
     Ok((Mirror { site, pod_cidrs, annotations }, key))
 }
 

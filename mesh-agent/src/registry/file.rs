@@ -309,12 +309,24 @@ impl FileRegistry {
     /// # Errors
     /// [`RegistryError::Publish`]; the old file is untouched.
     pub fn publish(&self, node: &NodeName, claim: &Advertisement) -> Result<bool, RegistryError> {
+        self.write(node, &claim.to_annotations())
+    }
+
+    /// Writes a publication with these annotations, as [`FileRegistry::publish`] does.
+    ///
+    /// # Errors
+    /// [`RegistryError::Publish`]; the old file is untouched.
+    pub fn write(
+        &self,
+        node: &NodeName,
+        annotations: &BTreeMap<String, String>,
+    ) -> Result<bool, RegistryError> {
         let path = own_path(&self.dir, node);
         let failed = |source| RegistryError::Publish { path: path.display().to_string(), source };
         let manifest = json!({
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": { "name": node, "annotations": claim.to_annotations() },
+            "metadata": { "name": node, "annotations": annotations },
         });
         let text = serde_saphyr::to_string(&manifest).map_err(|e| failed(io::Error::other(e.to_string())))?;
         // The registry itself is the operator's to make: an unmounted directory must not be written into.

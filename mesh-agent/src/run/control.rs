@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use mesh_keyring::{NodeName, PublicKey};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -24,6 +25,10 @@ const WAITING_MOST: usize = 16;
 pub enum Request {
     /// Takes a prefix that nobody holds out of the guard, or all that a node or `site NAME` held last.
     Release(String),
+    /// Forgets what is remembered of another node.
+    Forget(NodeName),
+    /// Makes a new key, later than the generation given.
+    Rekey(Option<u64>),
 }
 
 /// The agent's answer.
@@ -32,6 +37,10 @@ pub enum Request {
 pub enum Answer {
     /// What was released.
     Released(Vec<String>),
+    /// Whether anything was remembered.
+    Forgotten(bool),
+    /// The new key and its generation.
+    Rekeyed(PublicKey, u64),
     /// Why nothing was done.
     Refused(String),
 }

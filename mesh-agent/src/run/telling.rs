@@ -124,7 +124,13 @@ impl Running {
             refused: self.refused.clone(),
             unpublished: self.desired.unpublished.iter().cloned().collect(),
             errors,
-            problems: [self.bypass.problems(), self.reach.problems(), &self.estranged].concat(),
+            problems: [
+                self.bypass.problems(),
+                self.reach.problems(),
+                self.identity.problems(),
+                &self.estranged,
+            ]
+            .concat(),
             guard: GuardStatus {
                 standing: guard.fingerprint.as_ref() == Some(&wanted),
                 egress_drops: guard.egress_drops,

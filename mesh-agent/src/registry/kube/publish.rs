@@ -118,13 +118,20 @@ impl KubeRegistry {
     /// # Errors
     /// [`RegistryError::Apply`].
     pub async fn publish(&self, node: &NodeName, claim: &Advertisement) -> Result<bool, RegistryError> {
-        let annotations = claim.to_annotations();
+        self.write(node, &claim.to_annotations()).await
+    }
+
+    /// Applies these annotations of this node, as [`KubeRegistry::publish`] does.
+    ///
+    /// # Errors
+    /// [`RegistryError::Apply`].
+    pub async fn write(&self, node: &NodeName, annotations: &Annotations) -> Result<bool, RegistryError> {
         let deadline = Instant::now() + WRITE;
         loop {
             let (kind, name) = {
                 let directory = self.shared.directory.lock();
                 match directory.find(node, self.cluster.as_ref()) {
-                    Some((_, entry)) if *entry.annotations() == annotations => {
+                    Some((_, entry)) if entry.annotations() == annotations => {
                         self.publishing.writing.lock().take();
                         return Ok(false);
                     }
@@ -154,7 +161,7 @@ impl KubeRegistry {
             };
             let done = done.unwrap_or_else(|e| Err(place.refused(e.to_string())));
             // Of what was to be said before, it does not matter what became.
-            if writing.annotations == annotations {
+            if writing.annotations == *annotations {
                 return done.map(|()| true);
             }
         }
