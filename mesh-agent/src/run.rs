@@ -483,8 +483,9 @@ impl Running {
             // What others need of us stands there already; the rest can wait.
             published = self.stands;
             let annotations = self.identity.annotations(&self.desired.publish);
-            published &= annotations.is_some();
-            held = annotations.is_none();
+            // Of a registry that was not read nothing is known, and what stood there last has to do.
+            held = annotations.is_none() && self.agent.is_synced();
+            published &= !held;
             if let Some(annotations) = annotations.filter(|_| !published || Instant::now() >= self.inform_at)
             {
                 match self.registry.write(&self.config.node, &annotations).await {

@@ -165,8 +165,8 @@ impl Tenure {
             let patient = self.state == State::Beginning
                 && !self.stood
                 && now.saturating_duration_since(self.begun) < PATIENCE;
-            return self
-                .verdict(if self.waits() { Step::Keep } else { Step::Publish }, !patient && !self.waits());
+            // Nothing is written over what was not read: a cluster's API may have told a part of it.
+            return self.verdict(Step::Keep, !patient && !self.waits());
         };
         match self.state {
             State::Beginning => self.begin(seen),

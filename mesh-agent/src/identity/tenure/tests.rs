@@ -34,7 +34,7 @@ fn a_restarted_agent_with_tunnels_speaks_at_once() {
     let now = Instant::now();
     let before = seen(instance(7, 4), 1, true);
     let mut tenure = tenure(1, Some(7), true, now);
-    assert_eq!(tenure.look(None, now).dial, true);
+    assert!(tenure.look(None, now).dial);
     let verdict = tenure.look(Some(Some(&before)), now);
     assert_eq!((verdict.step, verdict.dial), (Step::Publish, true));
     tenure.wrote(Some(&before), now);
@@ -67,6 +67,9 @@ fn without_the_registry_tunnels_come_up_after_a_while() {
     let mut tenure = tenure(1, Some(7), false, now);
     assert!(!tenure.look(None, at(now, 2)).dial);
     assert!(tenure.look(None, at(now, 3)).dial);
+    for seconds in 0..60 {
+        assert_eq!(tenure.look(None, at(now, seconds)).step, Step::Keep, "what stands there is not known");
+    }
 }
 
 /// A copy that has asked, and was answered by the agent with number 7.
