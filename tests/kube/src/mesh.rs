@@ -303,6 +303,52 @@ impl Mesh {
         self.agents.get(node).is_some_and(|agent| agent.try_wait().is_ok_and(|ended| ended.is_none()))
     }
 
+    /// The same with a clock that [`Mesh::set_clock`] sets while they run.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_with_a_clock(&mut self, node: &str) -> anyhow::Result<()> {
+        self.set_clock(node, "+0s")?;
+        let library = programs::kubernetes("libfaketimeMT.so.1").display().to_string();
+        let file = self.host(node)?.private_dir().join("clock").display().to_string();
+        let environment = [
+            ("LD_PRELOAD", library.as_str()),
+            ("FAKETIME_TIMESTAMP_FILE", file.as_str()),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ];
+        self.run(node, &environment)
+    }
+
+    /// Sets that clock, to an offset such as "+1h".
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_clock(&self, node: &str, offset: &str) -> anyhow::Result<()> {
+        let dir = self.host(node)?.private_dir();
+        std::fs::write(dir.join("clock.next"), offset)?;
+        Ok(std::fs::rename(dir.join("clock.next"), dir.join("clock"))?)
+    }
+
+    /// Makes one host the copy of another: its state and its configuration, but for its own address.
+    ///
+    /// # Errors
+    /// When something cannot be copied.
+    pub fn copy(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let (original, copy) = (self.host(from)?.private_dir(), self.host(to)?.private_dir());
+        let state = copy.join("state");
+        if state.exists() {
+            std::fs::remove_dir_all(&state)?;
+        }
+        let done =
+            std::process::Command::new("cp").arg("-a").arg(original.join("state")).arg(&state).status()?;
+        ensure!(done.success(), "cp: {done}");
+        self.configure(to, &self.credentials(from)?)?;
+        let mut config: Value = serde_json::from_slice(&std::fs::read(copy.join("agent.yaml"))?)?;
+        config["node"] = json!(self.member(from)?.0.name);
+        Ok(std::fs::write(copy.join("agent.yaml"), config.to_string())?)
+    }
+
     fn run(&mut self, node: &str, environment: &[(&str, &str)]) -> anyhow::Result<()> {
         let host = self.host(node)?;
         let log = host.private_dir().join("agent.log");
