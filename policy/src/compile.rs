@@ -276,8 +276,11 @@ impl Compiler {
         }
         // Names alone change no class, and their sets are no namespace's. They come often, so that nothing else is looked at for them.
         let Touched { addresses, meanings, subjects, networks, .. } = &touched;
-        let only_named =
-            !stale && addresses.is_empty() && meanings.is_empty() && subjects.is_empty() && networks.is_empty();
+        let only_named = !stale
+            && addresses.is_empty()
+            && meanings.is_empty()
+            && subjects.is_empty()
+            && networks.is_empty();
         if !only_named && self.fit(stale, touched, edit.standing()) {
             let strict = self.classes.values().any(|class| class.denies);
             let based = Some((self.anybody.clone(), strict));

@@ -13,8 +13,8 @@ use super::file::{IdentityFile, Kept};
 use super::hearsay::{self, Local};
 use super::tenure::{Seen, Step, Tenure};
 use crate::agent::Desired;
-use crate::problem::Problem;
 use crate::config::Config;
+use crate::problem::Problem;
 use crate::run;
 use crate::status::rfc3339;
 
