@@ -6,6 +6,7 @@
 mod exempted;
 mod guarded;
 mod in_force;
+mod own;
 mod standing;
 mod stranded;
 
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use mesh_keyring::{NodeName, PublicKey, SiteName};
+use mesh_keyring::{NodeName, PublicKey};
 use mesh_overlay::address::{Carried, carrier_prefix};
 use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST, PUBLIC_KEY};
 use mesh_overlay::endpoint::is_dialable;
@@ -31,6 +32,7 @@ use crate::config::Config;
 use crate::registry::{MeshWord, Problem, Snapshot};
 use crate::state::LastGood;
 pub use exempted::{Exempted, ExemptionState};
+pub use own::own_prefixes;
 use standing::{Standing, Steady};
 use stranded::harmful;
 
@@ -565,39 +567,6 @@ impl Agent {
     fn encrypts(&self) -> bool {
         self.config.wireguard.backend != Choice::None
     }
-}
-
-/// The prefixes that the operator's manifest gives this node, less those that it could not have been granted.
-pub fn own_prefixes(
-    grants: &Grants,
-    site: &SiteName,
-    record: &NodeRecord,
-    warnings: &mut Vec<String>,
-) -> Vec<IpNet> {
-    let mut own = Vec::new();
-    for text in &record.pod_cidrs {
-        let shown: String = text.chars().take(60).collect();
-        let mut refuse = |why: String| {
-            warnings.push(format!("spec.podCIDRs of this node: {shown:?} is not used: {why}"));
-        };
-        let Ok(net) = text.parse::<IpNet>().map(|net| net.trunc()) else {
-            refuse("no prefix such as 10.1.0.0/24".to_owned());
-            continue;
-        };
-        // Where sites are named, one that is not among them was granted nothing.
-        let granted = grants.sites.is_empty()
-            || grants.sites.get(site).is_some_and(|wide| wide.iter().any(|wide| wide.contains(&net)));
-        if let Some(why) = prefix::forbidden(&net) {
-            refuse(why);
-        } else if !granted {
-            refuse(format!("it lies outside of what site {site} was granted"));
-        } else if let Some(ip) = grants.protected.iter().find(|ip| net.contains(*ip)) {
-            refuse(format!("it holds the protected address {ip}"));
-        } else if !own.contains(&net) {
-            own.push(net);
-        }
-    }
-    own
 }
 
 fn names_of(peer: &Peer) -> impl Iterator<Item = String> + '_ {

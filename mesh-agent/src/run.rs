@@ -4,6 +4,7 @@
 mod budgets;
 pub mod control;
 mod drift;
+mod judging;
 mod lock;
 mod metrics;
 mod server;
@@ -37,12 +38,12 @@ use crate::notify::notify;
 use crate::policing::{Known, Policing};
 use crate::probing::Probing;
 use crate::problem::{Problem, Since};
-use crate::reach::{self, Forwarding};
+use crate::reach;
 use crate::reconcile::{Pass, Reconciler};
 use crate::registry::Registry;
 use crate::resolve::Resolver;
 use crate::state::{LastGood, LastGoodFile};
-use crate::status::{Health, RefusedStatus, Reports};
+use crate::status::{Health, RefusedStatus};
 use drift::Drift;
 pub use lock::lock;
 
@@ -533,35 +534,6 @@ impl Running {
             tracing::info!(peers = self.desired.plan.peers.len(), "ready");
         }
         self.ready = ready;
-    }
-
-    /// Judges whether packets get where they are to.
-    async fn look_at_reach(&mut self, reports: &Reports, wall: SystemTime) {
-        let denied = if self.reach.misses(&self.pass.guard) {
-            let dropped = self.policing.status().await.dropped;
-            self.denied =
-                dropped.egress + dropped.ingress + dropped.unknown + dropped.invalid + dropped.midstream;
-            self.denied
-        } else {
-            self.denied
-        };
-        let seen = reach::Seen {
-            plan: &self.desired.plan,
-            reports,
-            guard: &self.pass.guard,
-            forwarding: Forwarding::read(self.agent.forwarding(), self.config.wireguard.interface.as_str()),
-            closed: self.bypass.closed(),
-        };
-        self.reach.look(&seen, denied, (std::time::Instant::now(), wall));
-        self.probing.cut_off(self.reach.cuts_pods_off());
-    }
-
-    /// Whether a problem keeps the agent from being ready.
-    fn blocked(&self) -> bool {
-        self.bypass.blocks()
-            || self.reach.blocks()
-            || self.identity.blocks()
-            || self.estranged.iter().any(|problem| problem.blocks)
     }
 
     fn head_start(&mut self) {

@@ -13,6 +13,7 @@
 pub mod choice;
 mod limit;
 pub mod line;
+mod pair;
 pub mod pmtu;
 pub mod prober;
 pub mod through;
