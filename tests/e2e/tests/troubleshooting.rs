@@ -59,4 +59,10 @@ scenarios! {
     a_registry_that_is_away: "registry-away.yaml",
     a_configuration_with_a_fault: "wrong-configuration.yaml",
     few_file_descriptors: "few-descriptors.yaml",
+    a_second_host_with_a_taken_name: "duplicate-name.yaml",
+    a_cloned_host: "clone.yaml",
+    a_node_that_its_peers_refuse: "refused-by-peers.yaml",
+    a_mistyped_mesh: "another-mesh.yaml",
+    an_api_that_is_away: "api-unreachable.yaml",
+    an_api_that_refuses: "api-refuses.yaml",
 }
