@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::key::{KeyError, PrivateKey};
 
-/// Why a key could not be loaded or stored. A key that is there is never overwritten but where that is asked for.
+/// An error of loading or storing a key. An existing key is overwritten only on request.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file or its directory can be read by others.

@@ -329,7 +329,7 @@ pub struct Config {
     pub vxlan: VxlanConfig,
     /// Bounds what is guarded, and for how long.
     pub guard: GuardConfig,
-    /// What is done where somebody else has this node's identity.
+    /// The settings for a node whose identity is also used elsewhere.
     pub identity: IdentityConfig,
     /// How packets between nodes travel.
     pub encryption: Encryption,

@@ -1,4 +1,4 @@
-//! How many files this process may have open, and whether that is enough.
+//! The process's limit on open files, and a check that it is high enough.
 
 use std::fs::File;
 use std::io;
@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// More than one pass opens beside what stays open: two programs with their pipes, files of state, readers of status.
 const SPARE: usize = 24;
-/// What an agent is given where its hard limit allows.
+/// The soft limit that the agent sets, if its hard limit allows.
 const ENOUGH: u64 = 65_536;
 
 /// Raises the soft limit of open files as far as the hard one allows. Best effort.

@@ -1,5 +1,4 @@
-//! Who this node is: its key with a generation, the state that it belongs to, and whether somebody else
-//! goes by it too.
+//! The node's identity: its key and generation, the state it belongs to, and any other user of it.
 //!
 //! ```text
 //! keys/private.key + keys/identity.json -> Begun -> Tenure (who may speak) -> problems, annotations
@@ -25,7 +24,7 @@ use crate::config::Config;
 use crate::run;
 use crate::state::LastGood;
 
-/// What an agent does that finds itself with the state of another node or machine.
+/// The agent's action if its state comes from another node or machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum OnCopy {
@@ -40,7 +39,7 @@ pub enum OnCopy {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct IdentityConfig {
-    /// What a copy does.
+    /// The action for copied state.
     pub on_copy: OnCopy,
 }
 
@@ -48,7 +47,7 @@ pub struct IdentityConfig {
 pub struct Begun {
     /// The key.
     pub key: PrivateKey,
-    /// What is kept of it; the agent that begins is counted already.
+    /// The stored identity. Its start count includes this start.
     pub kept: Kept,
     /// The agent that begins.
     pub instance: Instance,
@@ -60,7 +59,7 @@ pub struct Begun {
     pub copied: Option<String>,
     /// It is a copy and waits for the operator.
     pub waits: bool,
-    /// What could not be read or written, for status.
+    /// Read and write errors, for status.
     pub complaints: Vec<String>,
 }
 
@@ -177,7 +176,8 @@ fn copied_from(
 /// somebody remembers of this node.
 ///
 /// # Errors
-/// What could not be written. Either key and generation are both new, or the key is the one of before.
+/// Fails if the key or its record cannot be written. Then either both are new, or the key is
+/// unchanged.
 pub fn rekey(config: &Config, after: Option<u64>, now: SystemTime) -> anyhow::Result<Kept> {
     let keys: KeyFile = run::key_file(config);
     let file = IdentityFile::beside(keys.path());

@@ -338,7 +338,7 @@ impl Policing {
     }
 }
 
-/// What is wrong where a change has been under way for so long.
+/// Returns the problem if a policy change has been under way for too long.
 fn stuck(took: Duration, now: Timestamp) -> Option<String> {
     let since = (took >= STUCK).then(|| now - SignedDuration::try_from(took).unwrap_or_default())?;
     Some(format!(

@@ -18,11 +18,11 @@ pub struct Problem {
     pub code: String,
     /// The thing that is wrong: a table, a rule, an interface.
     pub object: String,
-    /// What it does.
+    /// A description of the problem.
     pub text: String,
-    /// What to do about it.
+    /// The remedy.
     pub remedy: String,
-    /// Whether the agent is not ready as long as it is there.
+    /// True if the problem keeps the agent from being ready.
     pub blocks: bool,
     /// Packets that it has taken past the mesh, where they can be counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]

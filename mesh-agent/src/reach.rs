@@ -1,4 +1,5 @@
-//! Whether packets get where they are to: judged by the end-to-end check of each peer, the guard's counts, and the kernel's settings.
+//! The end-to-end check of this node. It judges peers' checks, the guard's counters and the
+//! kernel's settings.
 //!
 //! Handshakes and probes say that two agents reach each other on the underlay. What the routes, rules and firewalls of either host do to
 //! pods' packets shows here.
@@ -19,13 +20,13 @@ use crate::status::Reports;
 const RISES_FOR: Duration = Duration::from_secs(30);
 /// Counts are compared over at least this time: they are not read in one moment.
 const WINDOW: Duration = Duration::from_secs(4);
-/// What was found about forwarding holds this long without any packet that could say more.
+/// The time that a forwarding result stays valid while no packets could change it.
 const HOLDS: Duration = Duration::from_secs(60);
 const FORWARDING_DROPPED: &str = "forwarding-dropped";
 /// Fewer packets say nothing.
 const PACKETS_LEAST: u64 = 3;
 
-/// What the kernel says of forwarding, for IPv4 and IPv6.
+/// The kernel's forwarding settings, for IPv4 and IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forwarding {
     /// For the host as a whole.
@@ -46,12 +47,12 @@ impl Forwarding {
     }
 }
 
-/// What one pass has seen.
+/// The observations of one pass.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
     /// The plan in force.
     pub plan: &'a MeshPlan,
-    /// What the prober knows.
+    /// The prober's reports.
     pub reports: &'a Reports,
     /// The guard with its counts.
     pub guard: &'a ObservedGuard,
@@ -120,7 +121,8 @@ impl Watcher {
         self.since.note(&mut self.problems, wall);
     }
 
-    /// Whether more packets began to cross than have crossed since the last look: only then is it of interest what policy has dropped.
+    /// Reports whether the guard saw more packets enter the forward path than leave it since the
+    /// last pass. Only then do policy's drop counts matter.
     pub fn misses(&self, guard: &ObservedGuard) -> bool {
         self.counts.is_none_or(|before| {
             guard.crossing.saturating_sub(before.crossing) > guard.crossed.saturating_sub(before.crossed)
@@ -149,25 +151,26 @@ impl Watcher {
         }
     }
 
-    /// What was found.
+    /// Returns the problems of the last pass.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// Whether something on this host keeps its pods from the tunnel although packets come through to the host itself.
+    /// Reports whether this host cuts its pods off from the tunnel: forwarding is off, or most
+    /// forwarded packets are dropped.
     pub fn cuts_pods_off(&self) -> bool {
         self.problems
             .iter()
             .any(|problem| ["forwarding-off", FORWARDING_DROPPED].contains(&problem.code.as_str()))
     }
 
-    /// Whether the agent is not ready because of any of it.
+    /// Reports whether any problem keeps the agent from being ready.
     pub fn blocks(&self) -> bool {
         self.problems.iter().any(|problem| problem.blocks)
     }
 }
 
-/// How the peers that a path leads to are reached through the tunnel.
+/// Returns the problems of peers that have a path and are not reached through the tunnel.
 fn unreached(plan: &MeshPlan, reports: &Reports) -> Vec<Problem> {
     let judged = |name: &NodeName| -> Option<(Reach, &PeerReport)> {
         let report = reports.get(&plan.peers.get(name)?.public_key)?;

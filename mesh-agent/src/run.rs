@@ -79,7 +79,7 @@ pub fn lock_path(config: &Config) -> PathBuf {
     config.run_dir.join(lock::FILE)
 }
 
-/// Its like in the state directory, for the day when runDir cannot be used.
+/// Returns the path of the lock in the state directory. It serves if runDir cannot be used.
 pub fn state_lock_path(config: &Config) -> PathBuf {
     config.state_dir.join(lock::FILE)
 }
@@ -328,12 +328,12 @@ pub async fn run(mut config: Config, complaint: Option<Complaint>) -> anyhow::Re
     Ok(ended)
 }
 
-/// Whether a device with this key has tunnels.
+/// Reports whether a device with this key has peers.
 fn stands(device: Option<ObservedDevice>, key: PublicKey) -> bool {
     device.is_some_and(|device| device.public_key == Some(key) && !device.peers.is_empty())
 }
 
-/// What a copy does not remember any more is not to come back with the next start.
+/// Stores the state of a copy, so that a restart does not bring back the original's.
 fn disowned(begun: &Begun, remembered: &LastGood, file: &LastGoodFile) {
     let Some(why) = &begun.copied else { return };
     tracing::warn!("this state was copied: {why}");

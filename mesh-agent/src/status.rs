@@ -22,7 +22,7 @@ use crate::agent::Exempted;
 use crate::problem::Problem;
 use crate::reach::reach;
 
-/// What is known of a tunnel.
+/// The state of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PeerState {
@@ -89,7 +89,7 @@ pub struct PeerStatus {
     /// The last decisions, the oldest first.
     #[serde(default)]
     pub decisions: Vec<DecisionStatus>,
-    /// Whether packets through the tunnel to its mesh addresses come back.
+    /// The end-to-end checks of its mesh addresses.
     #[serde(default)]
     pub through: Vec<ThroughStatus>,
     /// The exemption by which packets to it travel in clear.
@@ -109,7 +109,7 @@ impl PeerStatus {
     }
 }
 
-/// Whether packets go through the tunnel between two mesh addresses, and back.
+/// The end-to-end check between two mesh addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ThroughStatus {
@@ -117,7 +117,7 @@ pub struct ThroughStatus {
     pub from: IpAddr,
     /// The peer's.
     pub to: IpAddr,
-    /// What is known.
+    /// The result of the check.
     pub reach: Reach,
     /// Since when, RFC 3339.
     pub since: String,
@@ -208,7 +208,7 @@ pub struct PolicyCounters {
     pub midstream: u64,
 }
 
-/// What is known of policy.
+/// The state of policy.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PolicyStatus {

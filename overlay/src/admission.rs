@@ -106,7 +106,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether all that the node says of itself is refused, rather than a part of it.
+    /// Reports whether the whole publication is refused, rather than a part of it.
     pub fn is_whole(&self) -> bool {
         matches!(
             self,

@@ -12,7 +12,7 @@ use crate::device::ObservedPeer;
 pub const HANDSHAKE_LIFETIME: Duration = Duration::from_secs(180);
 /// How long one candidate is tried: three handshake attempts of five seconds (Rekey-Timeout) each.
 pub const TRY_FOR: Duration = Duration::from_secs(15);
-/// How long a peer may stay at an address that nobody probes while the chosen path answers.
+/// The time that a peer may stay at an unprobed address while the chosen path answers.
 pub const ROAM_FOR: Duration = Duration::from_secs(5);
 
 /// Whether the peer's last handshake still carries traffic. A clock that was set back a little leaves it fresh; one
@@ -50,7 +50,7 @@ pub struct Dialer {
     learned: BTreeMap<PublicKey, SocketAddr>,
     /// What each peer published when it was looked at last.
     offered: BTreeMap<PublicKey, Vec<SocketAddr>>,
-    /// Where peers have roamed to that nobody probes, and since when.
+    /// The unprobed addresses that peers roamed to, and the times.
     roamed: BTreeMap<PublicKey, (SocketAddr, SystemTime)>,
 }
 

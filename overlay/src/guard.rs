@@ -38,7 +38,7 @@ pub(crate) const CHAINS: [(&str, &str, i64); 6] = [
 ];
 /// How many of them, at the end, a guard of before may lack.
 pub(crate) const LATE: usize = 3;
-/// What was dropped, by where; and what crossed between the tunnel and pods.
+/// The counters: drops by place, and packets that crossed between the tunnel and pods.
 pub(crate) const COUNTERS: [&str; 6] = ["egress", "ingress", "carrier", "cleartext", "crossing", "crossed"];
 
 /// Which of its two places in the table a guard takes: the next one stands in the other before this one goes.

@@ -1,4 +1,4 @@
-//! How long ago handshakes were, on a host whose clock may be set.
+//! The age of handshakes, on a host whose clock may be set.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};

@@ -114,7 +114,7 @@ impl Slices {
         touched
     }
 
-    /// Whether some of them could not be read.
+    /// Reports whether some of them could not be read.
     pub(crate) fn has_unread(&self) -> bool {
         self.unread > 0
     }

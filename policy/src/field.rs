@@ -14,7 +14,7 @@ pub(crate) type Result<T> = std::result::Result<T, ObjectError>;
 /// The most faults of an object that are told, beside the first.
 const FAULTS_MOST: usize = 256;
 
-/// What is wrong with an object, and what is right and surprises people all the same.
+/// The faults of an object, and hints about valid settings that may surprise.
 #[derive(Default)]
 pub(crate) struct Faults {
     pub(crate) first: Option<ObjectError>,
@@ -37,7 +37,7 @@ impl Faults {
         result.map_err(|error| self.note(error)).ok()
     }
 
-    /// How many there were so far: what was read since is whole where that is the same.
+    /// Returns the number of faults so far. If it stays the same, everything read since is valid.
     pub(crate) fn seen(&self) -> usize {
         self.seen
     }

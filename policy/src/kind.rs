@@ -318,7 +318,7 @@ impl Said {
         fault.iter().chain(more)
     }
 
-    /// What was refused of it, and what it does until that is mended.
+    /// Returns the refused parts, and the object's effect until they are corrected.
     pub fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Policy(read) => read.refusal(),
@@ -326,7 +326,7 @@ impl Said {
         }
     }
 
-    /// What is right with it, and may surprise its author.
+    /// Returns hints about valid settings that may surprise the author.
     pub fn hints(&self) -> &[ObjectError] {
         match self {
             Self::Policy(read) => &read.hints,

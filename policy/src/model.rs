@@ -303,7 +303,7 @@ impl Subject {
         }
     }
 
-    /// Whether it depends on host endpoints.
+    /// Reports whether the subject depends on host endpoints.
     pub fn is_about_hosts(&self) -> bool {
         match self {
             Self::Pods(_) | Self::Sites(_) | Self::Nodes(_) => false,
@@ -408,7 +408,7 @@ impl Condition {
         peers.into_iter().flatten().filter_map(Peer::domains).flatten()
     }
 
-    /// Whether it depends on network sets or host endpoints.
+    /// Reports whether the condition depends on network sets or host endpoints.
     pub fn is_about_networks(&self) -> bool {
         let is_named = |ports: &PortMatch| matches!(ports, PortMatch::Named(_));
         match self {
@@ -421,7 +421,7 @@ impl Condition {
         }
     }
 
-    /// Whether it depends on endpoints of Services.
+    /// Reports whether the condition depends on endpoints of Services.
     pub fn is_about_services(&self) -> bool {
         match self {
             Self::Is(_, peers) | Self::IsNot(_, peers) => {

@@ -35,9 +35,9 @@ pub struct Read {
     pub fault: Option<ObjectError>,
     /// What else is wrong with it.
     pub more: Vec<ObjectError>,
-    /// What is right, and may surprise its author.
+    /// Hints about valid settings that may surprise the author.
     pub hints: Vec<ObjectError>,
-    /// What it does until that is mended.
+    /// The policy's effect until the faults are corrected.
     pub outcome: Outcome,
 }
 
@@ -53,7 +53,7 @@ impl Read {
         Self { policy, fault: faults.first, more: faults.more, hints: faults.hints, outcome }
     }
 
-    /// What was refused of it, if anything was.
+    /// Returns the refused parts, if any.
     pub fn refusal(&self) -> Option<Refusal> {
         let outcome = if self.policy.staged { Outcome::Staged } else { self.outcome };
         Refusal::of(self.fault.iter().chain(&self.more), outcome)

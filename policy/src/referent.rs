@@ -18,7 +18,7 @@ pub struct Referent {
     pub fault: Option<ObjectError>,
     /// What else.
     pub more: Vec<ObjectError>,
-    /// What it does until that is mended.
+    /// The object's effect until the faults are corrected.
     pub outcome: Outcome,
 }
 
@@ -46,7 +46,7 @@ impl Referent {
         Self { id, what, fault: faults.first, more: faults.more, outcome }
     }
 
-    /// What was refused of it, if anything was.
+    /// Returns the refused parts, if any.
     pub fn refusal(&self) -> Option<Refusal> {
         Refusal::of(self.fault.iter().chain(&self.more), self.outcome)
     }

@@ -1,4 +1,4 @@
-//! What people are told of an object that was refused, as a whole or in part.
+//! The report about an object that was refused, wholly or in part.
 
 use std::fmt;
 
@@ -8,23 +8,24 @@ use crate::object::ObjectError;
 /// The most faults of one object that are told in one line.
 const TOLD_MOST: usize = 8;
 
-/// What an object does until what is wrong with it is mended. The last that applies is told: it is the widest.
+/// The effect of an object until its faults are corrected. If several apply, the last one is
+/// reported, since it is the widest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
-    /// What was refused matters to nothing else.
+    /// The fault affects nothing else in the object.
     #[default]
     Rest,
     /// It is staged.
     Staged,
-    /// Its rules were refused, each by itself.
+    /// Single rules were refused.
     Rules,
-    /// Its rules were refused together, as the API has it.
+    /// All rules were refused together, as the API requires.
     Isolates,
-    /// Its place among others was refused.
+    /// The policy's order or tier was refused.
     First,
-    /// Whom it means was refused: everybody whom it may.
+    /// The selector was refused. The policy applies to its whole namespace.
     Namespace,
-    /// Whom it means was refused: nobody, since it may be anybody.
+    /// The selector was refused. The policy applies to nobody, since it could mean anybody.
     Nobody,
     /// A part of what it lists was refused, of something that policies refer to.
     Listed,
@@ -54,12 +55,12 @@ impl Outcome {
     }
 }
 
-/// What was refused of an object.
+/// The refused parts of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// Why, fault by fault.
     pub faults: Vec<ObjectError>,
-    /// What it does until that is mended.
+    /// The object's effect until the faults are corrected.
     pub outcome: Outcome,
 }
 

@@ -280,14 +280,15 @@ impl State {
         }
     }
 
-    /// Whether these networks, if there are any, are addresses and nothing else: neither of a host, nor read in part.
+    /// Reports whether these networks, if they exist, are only addresses. They then belong to no
+    /// host and were read in full.
     fn is_plain(&self, id: &ObjectId) -> bool {
         let networks = self.world.networks_of(id);
         networks.is_none_or(|networks| networks.host.is_none() && !networks.unread.is_any())
     }
 
-    /// What policies say of networks means something else now, and ports of these addresses may have other names. `is_plain`: it is
-    /// addresses of sets alone.
+    /// Marks rules after a change of these networks. Ports of these addresses may also have other
+    /// names. `is_plain` is true if they are only addresses of sets.
     fn networks_changed(&self, id: ObjectId, named: BTreeSet<IpAddr>, is_plain: bool, touched: &mut Touched) {
         touched.networks.insert(id);
         touched.meanings.extend(named);

@@ -1,4 +1,4 @@
-//! What could not be read of an object that rules refer to: the rules that use it fail closed.
+//! The unread parts of an object that rules refer to. Rules that use it fail closed.
 //!
 //! Which addresses it was to list nobody knows: it may be any. A rule that denies or passes what it lists denies everybody then, and
 //! one that allows or logs all others matches nobody. What an allowing rule knows of it stays allowed.
@@ -10,7 +10,7 @@ use crate::model::{Action, Condition, Peer, Port, PortMatch, Rule};
 use crate::selector::LabelSelector;
 use crate::world::World;
 
-/// What could not be read of addresses with labels.
+/// The unread parts of labelled addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unread {
     /// Some of the addresses.
@@ -24,12 +24,12 @@ pub struct Unread {
 }
 
 impl Unread {
-    /// Whether it is anything.
+    /// Reports whether any part was not read.
     pub fn is_any(&self) -> bool {
         self.all_labels || self.nets || self.ports || !self.labels.is_empty()
     }
 
-    /// Whether a selector may mean it, beside what is known of its labels.
+    /// Reports whether a selector may match through labels that were not read.
     pub(crate) fn may_be_selected(&self, selector: &LabelSelector) -> bool {
         self.all_labels || selector.keys().into_iter().any(|key| self.labels.contains(key))
     }
@@ -65,7 +65,7 @@ pub(crate) fn closed<'a>(world: &World, rule: &'a Rule) -> Option<Cow<'a, Rule>>
     }
 }
 
-/// Whether nobody knows all that a condition means.
+/// Reports whether a condition depends on parts that were not read.
 fn is_unclear(world: &World, condition: &Condition) -> bool {
     let is_named = |ports: &PortMatch| matches!(ports, PortMatch::Named(_));
     match condition {

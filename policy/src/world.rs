@@ -51,7 +51,7 @@ pub struct Networks {
     pub nets: Arc<BTreeSet<IpNet>>,
     /// What it is beside that, of a host endpoint.
     pub host: Option<HostOf>,
-    /// What of it could not be read.
+    /// The parts that could not be read.
     pub unread: Unread,
 }
 
@@ -86,7 +86,8 @@ impl From<IpAddr> for Judged {
 }
 
 impl Networks {
-    /// Whether an address is one of these. What they are many of is looked up, length by length.
+    /// Reports whether an address is in one of these networks. A long list is looked up by prefix
+    /// length.
     pub fn contains(&self, address: IpAddr) -> bool {
         let longest: u8 = if address.is_ipv4() { 32 } else { 128 };
         if self.nets.len() <= usize::from(longest) {
@@ -449,7 +450,7 @@ impl World {
         sites.contains(self.site_of(address))
     }
 
-    /// Whether a policy of this subject applies to who is judged.
+    /// Reports whether the subject selects the judged endpoint.
     pub fn is_subject(&self, subject: &Subject, judged: impl Into<Judged>) -> bool {
         let judged = judged.into();
         let address = judged.address;
@@ -465,7 +466,7 @@ impl World {
         }
     }
 
-    /// Whether a policy of this subject applies to anybody who is known.
+    /// Reports whether the subject selects anyone who is known.
     pub fn is_anybody(&self, subject: &Subject) -> bool {
         match subject {
             Subject::Pods(selector) => self.pods.values().any(|pod| self.selects(selector, pod)),

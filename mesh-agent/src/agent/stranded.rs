@@ -9,15 +9,15 @@ use super::{Agent, own_prefixes};
 use crate::registry::Snapshot;
 
 impl Agent {
-    /// Whether this node holds a prefix of its own, by what is granted now.
+    /// Reports whether the current grants give this node at least one prefix.
     pub(super) fn holds(&self, snapshot: &Snapshot) -> bool {
         let own = snapshot.nodes.iter().find(|record| record.name == self.config.node);
         let own = own.map(|own| own_prefixes(&self.grants(), &self.config.site, own, &mut Vec::new()));
         own.is_some_and(|own| !own.is_empty())
     }
 
-    /// Why grants would leave this node without any prefix, so that its pods are cut off. Other nodes take them for the
-    /// operator's word all the same.
+    /// Returns the reason why the grants would leave this node without a prefix, if they would. Its
+    /// pods would then be cut off. Other nodes apply such grants nevertheless.
     pub(super) fn strands(&self, snapshot: &Snapshot) -> Option<String> {
         if self.holds(snapshot) {
             return None;
@@ -32,7 +32,7 @@ impl Agent {
         Some(self.lacks().unwrap_or_else(all))
     }
 
-    /// Why grants that name sites are of no use here: this node's own is not among them.
+    /// Returns the reason if the grants name sites but not this node's own site.
     pub(super) fn lacks(&self) -> Option<String> {
         let (grants, site) = (self.grants(), &self.config.site);
         let lacks = !grants.sites.is_empty() && !grants.sites.contains_key(site);

@@ -161,7 +161,7 @@ async fn registry(config: &mut Config, findings: &mut Findings) -> Option<Snapsh
     Some(snapshot)
 }
 
-/// Whether anybody else goes by this node's name or key.
+/// Checks whether anyone else uses this node's name or key.
 fn identity(config: &Config, own: Option<&NodeRecord>, findings: &mut Findings) {
     let place = match place::look(config) {
         Ok(place) => place,

@@ -48,7 +48,7 @@ struct Loaded {
 }
 
 impl Loaded {
-    /// What is to be known of verdicts that are not enforced.
+    /// Returns the notice for verdicts that are not enforced.
     fn unenforced(&self) -> &'static str {
         match self.mode {
             Some(Mode::Audit) => {
@@ -69,7 +69,7 @@ fn load(dir: &Path, config: Option<&Config>) -> anyhow::Result<Loaded> {
     assemble(&snapshot, &registry.files(), config)
 }
 
-/// What nodes and manifests come to.
+/// Builds the policy state from the nodes and the manifests.
 fn assemble(snapshot: &Snapshot, files: &Files, config: Option<&Config>) -> anyhow::Result<Loaded> {
     let words = words::all(files);
     let (meshes, said_of) = (words::meshes(files), words::hosts(files));

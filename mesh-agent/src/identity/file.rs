@@ -1,4 +1,4 @@
-//! What is kept of an identity beside its key: generation, whose key it is, and where it was made.
+//! The record kept beside the key: its generation, its owner and the machine it was made on.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ pub struct Kept {
     /// The machine that it was made on.
     #[serde(default)]
     pub machine: Machine,
-    /// How many agents have started with it.
+    /// The number of agents that have started with this state.
     #[serde(default)]
     pub starts: u32,
     /// The last of them.
@@ -59,7 +59,7 @@ impl IdentityFile {
         Self { path: key.with_file_name("identity.json") }
     }
 
-    /// Where it lies.
+    /// Returns the file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -81,7 +81,7 @@ impl IdentityFile {
     /// Writes it, where it changed.
     ///
     /// # Errors
-    /// What the system says; the old file is untouched.
+    /// Returns the system's error. The old file is then unchanged.
     pub fn store(&self, kept: &Kept) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(kept).map_err(io::Error::other)?;
         atomic::replace(&self.path, &text, 0o600).map(drop)

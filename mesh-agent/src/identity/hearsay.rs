@@ -1,4 +1,5 @@
-//! What others say of this node in the registry: who refuses it, who has its key, who is of another mesh.
+//! Other nodes' statements about this node in the registry: refusals, use of its key, and another
+//! mesh name.
 //!
 //! All of it is for people. Nothing is done because of it.
 
@@ -14,14 +15,14 @@ use crate::problem::Problem;
 /// The most nodes that a problem names.
 const NAMED_MOST: usize = 8;
 
-/// Who this node is.
+/// This node's identity.
 #[derive(Debug, Clone, Copy)]
 pub struct Local<'a> {
-    /// Its name.
+    /// The node's name.
     pub node: &'a NodeName,
-    /// Its key.
+    /// The node's public key.
     pub key: &'a PublicKey,
-    /// Its mesh.
+    /// The mesh's name.
     pub mesh: &'a MeshName,
 }
 
@@ -44,7 +45,7 @@ pub fn holder_of<'a>(key: &PublicKey, own: &NodeName, nodes: &'a [NodeRecord]) -
     holders.next().map(|record| &record.name)
 }
 
-/// What others say that somebody has to know.
+/// Returns the problems that other nodes' publications show.
 pub fn problems(own: Local<'_>, nodes: &[NodeRecord]) -> Vec<Problem> {
     let others = nodes.iter().filter(|record| record.name != *own.node);
     let told: BTreeMap<&NodeName, Told> =
@@ -115,7 +116,7 @@ fn strangers(own: Local<'_>, told: &BTreeMap<&NodeName, Told>) -> Option<Problem
     Some(problem.blocking(other.len() == said.len()))
 }
 
-/// Whether a publication is there at all, and what it claims.
+/// Returns the record's claim, if there is a valid one.
 pub fn claim(record: &NodeRecord) -> Option<Advertisement> {
     Advertisement::parse(&record.annotations).ok().flatten()
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// What firmware says that was never given a number of its own.
+/// Placeholder numbers of firmware that was never given its own.
 const NO_NUMBER: [&str; 3] = [
     "00000000000000000000000000000000",
     "ffffffffffffffffffffffffffffffff",
@@ -41,8 +41,8 @@ impl Machine {
         Self::read(Path::new("/"), container)
     }
 
-    /// Whether this is certainly another machine. What either of them does not know decides nothing. An
-    /// installation that is new on the same hardware is the same machine.
+    /// Reports whether this is certainly another machine. A value that either side lacks decides
+    /// nothing. A new installation on the same hardware is the same machine.
     pub fn is_other(&self, than: &Self) -> bool {
         match (&self.hardware, &than.hardware) {
             (Some(ours), Some(theirs)) => ours != theirs,

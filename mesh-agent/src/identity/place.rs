@@ -1,4 +1,4 @@
-//! What an installation would find of this node's identity, before any agent runs.
+//! The state of this node's identity, as seen by the installer before any agent runs.
 
 use mesh_keyring::{KeyStore as _, PublicKey, StoreError};
 use mesh_overlay::NodeRecord;
@@ -10,7 +10,7 @@ use super::{OnCopy, hearsay};
 use crate::config::Config;
 use crate::run;
 
-/// What is there already.
+/// The identity that is already stored on this host.
 #[derive(Debug)]
 pub struct Place {
     key: Option<PublicKey>,
@@ -20,7 +20,7 @@ pub struct Place {
 /// Reads key and identity, where they are there. Makes none.
 ///
 /// # Errors
-/// When there is a key that cannot be used.
+/// Fails if a key exists and cannot be used.
 pub fn look(config: &Config) -> Result<Place, StoreError> {
     let keys = run::key_file(config);
     let there = std::fs::symlink_metadata(keys.path()).is_ok();
@@ -30,7 +30,7 @@ pub fn look(config: &Config) -> Result<Place, StoreError> {
 }
 
 impl Place {
-    /// Why the state belongs to another node or machine, if so.
+    /// Returns the reason if the state belongs to another node or machine.
     pub fn copied(&self, config: &Config) -> Option<String> {
         let kept = self.kept.as_ref()?;
         let whose = if kept.node != config.node {
@@ -48,7 +48,7 @@ impl Place {
         })
     }
 
-    /// Who else has published under this node's name, if anybody.
+    /// Describes another agent that published under this node's name, if there is one.
     pub fn taken(&self, config: &Config, record: &NodeRecord) -> Option<String> {
         let claim = hearsay::claim(record)?;
         let instance = Told::parse(&record.annotations).instance;

@@ -1,4 +1,4 @@
-//! Who may speak for a node, where two agents do.
+//! The decision which of two agents may publish for a node.
 //!
 //! An agent that is not certain to be the one that spoke last asks: it puts its own instance under the
 //! publication that stands, and changes nothing else. Whoever speaks for the node writes that back; then the
@@ -12,9 +12,9 @@ use mesh_keyring::PublicKey;
 use mesh_overlay::advertisement::EPOCH_MOST;
 use mesh_overlay::advertisement::told::Instance;
 
-/// How long the registry may take to be read before tunnels come up without it.
+/// The longest wait for the registry before tunnels come up without it.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long somebody who speaks for the node has to answer an agent that has just started.
+/// The time that a publishing agent has to answer an agent that has just started.
 const ANSWER: Duration = Duration::from_secs(3);
 /// And one that has met somebody before: it may look once in ten seconds only.
 const ANSWER_LATE: Duration = Duration::from_secs(25);
@@ -32,19 +32,19 @@ const CALM: Duration = Duration::from_secs(180);
 /// The publication that stands under this node's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// Its key; `None`: it cannot be read.
+    /// The publication's key, or `None` if it cannot be read.
     pub key: Option<PublicKey>,
-    /// Its generation.
+    /// The publication's generation.
     pub generation: u64,
     /// The agent that wrote it.
     pub instance: Option<Instance>,
-    /// Where it says that it is dialled.
+    /// The endpoints that it publishes.
     pub endpoints: String,
-    /// Its claim is the one that this agent makes.
+    /// True if its claim equals this agent's claim.
     pub ours: bool,
 }
 
-/// What to do with the publication.
+/// An action on the node's publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Publish what this node says.
@@ -55,12 +55,12 @@ pub enum Step {
     Keep,
 }
 
-/// What was decided.
+/// The result of the decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verdict {
-    /// What to do with the publication.
+    /// The action on the publication.
     pub step: Step,
-    /// Whether tunnels may be up.
+    /// True if tunnels may be up.
     pub dial: bool,
     /// The generation to go on with, where the one of now is not the latest that stood under the name.
     pub generation: u64,
@@ -71,11 +71,11 @@ pub struct Verdict {
 pub struct Rival {
     /// Which agent; one of an earlier version does not say.
     pub instance: Option<Instance>,
-    /// Its key.
+    /// The other agent's key.
     pub key: Option<PublicKey>,
-    /// Where it is dialled.
+    /// The other agent's endpoints.
     pub endpoints: String,
-    /// When it was last seen.
+    /// The time at which it was last seen.
     pub at: Instant,
 }
 
@@ -145,7 +145,7 @@ impl Tenure {
         self.rival.as_ref()
     }
 
-    /// Whether somebody else speaks for the node, so that this agent does not.
+    /// Reports whether this agent leaves the node to another agent.
     pub fn waits(&self) -> bool {
         let asks_late = |answer| answer == ANSWER_LATE;
         match self.state {
@@ -321,7 +321,7 @@ impl Tenure {
         }
     }
 
-    /// When to look again although nothing has changed.
+    /// Returns the time of the next check, even if nothing changes.
     pub fn wake_at(&self) -> Option<Instant> {
         match self.state {
             State::Beginning => Some(self.begun + PATIENCE),

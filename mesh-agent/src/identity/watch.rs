@@ -22,10 +22,10 @@ use crate::status::rfc3339;
 const STEADY: Duration = Duration::from_secs(2);
 /// Twice as long after each change, up to this: every change is a write, and news for all nodes.
 const STEADY_MOST: Duration = Duration::from_secs(300);
-/// What has held for so long makes the next change a first one again.
+/// A list unchanged for this long resets the delay for its next change.
 const CALM: Duration = Duration::from_secs(600);
 
-/// Whom this node refuses, once that has held for a while.
+/// The nodes that this node refuses, published after a delay.
 #[derive(Debug)]
 struct Steady {
     current: BTreeMap<NodeName, Reason>,
@@ -186,12 +186,12 @@ impl Identity {
         }
     }
 
-    /// Whether the agent is to begin anew, with what is written by now.
+    /// Reports whether the agent must restart with the state that is now stored.
     pub fn begins_anew(&self) -> bool {
         self.again
     }
 
-    /// What to write to the registry, if anything.
+    /// Returns the annotations to write to the registry, if any.
     pub fn annotations(&self, claim: &Advertisement) -> Option<BTreeMap<String, String>> {
         match self.step {
             Step::Keep => None,
@@ -210,7 +210,7 @@ impl Identity {
         }
     }
 
-    /// What was to be written is written. Returns whether this node is published by that.
+    /// Records that the write is done. Returns whether it published this node.
     pub fn written(&mut self, wrote: bool, now: Instant) -> bool {
         match self.step {
             Step::Ask => self.tenure.asked(now),
@@ -260,7 +260,7 @@ impl Identity {
         found
     }
 
-    /// What is wrong.
+    /// Returns the problems of the last pass.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
@@ -270,12 +270,12 @@ impl Identity {
         self.problems.iter().map(ToString::to_string).chain(self.complaints.iter().cloned())
     }
 
-    /// Whether the agent is not ready for any of it.
+    /// Reports whether any problem keeps the agent from being ready.
     pub fn blocks(&self) -> bool {
         self.problems.iter().any(|problem| problem.blocks)
     }
 
-    /// When to look again although nothing has changed.
+    /// Returns the time of the next check, even if nothing changes.
     pub fn wake_at(&self) -> Option<Instant> {
         self.tenure.wake_at().into_iter().chain(self.refuses.wake_at()).min()
     }

@@ -22,7 +22,7 @@ struct Ear {
     v6: bool,
 }
 
-/// What hears probes on one interface.
+/// The sockets that receive probes on one interface.
 pub(super) struct Tap {
     index: u32,
     ears: Vec<Ear>,
@@ -65,7 +65,7 @@ impl Tap {
     /// Hands out what has arrived, up to a burst of each family: sender, our address, payload.
     ///
     /// # Errors
-    /// When the interface has gone.
+    /// Fails if the interface is gone.
     pub(super) fn receive(
         &mut self,
         mut each: impl FnMut(SocketAddr, Option<IpAddr>, &mut [u8]),

@@ -37,7 +37,7 @@ pub enum Request {
 pub enum Answer {
     /// What was released.
     Released(Vec<String>),
-    /// Whether anything was remembered.
+    /// True if anything was remembered of the node.
     Forgotten(bool),
     /// The new key and its generation.
     Rekeyed(PublicKey, u64),

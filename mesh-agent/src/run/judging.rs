@@ -28,7 +28,7 @@ impl Running {
         self.probing.cut_off(self.reach.cuts_pods_off());
     }
 
-    /// Whether a problem keeps the agent from being ready.
+    /// Reports whether a problem keeps the agent from being ready.
     pub(super) fn blocked(&self) -> bool {
         self.bypass.blocks()
             || self.reach.blocks()

@@ -76,7 +76,7 @@ impl Lock {
 /// Takes the lock of this host's agent.
 ///
 /// # Errors
-/// When another agent holds it, or neither folder can be used.
+/// Fails if another agent holds the lock, or if neither folder can be used.
 pub fn lock(config: &Config) -> anyhow::Result<Lock> {
     let place = |path: PathBuf, folder: &Path, setting| Place { path, folder: folder.to_owned(), setting };
     let missing = vec![

@@ -1,4 +1,4 @@
-//! What a node tells beside its claim: its mesh, which agent speaks, and whom it refuses.
+//! A node's statements beside its claim: its mesh, its agent, and the nodes it refuses.
 //!
 //! It is for people and for the node that is concerned. No peer is admitted, dialled or refused by it, and
 //! what cannot be read of it is not there.
@@ -27,11 +27,11 @@ const IN_PART: &str = "in part: ";
 /// An agent, from its start to its end. Of two that speak for one node, the smaller one keeps the name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instance {
-    /// Its state was copied from another node or machine.
+    /// True if its state was copied from another node or machine.
     pub copied: bool,
     /// The generation that its key was made with.
     pub made: u64,
-    /// How many agents have started with this state.
+    /// The number of agents that have started with this state.
     pub starts: u32,
     /// A random number.
     pub id: u64,
@@ -70,10 +70,10 @@ impl FromStr for Instance {
     }
 }
 
-/// Why a node is refused, in words that can be shown.
+/// The reason for a refusal, as text that can be shown.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Reason {
-    /// Whether it is refused as a whole, rather than a part of what it says.
+    /// True if the whole publication is refused, rather than a part of it.
     pub whole: bool,
     /// The sentence.
     pub text: String,
@@ -92,14 +92,14 @@ fn plain(text: &str) -> String {
     words.chars().map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }).take(REASON_MOST).collect()
 }
 
-/// What a node tells beside its claim.
+/// A node's statements beside its claim.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Told {
-    /// Its mesh.
+    /// The mesh's name.
     pub mesh: Option<MeshName>,
     /// The agent that speaks.
     pub instance: Option<Instance>,
-    /// Whom it refuses.
+    /// The nodes that it refuses, with the reasons.
     pub refuses: BTreeMap<NodeName, Reason>,
 }
 

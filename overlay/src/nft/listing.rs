@@ -237,7 +237,7 @@ fn guard(objects: &[Object], slot: Slot, index_of: &dyn Fn(&str) -> Option<u32>)
     (counts && clamped(objects, slot)? == egress.clamped()).then_some(egress)
 }
 
-/// Whether a chain counts what crosses the tunnel's interfaces, and does nothing else.
+/// Reports whether a chain counts packets across the tunnel's interfaces and does nothing else.
 fn counts(
     objects: &[Object],
     slot: Slot,

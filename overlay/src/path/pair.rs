@@ -1,4 +1,4 @@
-//! What a prober knows of one peer: its lines, which of them carries, and the budgets of what it may make us do.
+//! The prober's state of one peer: its lines, the line in use, and the budgets of its requests.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ const DECISIONS_MOST: usize = 16;
 /// Of the addresses that are kept as learned so many may come from such questions.
 const LEARNED_BEFORE_MOST: usize = 2;
 
-/// What the prober knows of one peer, and what that peer may make it do.
+/// The prober's state of one peer, and the budgets of that peer's requests.
 pub(super) struct Peer {
     pub(super) secrets: Secrets,
     pub(super) offered: PeerPaths,
@@ -73,7 +73,7 @@ impl Peer {
         self.lines.iter().position(|line| line.candidate.address == *address)
     }
 
-    /// Whether the line in use answers.
+    /// Reports whether the line in use answers.
     pub(super) fn lives(&self) -> bool {
         !self.choice.blocked && self.choice.index(&self.lines).is_some_and(|at| self.lines[at].lives())
     }
@@ -195,8 +195,9 @@ impl Peer {
         });
     }
 
-    /// Whether there is a budget for a question to an address that has never answered. Where the peer was heard a moment ago it has one of
-    /// its own: what it claims beside that uses up nothing of it.
+    /// Reports whether the budget allows a question to an address that has never answered. An
+    /// address the peer was heard at a moment ago has its own budget. The peer's other claims do
+    /// not use it up.
     pub(super) fn may_ask(&mut self, at: usize, now: Instant, of_all: &mut Bucket) -> bool {
         if self.lines[at].was_heard(now) && self.unproved_heard.take(now, UNPROVED_HEARD) {
             return true;

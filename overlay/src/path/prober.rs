@@ -75,7 +75,7 @@ pub struct PeerReport {
     pub lines: Vec<LineReport>,
     /// The last decisions, the oldest first.
     pub decisions: Vec<Decision>,
-    /// Whether packets go through the tunnel to its mesh addresses and back.
+    /// The end-to-end checks of the peer's mesh addresses.
     pub through: Vec<ThroughReport>,
 }
 

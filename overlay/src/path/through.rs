@@ -10,22 +10,22 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-/// How often the two ends of a way that works exchange a question and an answer.
+/// The interval between questions on a path that works.
 pub const EVERY: Duration = Duration::from_secs(11);
-/// What the other end may be late by before we ask in its place.
+/// The delay allowed to the other end before this end asks instead.
 const SLACK: Duration = Duration::from_millis(500);
-/// How often while in doubt: so that chance losses decide nothing.
+/// The interval while in doubt. It is short, so that chance losses decide nothing.
 const FAST: Duration = Duration::from_millis(120);
-/// How often while nothing comes back.
+/// The interval while nothing comes back.
 const AGAIN: Duration = Duration::from_secs(2);
-/// How long an answer is waited for before the doubt begins, and how long it counts.
+/// The wait for an answer before doubt begins, and the longest time that an answer still counts.
 const PATIENCE: Duration = Duration::from_millis(700);
 const LATE: Duration = Duration::from_secs(5);
 /// So many questions in a row without an answer decide. At 30 % loss each way that happens by chance
 /// once in 12,000 doubts.
 const UNREACHED_AFTER: u32 = 14;
 
-/// What is known of the way through the tunnel.
+/// The result of the check through the tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reach {
@@ -49,7 +49,7 @@ impl Reach {
     }
 }
 
-/// What a message inside of the tunnel says beside its number, in the field of the MTU.
+/// The flags of a message inside the tunnel. The MTU field carries them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Says {
     /// The sender's last question was answered.
@@ -77,13 +77,13 @@ pub struct ThroughReport {
     pub from: IpAddr,
     /// The peer's.
     pub to: IpAddr,
-    /// What is known.
+    /// The result of the check.
     pub reach: Reach,
     /// Since when.
     pub since: Instant,
-    /// When the last answer came.
+    /// The time of the last answer.
     pub answered_at: Option<Instant>,
-    /// Whether the peer says that its pods are cut off.
+    /// True if the peer says that its pods are cut off.
     pub cut_off: bool,
 }
 
@@ -146,7 +146,7 @@ impl Through {
         self.lost = 0;
     }
 
-    /// Whether a question is due.
+    /// Reports whether a question is due.
     pub fn asks(&self, now: Instant) -> bool {
         now >= self.due
     }
@@ -179,7 +179,7 @@ impl Through {
         std::mem::replace(&mut self.cut_off, says.cut_off) != says.cut_off
     }
 
-    /// Whether the last question was answered, and the next may say so.
+    /// Reports whether the last question was answered. The next question then says so.
     pub fn is_satisfied(&self) -> bool {
         self.reach == Reach::Reached && self.lost == 0
     }
@@ -201,7 +201,7 @@ impl Through {
         true
     }
 
-    /// When [`Through::expire`] or a question is due.
+    /// Returns the time at which [`Through::expire`] or a question is due.
     pub fn wake_at(&self) -> Instant {
         let open = self.asked.iter().filter(|(.., lost)| !lost).map(|(_, at, _)| *at + PATIENCE).min();
         open.map_or(self.due, |at| at.min(self.due))

@@ -116,7 +116,7 @@ pub(super) fn rule(name: &str, entry: &Value, place: Place<'_>, faults: &mut Fau
     Some(Rule { name: name.to_owned(), action, when })
 }
 
-/// What is said of a protocol.
+/// The protocol that a rule names, if any.
 #[derive(Clone, Copy)]
 enum Spoken {
     Nothing,
@@ -397,7 +397,7 @@ fn selected(
     Some(peers)
 }
 
-/// What is told of a selector of namespaces that what has none meets as well.
+/// The hint for a namespace selector that also matches objects without a namespace.
 pub(super) const BARE_NAMESPACE: &str = "as in Calico, it also means what has no namespace: global network sets and host endpoints; \"has(projectcalico.org/name) && (...)\" means pods alone";
 /// The same of service accounts.
 pub(super) const BARE_ACCOUNT: &str = "as in Calico, it also means what has no service account: network sets and host endpoints; \"has(projectcalico.org/name) && (...)\" means pods alone";

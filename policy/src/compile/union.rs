@@ -14,7 +14,7 @@ use crate::model::{NetworkSelector, ObjectId};
 use crate::ruleset::{Element, Family};
 use crate::world::World;
 
-/// What such a set holds, and by whose word.
+/// The members of such a set, and the objects that list them.
 #[derive(Debug, Clone)]
 pub(super) struct Union {
     selectors: BTreeSet<NetworkSelector>,
@@ -22,7 +22,7 @@ pub(super) struct Union {
     cover: Cover,
 }
 
-/// What is different of a set.
+/// The changes of a set.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Reshaped {
     pub(super) gone: Vec<Element>,

@@ -31,7 +31,7 @@ pub(super) const ADDRESSES_OF_NAME: usize = 256;
 pub(super) const CHANGES: (u64, u64) = (64, 1_024);
 /// The same for all pods of the node together.
 pub(super) const CHANGES_OF_NODE: (u64, u64) = (1_000, 4_096);
-/// What each pod may bring all the same where the node's rate is used up by others.
+/// The rate and burst that each pod keeps if others use up the node's rate.
 pub(super) const RESERVE: (u64, u64) = (16, 256);
 /// The most pods whose rates are remembered.
 const RATES_MOST: usize = 4_096;
@@ -125,7 +125,8 @@ fn drawn(bucket: &mut Bucket, limits: (u64, u64), now: u64) -> bool {
     tokens > 0
 }
 
-/// What one pod may bring: of each kind of names, and what is its own where the node's is used up.
+/// The tokens of one pod: one bucket per kind of name, and a reserve for when the node's are used
+/// up.
 #[derive(Debug, Clone, Copy)]
 struct Tokens {
     below: Bucket,

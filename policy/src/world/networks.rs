@@ -63,12 +63,12 @@ impl World {
         self.networks.keys().filter(move |id| id.namespace.as_deref() == Some(namespace))
     }
 
-    /// Whether anything that rules refer to could not be read whole.
+    /// Reports whether any object that rules refer to was not read in full.
     pub(crate) fn has_unread(&self) -> bool {
         !self.unread.is_empty() || self.slices.has_unread()
     }
 
-    /// Whether it may be that more is selected than is known.
+    /// Reports whether the selector may match more than is known.
     pub(crate) fn may_lack(&self, selector: &NetworkSelector) -> bool {
         let unread = self.unread.iter().filter_map(|id| Some((id, self.networks.get(id)?)));
         let mut meant = unread.filter(|(id, _)| self.in_scope(&selector.scope, id));
@@ -77,12 +77,12 @@ impl World {
         })
     }
 
-    /// Whether some endpoints of a Service could not be read.
+    /// Reports whether some endpoints of a Service could not be read.
     pub(crate) fn lacks_endpoints(&self, service: &Key) -> bool {
         self.endpoints(service).any(|endpoints| endpoints.unread)
     }
 
-    /// Whether some named ports of hosts could not be read.
+    /// Reports whether some named ports of hosts could not be read.
     pub(crate) fn lacks_ports(&self) -> bool {
         let mut unread = self.unread.iter().filter_map(|id| self.networks.get(id));
         unread.any(|networks| networks.unread.ports)
@@ -100,7 +100,7 @@ impl World {
         }
     }
 
-    /// Whether network sets or host endpoints are selected.
+    /// Reports whether the selector matches this network set or host endpoint.
     pub fn selects_networks(&self, selector: &NetworkSelector, id: &ObjectId, networks: &Networks) -> bool {
         selector.labels.matches(&networks.labels) && self.in_scope(&selector.scope, id)
     }

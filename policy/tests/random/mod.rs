@@ -364,7 +364,7 @@ pub(crate) fn resolved() -> impl Strategy<Value = Event> {
     })
 }
 
-/// What could not be read of something, now and then.
+/// Returns unread parts of an object, mostly none.
 pub(crate) fn unread() -> impl Strategy<Value = Unread> {
     prop_oneof![
         8 => Just(Unread::default()),

@@ -52,7 +52,7 @@ fn skip(test: &str, missing: &str) {
 /// Returns the report of a run; `None`, loudly, where this machine lacks what the scenario needs.
 ///
 /// # Panics
-/// When the scenario cannot run for another reason, and under `CI=true` for any.
+/// Panics if the run fails for another reason, and under `CI=true` for any reason.
 pub fn ran(test: &str, run: Result<Report, RunError>) -> Option<Report> {
     match run {
         Ok(report) => Some(report),

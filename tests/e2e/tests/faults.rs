@@ -36,7 +36,8 @@ fn run(before: &str, limit: Option<u32>) -> String {
     )
 }
 
-/// That agent ends, and its locks with it. A dead process that nobody has reaped has no program any more.
+/// Returns steps that stop the agent and release its locks. A dead process that is not yet reaped
+/// has no executable link.
 fn ended(signal: &str) -> String {
     format!(
         r"- exec:

@@ -1,4 +1,4 @@
-//! What tests say beside their results.
+//! The figures that tests report beside their results.
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -161,7 +161,7 @@ impl Guest {
     /// Cuts its power off: nothing in it is told, and nothing is written any more.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn cut_power(self) -> anyhow::Result<()> {
         Ok(self.process.kill()?)
     }

@@ -25,16 +25,16 @@ pub const AGENT: &str = "sennit-agent.service";
 pub const NETWORK: &str = "lab-network.service";
 /// The unit that plays kubelet.
 pub const KUBELET: &str = "kubelet.service";
-/// What comes up before any network.
+/// The target that is reached before any network.
 pub const PRE: &str = "network-pre.target";
 /// The host's configuration.
 pub const CONFIG: &str = "/etc/sennit/agent.yaml";
-/// What a peer's pods have.
+/// The prefixes of a peer's pods.
 const PEER: [&str; 2] = ["10.2.0.0/16", "fd00:2::/48"];
 /// Rounds of marked packets that a boot is watched for after its network is up.
 const ROUNDS: u64 = 100;
 
-/// What hosts boot from.
+/// The images that hosts boot from.
 #[derive(Debug, Clone)]
 pub struct Template {
     /// The kernel.
@@ -62,16 +62,17 @@ pub struct Boot {
     pub capture: Capture,
 }
 
-/// What a boot left behind.
+/// The observations of one boot.
 #[derive(Debug)]
 pub struct Seen {
-    /// When units became active, in microseconds since power on; none for those that did not.
+    /// The times at which units became active, in microseconds since power on. Units that did not
+    /// are absent.
     pub active: BTreeMap<&'static str, u64>,
-    /// What stood when kubelet started.
+    /// The ruleset, routes and rules at kubelet's start.
     pub kubelet: String,
-    /// What stood before the network was brought up.
+    /// The ruleset, routes and rules before the network was brought up.
     pub network: String,
-    /// What was on the wire.
+    /// The packets on the wire.
     pub wire: CaptureStats,
 }
 
@@ -79,7 +80,7 @@ impl Host {
     /// Builds a lab of one site, and a host with a copy of the disk.
     ///
     /// # Errors
-    /// What the lab says.
+    /// Fails if the lab cannot be built.
     pub fn new(template: &Template) -> anyhow::Result<Self> {
         let lab = Lab::build(&LabSpec::new().site(SiteSpec::new(GUEST.1)))?;
         lab.site(GUEST.1)?.namespace().ip(&format!(
@@ -100,7 +101,7 @@ impl Host {
     /// Copies the disk, with the power off.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn copy_disk(&self, to: &Path) -> anyhow::Result<()> {
         let disk = self.image.disk.as_ref().context("a host has a disk")?;
         std::fs::copy(disk, to).map(drop).context("copying the disk")
@@ -127,7 +128,7 @@ impl Boot {
     /// Waits until the network has been up for a while, and reports.
     ///
     /// # Errors
-    /// What does not come about.
+    /// Fails if the network or kubelet does not come up.
     pub fn seen(&self) -> anyhow::Result<Seen> {
         let rounds = || -> anyhow::Result<u64> { Ok(self.guest.run("cat /run/sent")?.trim().parse()?) };
         eventually("network and kubelet are up", || {
@@ -155,10 +156,10 @@ impl Boot {
         })
     }
 
-    /// What systemd says of a unit's property.
+    /// Returns a unit's property, as systemd reports it.
     ///
     /// # Errors
-    /// When systemd does not answer.
+    /// Fails if systemd does not answer.
     pub fn show(&self, unit: &str, property: &str) -> anyhow::Result<String> {
         let text = self.guest.run(&format!("systemctl show --value -p {property} {unit}"))?;
         Ok(text.trim().to_owned())
@@ -167,7 +168,7 @@ impl Boot {
     /// Writes configuration and registry of a host that has one peer site, and starts the agent.
     ///
     /// # Errors
-    /// When the guest does not answer.
+    /// Fails if the guest does not answer.
     pub fn join(&self) -> anyhow::Result<()> {
         let endpoints = ["172.16.1.10:51820"];
         let config = json!({
@@ -196,7 +197,7 @@ impl Boot {
     /// Cuts its power off, and returns what was on the wire until then.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn cut_power(self) -> anyhow::Result<CaptureStats> {
         self.guest.cut_power()?;
         Ok(self.capture.stop()?.stats)

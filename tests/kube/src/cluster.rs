@@ -119,7 +119,7 @@ impl Cluster {
     /// Copies all that the cluster holds, while its store is stopped for a moment.
     ///
     /// # Errors
-    /// What does not stop, start or copy.
+    /// Fails if a program does not stop or start, or if the copy fails.
     pub fn back_up(&mut self) -> anyhow::Result<()> {
         self.stop_api()?;
         self.stop_etcd()?;
@@ -191,7 +191,7 @@ impl Cluster {
     /// A kubeconfig file for somebody by certificate: `NAME.kubeconfig`.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// Fails if the file cannot be written.
     pub fn client(&self, file: &str, name: &str, group: Option<&str>) -> anyhow::Result<PathBuf> {
         self.pki.issue(file, name, group, &[])?;
         self.kubeconfig_by_certificate(file)
@@ -295,7 +295,7 @@ impl Cluster {
     /// A kubeconfig file for a service account token, which lies beside it in `NAME.token`, as a projected one does.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// Fails if the file cannot be written.
     pub fn kubeconfig(&self, name: &str, token: &str) -> anyhow::Result<PathBuf> {
         let file = self.dir.join(format!("{name}.token"));
         write_private(&file, token)?;
@@ -305,7 +305,7 @@ impl Cluster {
     /// A kubeconfig file with this user and this address of the server, whose certificate names its own.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// Fails if the file cannot be written.
     pub fn kubeconfig_for(&self, name: &str, server: &str, user: &Value) -> anyhow::Result<PathBuf> {
         let path = self.write_kubeconfig(name, user)?;
         let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
@@ -333,7 +333,7 @@ impl Cluster {
         }))
     }
 
-    /// Its host in the lab.
+    /// Returns the cluster's host in the lab.
     pub fn host(&self) -> &Host {
         &self.host
     }

@@ -221,7 +221,7 @@ impl Mesh {
     /// Starts a node's agent.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// Fails if the agent cannot be started.
     pub fn start(&mut self, node: &str) -> anyhow::Result<()> {
         let kubeconfig = self.credentials(node)?;
         self.start_with(node, &kubeconfig)
@@ -241,7 +241,7 @@ impl Mesh {
     /// Starts a node's agent with these credentials.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// Fails if the agent cannot be started.
     pub fn start_with(&mut self, node: &str, kubeconfig: &Path) -> anyhow::Result<()> {
         self.configure(node, kubeconfig)?;
         self.restart(node)
@@ -274,7 +274,7 @@ impl Mesh {
     /// Starts a node's agent with the configuration that is there.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// Fails if the agent cannot be started.
     pub fn restart(&mut self, node: &str) -> anyhow::Result<()> {
         self.run(node, &[])
     }
@@ -282,7 +282,7 @@ impl Mesh {
     /// The same with clocks that are wrong, such as "+5h": the agent's, and its device's if it makes one.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// Fails if the agent cannot be started.
     pub fn restart_at(&mut self, node: &str, offset: &str) -> anyhow::Result<()> {
         let library = programs::kubernetes("libfaketimeMT.so.1").display().to_string();
         let environment =
@@ -293,12 +293,12 @@ impl Mesh {
     /// The same with more in its environment.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// Fails if the agent cannot be started.
     pub fn restart_with(&mut self, node: &str, environment: &[(&str, &str)]) -> anyhow::Result<()> {
         self.run(node, environment)
     }
 
-    /// Whether a node's agent runs.
+    /// Reports whether a node's agent runs.
     pub fn runs(&self, node: &str) -> bool {
         self.agents.get(node).is_some_and(|agent| agent.try_wait().is_ok_and(|ended| ended.is_none()))
     }
@@ -306,7 +306,7 @@ impl Mesh {
     /// The same with a clock that [`Mesh::set_clock`] sets while they run.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// Fails if the agent cannot be started.
     pub fn restart_with_a_clock(&mut self, node: &str) -> anyhow::Result<()> {
         self.set_clock(node, "+0s")?;
         let library = programs::kubernetes("libfaketimeMT.so.1").display().to_string();
@@ -323,7 +323,7 @@ impl Mesh {
     /// Sets that clock, to an offset such as "+1h".
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Fails if the file cannot be written.
     pub fn set_clock(&self, node: &str, offset: &str) -> anyhow::Result<()> {
         let dir = self.host(node)?.private_dir();
         std::fs::write(dir.join("clock.next"), offset)?;
@@ -333,7 +333,7 @@ impl Mesh {
     /// Makes one host the copy of another: its state and its configuration, but for its own address.
     ///
     /// # Errors
-    /// When something cannot be copied.
+    /// Fails if a file cannot be copied.
     pub fn copy(&self, from: &str, to: &str) -> anyhow::Result<()> {
         let (original, copy) = (self.host(from)?.private_dir(), self.host(to)?.private_dir());
         let state = copy.join("state");

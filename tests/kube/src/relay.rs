@@ -1,4 +1,4 @@
-//! What stands between an agent and its API: a proxy, or a long way.
+//! Relays between an agent and its API: a proxy, or a delayed link.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use netlab::Host;
 
 /// A proxy that knows CONNECT. Dropped, it goes on until its host is gone.
 pub struct Proxy {
-    /// Where it listens.
+    /// The address it listens on.
     pub address: SocketAddr,
     connections: Arc<AtomicUsize>,
 }
@@ -20,7 +20,7 @@ impl Proxy {
     /// Starts one in this host.
     ///
     /// # Errors
-    /// When it cannot listen.
+    /// Fails if the address cannot be bound.
     pub fn start(host: &Host, address: SocketAddr) -> anyhow::Result<Self> {
         let connections = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&connections);
@@ -42,7 +42,7 @@ impl Proxy {
         Ok(Self { address, connections })
     }
 
-    /// How many connections it has made.
+    /// Returns the number of connections that it has made.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
@@ -51,7 +51,7 @@ impl Proxy {
 /// Listens in this host, and hands everything on to `to` this much later, in each direction.
 ///
 /// # Errors
-/// When it cannot listen.
+/// Fails if the address cannot be bound.
 pub fn delay(host: &Host, address: SocketAddr, to: SocketAddr, later: Duration) -> anyhow::Result<()> {
     serve(host, address, move |client| both(client, TcpStream::connect(to)?, later))
 }

@@ -1,4 +1,4 @@
-//! What large network sets cost: until they are in force, and one prefix more.
+//! The cost of large network sets: the time until enforced, and one more prefix.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;

@@ -35,7 +35,7 @@ pub enum Selector {
 }
 
 impl Selector {
-    /// Its text.
+    /// Returns the selector's text.
     pub fn text(&self) -> String {
         let list =
             |values: &[&str]| values.iter().map(|value| format!("'{value}'")).collect::<Vec<_>>().join(", ");
@@ -52,7 +52,8 @@ impl Selector {
         }
     }
 
-    /// Whether labels meet it. `prefix` stands before its own; `all` is the label that `all()` asks for.
+    /// Reports whether labels match the selector. `prefix` is put before its label names. `all` is
+    /// the label that `all()` requires.
     fn meets(&self, labels: &Labels, prefix: &str, all: Option<&str>) -> bool {
         let value = |label: &str| labels.get(&format!("{prefix}{label}")).map(String::as_str);
         let inner = |one: &Self| one.meets(labels, prefix, all);
@@ -79,11 +80,11 @@ const ACCOUNT: &str = "projectcalico.org/serviceaccount";
 /// Something with labels and addresses: a pod, a network set, a host endpoint.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
-    /// Its labels, and those that it inherits.
+    /// The endpoint's labels, including inherited ones.
     pub labels: Labels,
-    /// Its addresses.
+    /// The endpoint's addresses.
     pub nets: Vec<IpNet>,
-    /// Its named ports: name, protocol, number.
+    /// The endpoint's named ports: name, protocol, number.
     pub ports: Vec<(&'static str, u8, u16)>,
     /// Policies are about it.
     pub is_pod: bool,
@@ -133,11 +134,11 @@ pub struct Rule {
 /// A policy of the default tier.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Its namespace; `None`: it is global.
+    /// The policy's namespace, or `None` if it is global.
     pub namespace: Option<&'static str>,
-    /// Its name.
+    /// The policy's name.
     pub name: String,
-    /// Its order.
+    /// The policy's order.
     pub order: u32,
     /// `selector`.
     pub selector: Option<Selector>,
@@ -149,7 +150,7 @@ pub struct Policy {
     pub rules: [Option<Vec<Rule>>; 2],
 }
 
-/// What there is.
+/// The objects of a cluster.
 #[derive(Debug, Clone, Default)]
 pub struct Cluster {
     /// Pods, network sets, host endpoints.
@@ -165,14 +166,14 @@ pub struct Cluster {
 pub struct Packet {
     /// Addresses of source and destination.
     pub ends: [IpAddr; 2],
-    /// Its protocol.
+    /// The packet's protocol.
     pub protocol: u8,
     /// Ports of source and destination.
     pub ports: [u16; 2],
 }
 
 impl Cluster {
-    /// Whether a flow is allowed, by both ends.
+    /// Reports whether both ends allow the packet.
     pub fn allows(&self, packet: &Packet) -> bool {
         [0, 1].into_iter().all(|direction| self.allows_in(packet, direction))
     }

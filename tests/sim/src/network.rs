@@ -59,7 +59,7 @@ pub struct Network<W> {
     now: Instant,
 }
 
-/// Where a node is on a carrier.
+/// Returns a node's address on a carrier.
 pub(crate) fn address(node: NodeId, rung: Rung) -> SocketAddr {
     let n = u32::try_from(node).unwrap_or(u32::MAX);
     let ip = match rung {
@@ -70,7 +70,7 @@ pub(crate) fn address(node: NodeId, rung: Rung) -> SocketAddr {
     SocketAddr::new(ip, PORT)
 }
 
-/// Where a node is inside of the tunnel.
+/// Returns a node's address inside the tunnel.
 fn mesh_address(node: NodeId) -> IpAddr {
     IpAddr::V6(Ipv6Addr::from((0xfd07_u128 << 112) + node as u128))
 }

@@ -43,7 +43,7 @@ pub(super) async fn check(client: Client, site: &SiteName, old_counts: bool) -> 
     }
 }
 
-/// What to tell of them. Those that say that they stand in the host's own site are taken as such without a label.
+/// Returns the warning about these nodes. Nodes that claim the host's own site need no label.
 fn told(nodes: Vec<Unlabelled>, own: &SiteName, more: bool) -> String {
     let nodes: Vec<Unlabelled> = nodes.into_iter().filter(|node| node.site.as_ref() != Some(own)).collect();
     if nodes.is_empty() {

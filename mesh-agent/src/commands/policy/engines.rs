@@ -51,7 +51,7 @@ const OTHERS: [(&str, &[&str], &str); 17] = [
 /// Kinds before ClusterNetworkPolicy.
 const ADMINS: [&str; 2] = ["AdminNetworkPolicy", "BaselineAdminNetworkPolicy"];
 
-/// What becomes of a kind that is not read.
+/// The result for a kind that is not read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unread {
     /// It is not about policy.
@@ -60,7 +60,8 @@ pub(super) enum Unread {
     Refused(&'static str, String),
 }
 
-/// What becomes of an object of a kind that is not read; `None`: it is nobody's here.
+/// Returns the result for an object of a kind that is not read. Returns `None` if the API version
+/// belongs to no known policy engine.
 pub(super) fn unread(version: &str, kind: &str, known: Option<String>) -> Option<Unread> {
     let refused = |field, reason: String| Some(Unread::Refused(field, reason));
     let group = version.split_once('/').map_or("", |(group, _)| group);

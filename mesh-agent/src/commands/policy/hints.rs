@@ -1,4 +1,5 @@
-//! What is right by itself, and means nothing beside the rest: policies that select nobody, hosts and sites that are not there.
+//! Hints about policies that are valid but have no effect: they select nobody, or name hosts and
+//! sites that do not exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 

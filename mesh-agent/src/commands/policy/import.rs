@@ -44,10 +44,10 @@ struct Finding {
     outcome: Outcome,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     faults: Vec<Fault>,
-    /// What is right, and may surprise.
+    /// Valid settings that may surprise the author.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     hints: Vec<Fault>,
-    /// What it does until that is mended.
+    /// The object's effect until the faults are corrected.
     #[serde(skip_serializing_if = "Option::is_none")]
     meanwhile: Option<&'static str>,
     /// The tier that it is, or is in, where that is none that everybody has.
@@ -177,7 +177,7 @@ fn report(dir: &Path, recursive: bool) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// What objects mean beside each other.
+/// Adds hints that depend on several objects together.
 fn hint(report: &mut Report, sources: &[Source]) {
     let snapshot = merge::operator(sources);
     let files = sources.iter().map(|source| (source.path.clone(), Arc::clone(&source.parsed))).collect();
@@ -291,7 +291,7 @@ fn look(file: &str, object: &Value, lines: Option<&Lines>) -> Option<Finding> {
     })
 }
 
-/// What a Mesh says; `None`: it is none.
+/// Parses a Mesh. Returns `None` if the object is not one.
 fn mesh(object: &Value) -> Option<Result<(), String>> {
     let parsed = manifest::object(object.clone());
     parsed.objects.into_iter().find_map(|object| match object {

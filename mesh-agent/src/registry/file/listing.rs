@@ -9,22 +9,22 @@ use super::PUBLISHED;
 
 /// The most entries that are passed over and named one by one.
 const TOLD_MOST: usize = 8;
-/// How deep and how far folders are looked into for manifests.
+/// The limits of the search for manifests in folders: depth, and number of entries.
 const DEPTH_MOST: usize = 8;
 const ENTRIES_MOST: usize = 10_000;
 
-/// What a directory holds.
+/// The contents of a directory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listing {
     /// The first manifests by name.
     pub manifests: Vec<PathBuf>,
-    /// How many there are beside them.
+    /// The number of manifests beyond those.
     pub surplus: usize,
-    /// What looks like manifests and is not read, with the reason.
+    /// Files and folders that look like manifests and are not read, with the reason.
     pub passed_over: Vec<String>,
 }
 
-/// Whether the end of a name is one that manifests have; `None`: it is, but for its case.
+/// Reports whether the name has a manifest's extension. Returns `None` if only its case differs.
 fn is_manifest(path: &Path) -> Option<bool> {
     let Some(end) = path.extension() else { return Some(false) };
     if ["yaml", "yml", "json"].iter().any(|known| end == *known) {
@@ -37,7 +37,7 @@ fn is_manifest(path: &Path) -> Option<bool> {
 /// Lists a directory.
 ///
 /// # Errors
-/// What the system says.
+/// Returns the system's error.
 pub fn list(dir: &Path, most: usize) -> io::Result<Listing> {
     let (mut found, mut surplus, mut passed) = (BTreeSet::new(), 0, BTreeSet::new());
     for entry in fs::read_dir(dir)? {
@@ -78,7 +78,7 @@ pub fn list(dir: &Path, most: usize) -> io::Result<Listing> {
     Ok(Listing { manifests: found.into_iter().collect(), surplus, passed_over })
 }
 
-/// Whether it is a folder, or a link to one.
+/// Reports whether the entry is a folder, or a link to one.
 fn is_folder(entry: &DirEntry) -> bool {
     match entry.file_type() {
         Ok(kind) if kind.is_symlink() => fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir()),
@@ -87,7 +87,7 @@ fn is_folder(entry: &DirEntry) -> bool {
     }
 }
 
-/// What is told of a folder; nothing where no manifest is in it.
+/// Returns the notice about a folder, or `None` if it holds no manifest.
 fn folder(path: &Path, name: &str) -> Option<String> {
     if is_manifest(Path::new(name)) != Some(false) {
         return Some(format!("{name}: is not read: it is a folder"));
@@ -122,7 +122,7 @@ fn within(dir: &Path, depth: usize, left: &mut usize, found: &mut dyn FnMut(Path
 /// All manifests of a tree, by their paths: what whole trees of manifests are that somebody gives to a cluster.
 ///
 /// # Errors
-/// What the system says of the directory itself.
+/// Returns the system's error for the directory itself.
 pub fn tree(dir: &Path, most: usize) -> io::Result<Listing> {
     fs::read_dir(dir)?;
     let (mut manifests, mut left) = (Vec::new(), most);

@@ -1,4 +1,4 @@
-//! How an API is reached: its address, the credentials and the proxy, and where all that is written.
+//! The access to an API: its address, credentials and proxy, and their sources.
 
 use std::ops::Deref;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,12 +11,12 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use super::limits;
 use crate::registry::RegistryError;
 
-/// Where the cluster puts a pod's credentials.
+/// The folder of a pod's credentials.
 const POD: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Stands for "no proxy is named", so that the library does not look for one itself.
 const NO_PROXY_NAMED: &str = "http://proxy.invalid";
 
-/// Where a configuration was read, so that it can be read again.
+/// The source of a configuration, so that it can be read again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Source {
     Kubeconfig(PathBuf),
@@ -41,7 +41,7 @@ impl Deref for Access {
     }
 }
 
-/// What the environment says of proxies.
+/// The proxy settings of the environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Environment {
     https: String,
@@ -196,7 +196,7 @@ impl From<kube::Config> for Access {
     }
 }
 
-/// What tells two contents of a file apart.
+/// The file attributes that show a change of its contents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stamp {
     inode: u64,

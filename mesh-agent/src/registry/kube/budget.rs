@@ -120,14 +120,14 @@ pub struct Connected {
     pub client: Client,
     /// The bytes that it has read.
     pub read: Arc<AtomicU64>,
-    /// How often its credentials were renewed.
+    /// The number of times that its credentials were renewed.
     pub(super) fresh: watch::Receiver<u64>,
 }
 
 /// Makes a client whose answers are bounded. Needs a tokio runtime.
 ///
 /// # Errors
-/// What is wrong with the credentials.
+/// Fails if the credentials cannot be used.
 pub fn client(access: impl Into<Access>, budget: Budget) -> Result<Connected, kube::Error> {
     let access = access.into();
     let namespace = access.config().default_namespace.clone();

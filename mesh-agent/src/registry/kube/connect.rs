@@ -151,7 +151,7 @@ where
 /// Makes what sends requests. It may run a program for the credentials, and then blocks.
 ///
 /// # Errors
-/// What is wrong with the credentials, or with the proxy's address.
+/// Fails if the credentials or the proxy's address cannot be used.
 pub(super) fn sender(access: &Access) -> Result<Sender, kube::Error> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);

@@ -392,7 +392,7 @@ impl Directory {
         mesh.or_else(|| self.servers.as_ref()?.staleness())
     }
 
-    /// Why something cannot be watched now that the server does not refuse.
+    /// Returns the reason why a listing is stale although the server does not refuse it.
     pub fn silence(&self) -> Option<String> {
         fn silent<T: Named>(listing: &Listing<T>) -> Option<String> {
             listing.staleness().filter(|_| !listing.refused)
@@ -429,14 +429,15 @@ impl Directory {
         }
     }
 
-    /// What the status of the Mesh of this name says, where there is one.
+    /// Returns the status of the named Mesh, if it exists.
     pub(super) fn seen(&self, name: &MeshName) -> Option<Seen> {
         let mesh = self.meshes.as_ref()?.entries.get(name.as_str())?;
         let (generation, current) = (mesh.generation, mesh.condition.clone());
         Some(Seen { generation, current, unclear: mesh.settings.as_ref().err().cloned() })
     }
 
-    /// Whether a node of this name is there, as far as is known; in a mesh of several clusters others' are mirrored.
+    /// Reports whether a node of this name may exist. Lists that are incomplete count as holding
+    /// it. In a mesh of several clusters, nodes of other clusters are mirrored.
     pub(super) fn knows(&self, node: &str) -> bool {
         let local = node.split('.').next().unwrap_or(node);
         let known =

@@ -1,4 +1,5 @@
-//! What this node says of itself: its annotations are applied, and what others wrote among them is taken away.
+//! The node's publication: its own annotations are applied, and others' writes among them are
+//! removed.
 //!
 //! A write goes on beside the passes of the agent, so that a slow server keeps none of them waiting for long.
 
@@ -21,14 +22,14 @@ use super::{FIELD_MANAGER, KubeRegistry, LISTING, Shared, WRITE, WRITE_MOST, api
 use crate::problem::Problem;
 use crate::registry::{Notice, RegistryError};
 
-/// How long it is told that others wrote what is this node's to say.
+/// The time for which writes by others are reported.
 const TOLD: Duration = Duration::from_secs(300);
 /// Within [`TOLD`] others' annotations are taken away at most this often: somebody writes them again and again.
 const CORRECTED_MOST: usize = 8;
 
 type Annotations = BTreeMap<String, String>;
 
-/// What is being written, and what others wrote.
+/// The write in progress, and annotations that others wrote.
 #[derive(Debug, Default)]
 pub(super) struct Publishing {
     writing: Mutex<Option<Writing>>,
@@ -320,7 +321,7 @@ impl Place {
     }
 }
 
-/// Who wrote an annotation, by the API's books.
+/// Names the writer of an annotation, by the object's managed fields.
 fn writer(managed: &serde_json::Value, key: &str) -> String {
     let entries = managed.as_array().into_iter().flatten();
     let wrote = |entry: &&serde_json::Value| {

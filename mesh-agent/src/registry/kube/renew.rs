@@ -15,7 +15,7 @@ use tower::{BoxError, Service, ServiceExt as _};
 use super::access::Access;
 use super::connect::{AnswerBody, Sender, sender};
 
-/// How often the files of credentials are looked at.
+/// The interval between checks of the credential files.
 const LOOK: Duration = Duration::from_secs(2);
 /// A program for credentials is run no more often than this.
 const BREATH: Duration = Duration::from_secs(5);
@@ -38,7 +38,8 @@ impl Renewing {
     /// Begins with these. Needs a tokio runtime.
     ///
     /// # Errors
-    /// What is wrong with them; where a program is run for them, requests tell.
+    /// Fails if the credentials cannot be used. Credentials from a program fail at the first
+    /// request instead.
     pub(super) fn new(access: Access) -> Result<Self, kube::Error> {
         let first = if access.runs_a_program() { None } else { Some(sender(&access)?) };
         let stamps = access.stamps();

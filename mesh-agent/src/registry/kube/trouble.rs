@@ -1,4 +1,4 @@
-//! What is wrong between this agent and its API, as problems.
+//! Problems between this agent and its API.
 
 use mesh_keyring::NodeName;
 

@@ -1,4 +1,4 @@
-//! Whether the admission policy is there, on which the mesh relies: without it a node's token changes other nodes.
+//! The check for the admission policy. Without it, one node's token can change other nodes.
 //!
 //! RBAC cannot tell nodes apart. Each agent asks for a change of its own Node that is forbidden to it, as a dry run.
 
@@ -16,13 +16,13 @@ use super::listing::Named as _;
 use super::{KubeRegistry, WRITE_MOST, reason, resource};
 use crate::problem::Problem;
 
-/// How often it is asked, and how often where the policy is missing or there was no answer.
+/// The interval between checks, and the shorter one if the policy is missing or no answer came.
 const AGAIN: Duration = Duration::from_secs(3600);
 const SOONER: Duration = Duration::from_secs(60);
 /// A label that no agent may write.
 const FORBIDDEN: &str = "sennit.dev/admission-probe";
 
-/// How a forbidden change was answered.
+/// The API's answer to a forbidden change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// It is refused.
@@ -33,7 +33,7 @@ pub enum Answer {
     Unknown,
 }
 
-/// What is known of the admission policy.
+/// The state of the check.
 #[derive(Debug, Default)]
 pub(super) struct Trust(Arc<Mutex<Known>>);
 

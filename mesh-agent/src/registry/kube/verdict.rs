@@ -1,8 +1,9 @@
-//! What became of the Mesh: a condition in its status, which `kubectl get mesh` shows.
+//! The Mesh's condition in its status, which `kubectl get mesh` shows.
 //!
-//! Whether its spec is understood all agents say alike. Whether a node refuses it, for what only that node knows, one of
-//! those that refuse it says for all; the others leave it so, until that node says otherwise or is gone. Who writes waits
-//! for a moment of chance and looks again, so that of a thousand agents few write.
+//! All agents judge the spec alike. A node may also refuse it for reasons that only that node
+//! knows. Then one of the refusing nodes writes the condition. The others leave it until that node
+//! withdraws it or is gone. A writer waits for a random time and looks again, so that few of a
+//! thousand agents write.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,11 +22,11 @@ use super::{FIELD_MANAGER, KubeRegistry, WRITE_MOST, cut, meshes, reason};
 
 /// The condition's type.
 const ACCEPTED: &str = "Accepted";
-/// Why it is not accepted: nobody understands it.
+/// The reason for a spec that no agent understands.
 const REFUSED: &str = "Refused";
-/// Why it is not accepted: a node cannot take it.
+/// The reason for a spec that one node refuses.
 const BY_NODE: &str = "RefusedByNode";
-/// How long who accepts it waits at most before it is told, and who refuses it.
+/// The longest random wait before writing: if this node accepts the Mesh, and if it refuses it.
 const SPREAD: Duration = Duration::from_secs(5);
 const SPREAD_REFUSED: Duration = Duration::from_secs(1);
 /// The wait before one agent writes about one generation again, doubled each time, and the longest.
@@ -82,16 +83,17 @@ impl Condition {
     }
 }
 
-/// What a Mesh's status says, and what it is about.
+/// The Mesh's status, and the generation it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Seen {
     pub(super) generation: i64,
     pub(super) current: Option<Condition>,
-    /// Why nobody understands it.
+    /// The error in the spec, if it cannot be understood.
     pub(super) unclear: Option<String>,
 }
 
-/// What this node wants the status to say; `None`: it can stay as it is. `refusal`: why this node refuses it.
+/// Returns the condition that this node would write, or `None` if the current one can stay.
+/// `refusal` is this node's reason to refuse the Mesh.
 fn wanted(seen: &Seen, node: &str, refusal: Option<&str>, knows: impl Fn(&str) -> bool) -> Option<Condition> {
     let generation = seen.generation;
     let current = seen.current.as_ref().filter(|current| current.observed_generation == generation);
@@ -106,7 +108,7 @@ fn wanted(seen: &Seen, node: &str, refusal: Option<&str>, knows: impl Fn(&str) -
     (!current.is_some_and(|current| current.says(&wanted))).then_some(wanted)
 }
 
-/// Who writes, and how often it did.
+/// The state of this node's writes.
 #[derive(Debug, Default)]
 pub(super) struct Verdict(Arc<Mutex<Writer>>);
 

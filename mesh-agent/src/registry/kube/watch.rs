@@ -203,7 +203,8 @@ enum Ended {
     Early,
 }
 
-/// Whether the server is the same one after an error. One that answers is; what it refuses, it refuses for a moment.
+/// Reports whether the error is an answer of the same server. Refusals (401, 403, 429) are such
+/// answers and are taken as temporary.
 fn is_answer(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if [401, 403, 429].contains(&status.code))
 }
@@ -291,7 +292,8 @@ impl<S: Sink> Watch<S> {
         }
     }
 
-    /// Whether the server does not know all that led to this version, as far as its own version tells.
+    /// Reports whether the server's state is older than this version. Versions that cannot be
+    /// compared count as older.
     async fn is_behind<K: Object>(&self, api: &Api<K>, version: &str) -> Result<bool, kube::Error> {
         let parameters = ListParams::default().limit(1);
         let (page, _) = within(ANSWER, page(api, &parameters, 1)).await?;

@@ -1,4 +1,4 @@
-//! What manifests mean, judged: by the cases of Calico's own semantics.
+//! Tests of the meaning of manifests, by the cases of Calico's own semantics.
 
 use super::*;
 use crate::kind::Kind;
@@ -42,7 +42,7 @@ fn state(events: impl IntoIterator<Item = Event>) -> State {
     state
 }
 
-/// Whether web may be reached.
+/// Reports whether the policy lets a sender reach web.
 fn allows(state: &State, from: Value, protocol: &str, port: u16, family: u8) -> bool {
     let port = if ["TCP", "UDP"].contains(&protocol) { json!(port) } else { json!(null) };
     let probe = json!({"from": from, "to": {"pod": "shop/web"}, "protocol": protocol, "port": port, "family": family});

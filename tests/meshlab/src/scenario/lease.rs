@@ -43,7 +43,7 @@ pub struct Dhcp {
     pub mtu: Option<u16>,
 }
 
-/// What is offered, read and checked.
+/// A DHCP offer, read and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Offer {
     /// The node's address, with the LAN's prefix length.

@@ -14,7 +14,7 @@ use crate::stage::Stage;
 /// The programs that the step runs, and Debian's package of each.
 const PROGRAMS: [(&str, &str); 3] =
     [("dnsmasq", "dnsmasq-base"), ("dhcpcd", "dhcpcd-base"), ("unshare", "util-linux")];
-/// Where programs for root are, whatever `PATH` says.
+/// The folders of programs for root, independent of `PATH`.
 const SBIN: [&str; 2] = ["/usr/sbin", "/sbin"];
 /// The node's link to its LAN, and the router's.
 const NODE_LINK: &str = "eth0";

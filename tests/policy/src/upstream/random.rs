@@ -309,7 +309,7 @@ impl Cluster {
     /// The same, as it is read.
     ///
     /// # Errors
-    /// What was refused of it.
+    /// Fails if an object is refused.
     pub fn state(&self) -> anyhow::Result<State> {
         let mut state = State::default();
         state.world.set_bounds(&[].into(), true);
@@ -340,7 +340,7 @@ impl Cluster {
     /// Asks flows by chance of both readings.
     ///
     /// # Errors
-    /// What they do not agree about.
+    /// Fails if the two readings disagree about a flow.
     pub fn compare(&self, dice: &mut Dice, flows: usize) -> anyhow::Result<()> {
         let state = self.state()?;
         for _ in 0..flows {

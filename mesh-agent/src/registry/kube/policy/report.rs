@@ -48,7 +48,8 @@ pub(super) struct Condition {
 }
 
 impl Condition {
-    /// What became of an object: all of it counts, or why not, and what it does until that is mended.
+    /// Makes an object's condition: accepted, audited, or refused. A refusal has the reason, and
+    /// the effect until it is corrected.
     pub(super) fn of(kind: &str, generation: i64, refusal: Option<&str>, staged: bool) -> Self {
         let (status, reason, message) = match (refusal, staged) {
             (None, false) => ("True", "Accepted", "all of it is understood".to_owned()),

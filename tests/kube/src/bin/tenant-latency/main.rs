@@ -19,7 +19,7 @@ const SCRIPT: &str = include_str!("tenant.py");
 const PODS: u8 = 50;
 /// The last number of the address of the first pod of namespace `hostile`, and of `flooder`.
 const FIRST: [u8; 2] = [100, 150];
-/// What the tenant does at a time: whether it writes objects, and whether it has names answered.
+/// The phases of the tenant's load: writing objects, resolving names, or both.
 const PHASES: [(&str, bool, bool); 3] =
     [("policies and labels", true, false), ("DNS flood", false, true), ("all together", true, true)];
 
