@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
 use mesh_keyring::NodeName;
 use mesh_overlay::MeshPlan;
 use mesh_overlay::backend::ObservedGuard;
@@ -52,6 +53,8 @@ impl Forwarding {
 pub struct Seen<'a> {
     /// The plan in force.
     pub plan: &'a MeshPlan,
+    /// This node's own pod prefixes.
+    pub own: &'a [IpNet],
     /// The prober's reports.
     pub reports: &'a Reports,
     /// The guard with its counts.
@@ -105,7 +108,7 @@ impl Watcher {
         let (now, wall) = clock;
         let mut found = unreached(seen.plan, seen.reports);
         found.extend(cut_off(seen.plan, seen.reports));
-        found.extend(forwarding_off(&seen.plan.guard, seen.forwarding));
+        found.extend(forwarding_off(seen.own, &seen.plan.guard, seen.forwarding));
         self.count(seen.guard, denied, now);
         found.extend(self.lost.map(|(lost, all, _)| forward_dropped(lost, all, seen.closed)));
         if let Some(packets) = self.egress.take(seen.guard.egress_drops, now) {
@@ -221,8 +224,9 @@ pub fn reach(report: &PeerReport) -> Reach {
     Reach::of(report.through.iter().map(|end| end.reach))
 }
 
-fn forwarding_off(guard: &Guard, forwarding: Forwarding) -> Vec<Problem> {
-    let local: BTreeSet<bool> = guard.local.iter().map(|net| net.addr().is_ipv6()).collect();
+fn forwarding_off(own: &[IpNet], guard: &Guard, forwarding: Forwarding) -> Vec<Problem> {
+    // The guard's local prefixes hold the node's own IPv6 mesh address, which needs no forwarding.
+    let local: BTreeSet<bool> = own.iter().map(|net| net.addr().is_ipv6()).collect();
     let tunnel = guard.interfaces.first();
     let families = [
         (false, "IPv4", "ipv4", "net.ipv4.ip_forward", forwarding.host.0, forwarding.tunnel.0),
@@ -306,9 +310,10 @@ mod tests {
 
     #[test]
     fn forwarding_is_told_by_its_setting() {
-        let mut guard = Guard {
+        let guard = Guard {
             mesh: BTreeSet::new(),
-            local: BTreeSet::new(),
+            // The node's own mesh address.
+            local: BTreeSet::from(["fd07::1/128".parse().unwrap()]),
             outside: BTreeSet::new(),
             interfaces: BTreeSet::from(["sennit0".parse().unwrap()]),
             pod_kinds: BTreeSet::new(),
@@ -316,18 +321,19 @@ mod tests {
             carriers: None,
             cleartext: None,
         };
-        let settings = |guard: &Guard, host, tunnel| -> Vec<String> {
-            let found = forwarding_off(guard, Forwarding { host, tunnel });
+        let settings = |own: &[&str], host, tunnel| -> Vec<String> {
+            let own: Vec<IpNet> = own.iter().map(|net| net.parse().unwrap()).collect();
+            let found = forwarding_off(&own, &guard, Forwarding { host, tunnel });
             found.into_iter().map(|problem| problem.object).collect()
         };
-        assert!(settings(&guard, (false, false), (false, false)).is_empty(), "no pods");
-        guard.local.insert("10.1.0.0/24".parse().unwrap());
-        assert_eq!(settings(&guard, (false, false), (true, true)), ["net.ipv4.ip_forward"]);
-        guard.local.insert("fd00:1::/64".parse().unwrap());
+        assert!(settings(&[], (false, false), (false, false)).is_empty(), "no pods");
+        let v4 = &["10.1.0.0/24"];
+        assert_eq!(settings(v4, (false, false), (true, true)), ["net.ipv4.ip_forward"]);
+        let both = &["10.1.0.0/24", "fd00:1::/64"];
         assert_eq!(
-            settings(&guard, (true, false), (false, true)),
+            settings(both, (true, false), (false, true)),
             ["net.ipv4.conf.sennit0.forwarding", "net.ipv6.conf.all.forwarding"]
         );
-        assert!(settings(&guard, (true, true), (true, true)).is_empty());
+        assert!(settings(both, (true, true), (true, true)).is_empty());
     }
 }

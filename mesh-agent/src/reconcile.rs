@@ -12,6 +12,7 @@ use mesh_overlay::backend::{
 };
 use mesh_overlay::dial::Dialer;
 use mesh_overlay::handshake::Handshakes;
+use mesh_overlay::link::LinkChange;
 use mesh_overlay::local::{InterfaceName, Routing};
 use mesh_overlay::vxlan::Foreign;
 use mesh_overlay::{DeviceChange, DeviceConfig, ObservedDevice, Route, RouteChange, RouteKind};
@@ -299,10 +300,17 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
     /// The mesh interface, and the routes through it and through those of `carriers` that carry packets in clear.
     async fn links(&mut self, desired: &Desired, carriers: &BTreeSet<InterfaceName>, pass: &mut Pass) {
         let (interface, routing) = (&desired.link.name, &desired.plan.routes.routing);
-        if desired.plan.encrypts && !self.link(desired, pass).await {
+        let mut missing = BTreeSet::new();
+        if desired.plan.encrypts && !self.link(desired, pass, &mut missing).await {
             return;
         }
         for change in routes(desired, pass, true) {
+            // Without an address of their family routes could only fail, one by one.
+            if let RouteChange::Set(Route { to, kind: RouteKind::Mesh { .. }, .. }) = &change
+                && missing.contains(&to.addr().is_ipv6())
+            {
+                continue;
+            }
             if let RouteChange::Set(Route { kind: RouteKind::Cleartext { device, .. }, .. }) = &change
                 && !carriers.contains(device)
             {
@@ -312,8 +320,9 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         }
     }
 
-    /// The mesh interface; whether it is up.
-    async fn link(&mut self, desired: &Desired, pass: &mut Pass) -> bool {
+    /// Brings up the mesh interface, and reports whether it is. `missing`: the families of which it could get no address, true for
+    /// IPv6. The other one goes on.
+    async fn link(&mut self, desired: &Desired, pass: &mut Pass, missing: &mut BTreeSet<bool>) -> bool {
         let (interface, routing) = (&desired.link.name, &desired.plan.routes.routing);
         if pass.created || pass.net.link.is_none() {
             let Some(net) = pass.note(self.net.observe(interface, routing).await) else { return false };
@@ -322,7 +331,25 @@ impl<W: WireguardBackend, N: NetBackend, F: NftBackend> Reconciler<W, N, F> {
         let Some(link) = pass.net.link.clone() else { return false };
         let mut up = true;
         for change in desired.link.diff(&link) {
-            up &= pass.did(self.net.apply_link(interface, &change).await);
+            let done = self.net.apply_link(interface, &change).await;
+            let LinkChange::AddAddress(net) = change else {
+                up &= pass.did(done);
+                continue;
+            };
+            let v6 = net.addr().is_ipv6();
+            let holds = desired.last_good.prefixes.iter().any(|own| own.addr().is_ipv6() == v6);
+            match done {
+                // A node without pods of this family needs no address of it.
+                Err(error) if !holds => {
+                    missing.insert(v6);
+                    pass.hindered.push(error);
+                }
+                done => {
+                    if !pass.did(done) {
+                        missing.insert(v6);
+                    }
+                }
+            }
         }
         up
     }

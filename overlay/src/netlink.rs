@@ -42,13 +42,22 @@ impl Netlink {
     }
 }
 
+/// Returns the reason why the mesh interface has, or would have, no IPv6.
+pub fn ipv6_disabled(interface: &InterfaceName) -> Option<String> {
+    underlay::ipv6_disabled(interface.as_str())
+}
+
 fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> BackendError {
     move |error| BackendError::failed(action, error)
 }
 
 /// As [`failed`], and for IPv6 with the reason why the host has none.
-fn failed_family(action: String, v6: bool) -> impl FnOnce(io::Error) -> BackendError {
-    move |error| match underlay::ipv6_disabled().filter(|_| v6) {
+fn failed_family(
+    action: String,
+    v6: bool,
+    interface: &InterfaceName,
+) -> impl FnOnce(io::Error) -> BackendError {
+    move |error| match ipv6_disabled(interface).filter(|_| v6) {
         Some(reason) => BackendError::failed(action, format_args!("{error}; {reason}")),
         None => BackendError::failed(action, error),
     }
@@ -114,7 +123,7 @@ impl NetBackend for Netlink {
                     "its UDP port is in use by another process: free it, or set `wireguard.listenPort` to another",
                 ))
             }
-            result => result.map_err(failed_family(action(), v6)),
+            result => result.map_err(failed_family(action(), v6, interface)),
         }
     }
 
@@ -129,13 +138,15 @@ impl NetBackend for Netlink {
             RouteChange::AddRule { v6 } => {
                 let family = if *v6 { "IPv6" } else { "IPv4" };
                 let action = format!("adding the {family} rule for routing table {table}");
-                routes::add_rule(&mut self.socket, *v6, routing).await.map_err(failed_family(action, *v6))
+                routes::add_rule(&mut self.socket, *v6, routing)
+                    .await
+                    .map_err(failed_family(action, *v6, interface))
             }
             RouteChange::AddOwn(rule) => {
                 let to = rule.to();
                 let action = format!("adding the rule for this node's own prefix {to}");
                 let result = routes::add_own(&mut self.socket, rule, routing).await;
-                result.map_err(failed_family(action, to.addr().is_ipv6()))
+                result.map_err(failed_family(action, to.addr().is_ipv6(), interface))
             }
             RouteChange::RemoveOwn(rule) => routes::remove_own(&mut self.socket, rule, routing)
                 .await
@@ -156,7 +167,7 @@ impl NetBackend for Netlink {
                 };
                 let v6 = route.to.addr().is_ipv6();
                 let result = routes::set(&mut self.socket, route, index, routing).await;
-                result.map_err(failed_family(action, v6))
+                result.map_err(failed_family(action, v6, interface))
             }
             RouteChange::Remove(route) => {
                 let kind = routes::route_type(&route.kind);

@@ -9,7 +9,7 @@ use anyhow::bail;
 use mesh_keyring::PrivateKey;
 use mesh_overlay::backend::{NetBackend as _, NftBackend as _, WireguardBackend as _};
 use mesh_overlay::link::ALIAS;
-use mesh_overlay::netlink::Netlink;
+use mesh_overlay::netlink::{Netlink, ipv6_disabled};
 use mesh_overlay::nft::Nft;
 use mesh_overlay::{MeshPlan, NodeRecord};
 use serde::Serialize;
@@ -274,6 +274,12 @@ async fn host(config: &Config, snapshot: Option<Snapshot>, findings: &mut Findin
         findings.obstacle(
             "interface",
             format!("{name} is there and not ours ({what}): remove it, or set wireguard.interface"),
+        );
+    }
+    if let Some(why) = ipv6_disabled(&config.wireguard.interface) {
+        findings.warn(
+            "ipv6",
+            format!("{why}; until then this node has no IPv6 mesh address, and only IPv4 pods use the mesh"),
         );
     }
     if observed.underlay.default_route_addresses.is_empty() && config.underlay.endpoints.is_none() {

@@ -19,6 +19,7 @@ impl Running {
         };
         let seen = reach::Seen {
             plan: &self.desired.plan,
+            own: &self.desired.last_good.prefixes,
             reports,
             guard: &self.pass.guard,
             forwarding: Forwarding::read(self.agent.forwarding(), self.config.wireguard.interface.as_str()),

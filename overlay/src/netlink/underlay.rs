@@ -116,17 +116,17 @@ fn forwarding() -> (bool, bool) {
     (on("/proc/sys/net/ipv4/ip_forward"), on("/proc/sys/net/ipv6/conf/all/forwarding"))
 }
 
-/// Why IPv6 does not work on this host, if it is switched off.
-pub(crate) fn ipv6_disabled() -> Option<&'static str> {
-    let all = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
-    match std::fs::read_to_string(all) {
-        Ok(text) if text.trim() != "0" => {
-            Some("IPv6 is disabled (net.ipv6.conf.all.disable_ipv6 is not 0): set it to 0")
-        }
-        Ok(_) => None,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Some("the kernel runs without IPv6 (ipv6.disable=1 or no such module): boot it with IPv6")
-        }
-        Err(_) => None,
+/// Returns the reason why an interface has no IPv6, if it is switched off: for all, for it, or for those that are made new.
+pub(crate) fn ipv6_disabled(interface: &str) -> Option<String> {
+    let setting = |of: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{of}/disable_ipv6"));
+    let off = |of: &str| setting(of).is_ok_and(|text| text.trim() != "0");
+    if setting("all").is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        return Some(
+            "the kernel runs without IPv6 (ipv6.disable=1 or no such module): boot it with IPv6".to_owned(),
+        );
     }
+    // An interface begins with what `default` says.
+    let own = if setting(interface).is_ok() { interface } else { "default" };
+    let switch = ["all", own].into_iter().find(|of| off(of))?;
+    Some(format!("IPv6 is disabled (net.ipv6.conf.{switch}.disable_ipv6 is not 0): set it to 0"))
 }

@@ -119,3 +119,25 @@ fn a_closed_host_raises_no_alarm() {
         .steps("- expect: {matrix: pods}\n")
         .passes();
 }
+
+/// Hosts without IPv6: for all interfaces, or for those that are made new.
+#[test]
+fn hosts_without_ipv6_speak_ipv4() {
+    for switch in ["all", "default"] {
+        let mut mesh = Mesh::new(&format!("reach-no-ipv6-{switch}"));
+        let check = format!(
+            "{} install-check --config /run/netlab/private/agent.yaml || true",
+            e2e::programs().join("mesh-agent").display()
+        );
+        mesh.sites(
+            "- {name: aws, families: [ipv4], prefixes: [10.1.0.0/16]}\n- {name: gcp, families: [ipv4], prefixes: [10.2.0.0/16]}\n",
+        )
+        .steps("- handshakes: all\n- expect: {matrix: pods}\n- stop: aws-1\n- kill: {nodes: aws-1, target: device}\n")
+        .steps(&format!("- exec: {{on: aws-1, command: sysctl -qw net.ipv6.conf.all.forwarding=0 net.ipv6.conf.{switch}.disable_ipv6=1}}\n"))
+        .steps(&format!("- exec: {{on: aws-1, command: \"{check}\", contains: net.ipv6.conf.{switch}.disable_ipv6}}\n"))
+        .steps("- start: aws-1\n- expect: {matrix: pods}\n  timeout: 30s\n")
+        .steps("- status: {nodes: aws-1, where: [{path: /ready, equals: true}, {path: /errors, contains: disable_ipv6}]}\n  timeout: 30s\n")
+        .steps("- status: {nodes: gcp-1, where: [{path: /ready, equals: true}, {path: /peers/0/state, equals: established}]}\n")
+        .passes();
+    }
+}
