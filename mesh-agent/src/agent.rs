@@ -18,6 +18,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use mesh_keyring::{NodeName, PublicKey};
 use mesh_overlay::address::{Carried, carrier_prefix};
+use mesh_overlay::advertisement::told::MESH;
 use mesh_overlay::advertisement::{ENDPOINTS_MOST, MTU_LEAST, PUBLIC_KEY};
 use mesh_overlay::endpoint::is_dialable;
 use mesh_overlay::link::{LinkConfig, ObservedUnderlay, OtherLink};
@@ -404,8 +405,9 @@ impl Agent {
                     .to_owned(),
             );
         }
-        let plan =
+        let mut plan =
             MeshPlan::compute(&local, grants, &admission.peers, &reserved, &self.resolved, &self.paths);
+        self.leave_unasked(&mut plan);
         warnings.extend(guarded::intruders(&self.underlay, &local, &plan));
         let exemptions = self.exemptions().cloned().map(|one| Exempted::of(one, self.today, &plan)).collect();
         let refuses = admission.refused.iter().flat_map(|(node, whys)| {
@@ -458,6 +460,16 @@ impl Agent {
     /// so. Returns whether there was anything.
     pub fn forget(&mut self, node: &NodeName) -> bool {
         self.last_good.peers.0.remove(node).is_some()
+    }
+
+    /// Leaves out of the end-to-end check whoever may not answer it: agents of an earlier version, which publish no mesh.
+    fn leave_unasked(&self, plan: &mut MeshPlan) {
+        let nodes = self.snapshot.iter().flat_map(|snapshot| &snapshot.nodes);
+        let answers: BTreeSet<&NodeName> =
+            nodes.filter(|record| record.annotations.contains_key(MESH)).map(|record| &record.name).collect();
+        for (_, peer) in plan.peers.iter_mut().filter(|(name, _)| !answers.contains(name)) {
+            peer.paths.inside.clear();
+        }
     }
 
     fn own_record(&self) -> Option<&NodeRecord> {

@@ -28,6 +28,9 @@ const TICK: Duration = Duration::from_millis(10);
 /// While the sockets cannot be had, they are tried again this often.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// An interface that is down, or made anew, is listened on again after this.
+const TAP_RETRY: Duration = Duration::from_secs(1);
+
 struct Shared {
     prober: Prober,
     // Zero until the device's port is known.
@@ -178,6 +181,7 @@ impl Probing {
         let mut filtered = None;
         // What comes through the tunnel. The interface may be made anew.
         let mut tap: Option<Tap> = None;
+        let mut tapped: Option<Instant> = None;
         // Where no device listens the kernel would answer each probe that nobody does.
         let mut held: Option<(u16, std::io::Result<UdpSocket>)> = None;
         loop {
@@ -206,7 +210,10 @@ impl Probing {
             let due = due.filter(|_| sockets.is_some()).unwrap_or_else(|| Instant::now() + RETRY);
             let due = due.max(Instant::now() + TICK);
             let interface = self.shared.borrow().interface;
-            if tap.as_ref().map(Tap::index) != interface {
+            if tap.as_ref().map(Tap::index) != interface
+                && tapped.is_none_or(|at: Instant| at.elapsed() >= TAP_RETRY)
+            {
+                tapped = Some(Instant::now());
                 let ids = self.shared.borrow().prober.route_ids();
                 tap = interface.and_then(|index| Tap::open(index, &ids).ok());
             }
@@ -217,7 +224,8 @@ impl Probing {
                 }
             };
             let through = async {
-                match &tap {
+                // Nothing is read before the sockets stand.
+                match tap.as_ref().filter(|_| sockets.is_some()) {
                     Some(tap) => tap.readable().await,
                     None => std::future::pending().await,
                 }

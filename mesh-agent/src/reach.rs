@@ -25,7 +25,9 @@ const WINDOW: Duration = Duration::from_secs(4);
 const HOLDS: Duration = Duration::from_secs(60);
 const FORWARDING_DROPPED: &str = "forwarding-dropped";
 /// Fewer packets say nothing.
-const PACKETS_LEAST: u64 = 3;
+const PACKETS_LEAST: u64 = 10;
+/// So many windows in a row decide: a pod that tries what the host's firewall forbids fills one alone.
+const WINDOWS: u32 = 2;
 
 /// The kernel's forwarding settings, for IPv4 and IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +98,8 @@ struct Counts {
 pub struct Watcher {
     egress: Rising,
     counts: Option<Counts>,
+    // Windows in a row in which most of what crossed was lost.
+    bad: u32,
     // Packets that were lost of all that crossed, and when that was found.
     lost: Option<(u64, u64, Instant)>,
     since: Since,
@@ -148,10 +152,16 @@ impl Watcher {
         let lost = crossing.saturating_sub(crossed).saturating_sub(risen(|c| c.denied).unwrap_or(0));
         if crossing >= PACKETS_LEAST {
             // A firewall that forbids some of it is as its owner wants it; one that lets hardly anything pass cuts pods off.
-            self.lost = (lost * 2 > crossing).then_some((lost, crossing, now));
+            self.bad = if lost * 2 > crossing { self.bad + 1 } else { 0 };
+            self.lost = (self.bad >= WINDOWS).then_some((lost, crossing, now));
         } else if self.lost.is_some_and(|(_, _, at)| now.saturating_duration_since(at) > HOLDS) {
             self.lost = None;
         }
+    }
+
+    /// Returns the time at which a second window would decide.
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.counts.filter(|_| self.bad == 1).map(|counts| counts.at + WINDOW)
     }
 
     /// Returns the problems of the last pass.
@@ -162,9 +172,8 @@ impl Watcher {
     /// Reports whether this host cuts its pods off from the tunnel: forwarding is off, or most
     /// forwarded packets are dropped.
     pub fn cuts_pods_off(&self) -> bool {
-        self.problems
-            .iter()
-            .any(|problem| ["forwarding-off", FORWARDING_DROPPED].contains(&problem.code.as_str()))
+        let cuts = |code: &str| ["forwarding-off", FORWARDING_DROPPED].contains(&code);
+        self.problems.iter().any(|problem| problem.blocks && cuts(&problem.code))
     }
 
     /// Reports whether any problem keeps the agent from being ready.
@@ -258,7 +267,8 @@ fn forward_dropped(lost: u64, all: u64, closed: &[String]) -> Problem {
         "let the host's firewall accept what it forwards from and to the mesh interface, such as by `iptables -I FORWARD -i sennit0 -j \
          ACCEPT` and `-o sennit0`, or put the interface into firewalld's zone trusted",
     )
-    .blocking(true);
+    // Where something passes its owner wants it so.
+    .blocking(lost * 20 >= all * 19);
     Problem { packets: Some(lost), ..problem }
 }
 
@@ -281,16 +291,19 @@ mod tests {
         for (second, crossing, crossed, denied, lost) in [
             (0, 100, 100, 0, false),
             (10, 200, 190, 0, false),
-            (20, 300, 195, 0, true),
+            // One pod alone may fill a window with what the firewall forbids.
+            (20, 300, 195, 0, false),
+            (24, 400, 195, 0, true),
             // Nothing says that it is over.
-            (30, 301, 195, 0, true),
-            (40, 401, 290, 0, false),
+            (30, 401, 195, 0, true),
+            (40, 501, 290, 0, false),
             // Policy has dropped them.
-            (50, 501, 295, 100, false),
-            (60, 601, 295, 100, true),
+            (50, 601, 295, 100, false),
+            (60, 701, 295, 100, false),
+            (70, 801, 295, 100, true),
             // A new guard counts anew, and says nothing.
-            (70, 5, 5, 100, true),
-            (80, 105, 105, 100, false),
+            (80, 5, 5, 100, true),
+            (90, 105, 105, 100, false),
         ] {
             watcher.count(&guard(crossing, crossed), denied, after(second, begun));
             assert_eq!(watcher.lost.is_some(), lost, "after {second} s");

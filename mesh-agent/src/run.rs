@@ -482,7 +482,7 @@ impl Running {
         let (mut published, mut held) = (false, false);
         if pass.device.is_some() && !failed {
             // What others need of us stands there already; the rest can wait.
-            published = self.stands;
+            published = self.stands && !self.identity.asks();
             let annotations = self.identity.annotations(&self.desired.publish);
             // Of a registry that was not read nothing is known, and what stood there last has to do.
             held = annotations.is_none() && self.agent.is_synced();
@@ -562,6 +562,9 @@ impl Running {
         if let Some(due) = self.reconciler.wake_at().filter(|_| self.failures == 0) {
             let left = due.duration_since(SystemTime::now()).unwrap_or_default();
             wake = wake.min(now + left.max(BREATH));
+        }
+        if let Some(due) = self.reach.wake_at() {
+            wake = wake.min(Instant::from_std(due).max(now + BREATH));
         }
         if let Some(due) = self.resolver.wake_at() {
             wake = wake.min(due.max(now + BREATH));

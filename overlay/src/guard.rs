@@ -115,11 +115,12 @@ impl Guard {
     /// A short digest of what the guard protects; in the comment of each chain's first rule, so that a restarted
     /// agent knows its own work.
     pub fn fingerprint(&self) -> String {
-        let digest = Sha256::digest(self.rules("", Slot::A));
-        digest.iter().take(8).fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        digest(&self.rules("", Slot::A, true))
+    }
+
+    /// Returns the digest by which an agent of before, which did not count what crosses, knows the same guard.
+    pub(crate) fn former_fingerprint(&self) -> String {
+        digest(&self.rules("", Slot::A, false))
     }
 
     /// The guard in a slot, as `nft -f` takes it. It takes nothing away: once it stands, [`render_retirement`] takes
@@ -139,7 +140,7 @@ impl Guard {
                 "add chain inet {TABLE} {chain} {{ type filter hook {hook} priority {priority}; policy accept; }}"
             );
         }
-        text + &self.rules(&self.fingerprint(), slot)
+        text + &self.rules(&self.fingerprint(), slot, true)
     }
 
     /// As [`Guard::render`], for a table that holds other things than ours: all of it is deleted first.
@@ -153,7 +154,7 @@ impl Guard {
     ///
     /// Segments of TCP connections through the mesh are as small as the route's MTU wants them both ways: the kernel looks
     /// at the route there and at the one back.
-    fn rules(&self, mark: &str, slot: Slot) -> String {
+    fn rules(&self, mark: &str, slot: Slot, counts: bool) -> String {
         let interfaces = names(self.interfaces.iter().map(InterfaceName::as_str).chain(["lo"]));
         let underlay = self.underlay.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
         let kinds = names(self.pod_kinds.iter().map(String::as_str));
@@ -200,7 +201,7 @@ impl Guard {
             text.push_str(&cleartext.outer(slot));
         }
         let tunnel = names(self.interfaces.iter().map(InterfaceName::as_str));
-        for (name, tests) in CROSSING.into_iter().filter(|_| !tunnel.is_empty()) {
+        for (name, tests) in CROSSING.into_iter().filter(|_| counts && !tunnel.is_empty()) {
             let add = format!("add rule inet {TABLE} {}", slot.chain(name));
             for (interface, before) in tests {
                 let _ = writeln!(text, "{add} {before}{interface} {{ {tunnel} }} counter name {name}");
@@ -233,6 +234,14 @@ impl Guard {
         let cleartext = self.cleartext.iter().filter(|cleartext| !cleartext.exempt.is_empty());
         self.interfaces.iter().chain(cleartext.flat_map(|cleartext| &cleartext.interfaces)).copied().collect()
     }
+}
+
+fn digest(rules: &str) -> String {
+    let digest = Sha256::digest(rules);
+    digest.iter().take(8).fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Interface names as the members of an nft set.

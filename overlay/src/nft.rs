@@ -133,7 +133,10 @@ impl NftBackend for Nft {
         let untouched = match (&self.known, &listing.fingerprint) {
             (Some((mark, digest)), Some(found)) => mark == found && *digest == listing.digest,
             // After a restart there is nothing to compare with but what the listing says of itself.
-            (None, Some(mark)) => listing.guard.as_ref().is_some_and(|guard| guard.fingerprint() == *mark),
+            (None, Some(mark)) => listing
+                .guard
+                .as_ref()
+                .is_some_and(|guard| guard.fingerprint() == *mark || guard.former_fingerprint() == *mark),
             (_, None) => false,
         };
         if untouched && self.known.is_none() {

@@ -51,8 +51,12 @@ pub fn problems(own: Local<'_>, nodes: &[NodeRecord]) -> Vec<Problem> {
     let told: BTreeMap<&NodeName, Told> =
         others.map(|record| (&record.name, Told::parse(&record.annotations))).collect();
     let mut found = Vec::new();
-    found.extend(refused(own, &told));
-    found.extend(strangers(own, &told));
+    // Those of an earlier version say nothing: they refuse nobody as far as is known.
+    let published =
+        |record: &&NodeRecord| record.annotations.contains_key(mesh_overlay::advertisement::PUBLIC_KEY);
+    let all = nodes.iter().filter(|record| record.name != *own.node).filter(published).count();
+    found.extend(refused(own, &told, all));
+    found.extend(strangers(own, &told, all));
     found.extend(holder_of(own.key, own.node, nodes).map(|other| {
         Problem::new(
             "identity-elsewhere",
@@ -66,7 +70,7 @@ pub fn problems(own: Local<'_>, nodes: &[NodeRecord]) -> Vec<Problem> {
     found
 }
 
-fn refused(own: Local<'_>, told: &BTreeMap<&NodeName, Told>) -> Option<Problem> {
+fn refused(own: Local<'_>, told: &BTreeMap<&NodeName, Told>, all: usize) -> Option<Problem> {
     let speaking = told.values().filter(|told| told.instance.is_some()).count();
     let says = told.iter().filter_map(|(name, told)| Some((*name, told.refuses.get(own.node)?)));
     let (whole, part): (Vec<_>, Vec<_>) = says.partition(|(_, reason)| reason.whole);
@@ -81,7 +85,7 @@ fn refused(own: Local<'_>, told: &BTreeMap<&NodeName, Told>) -> Option<Problem> 
         text,
         remedy(reason, first),
     );
-    Some(problem.blocking(as_a_whole && by.len() >= speaking))
+    Some(problem.blocking(as_a_whole && by.len() >= all))
 }
 
 fn remedy(reason: &Reason, peer: &NodeName) -> String {
@@ -102,7 +106,7 @@ fn remedy(reason: &Reason, peer: &NodeName) -> String {
     format!("`mesh-agent status` on {peer} says more")
 }
 
-fn strangers(own: Local<'_>, told: &BTreeMap<&NodeName, Told>) -> Option<Problem> {
+fn strangers(own: Local<'_>, told: &BTreeMap<&NodeName, Told>, all: usize) -> Option<Problem> {
     let said: Vec<(&NodeName, &MeshName)> =
         told.iter().filter_map(|(name, told)| Some((*name, told.mesh.as_ref()?))).collect();
     let other: Vec<_> = said.iter().filter(|(_, mesh)| *mesh != own.mesh).collect();
@@ -113,7 +117,7 @@ fn strangers(own: Local<'_>, told: &BTreeMap<&NodeName, Told>) -> Option<Problem
     );
     let remedy = "correct `mesh` in agent.yaml where it is wrong";
     let problem = Problem::new("another-mesh", names(other.iter().map(|(name, _)| *name)), text, remedy);
-    Some(problem.blocking(other.len() == said.len()))
+    Some(problem.blocking(other.len() >= all))
 }
 
 /// Returns the record's claim, if there is a valid one.
@@ -129,7 +133,9 @@ mod tests {
     use mesh_overlay::advertisement::told::{INSTANCE, MESH, REFUSES};
 
     fn record(name: &str, annotations: &[(&str, &str)]) -> NodeRecord {
-        let annotations = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let published = [(PUBLIC_KEY, "another")];
+        let annotations = published.iter().chain(annotations);
+        let annotations = annotations.map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         NodeRecord { name: name.parse().unwrap(), site_label: None, pod_cidrs: Vec::new(), annotations }
     }
 
@@ -174,6 +180,9 @@ mod tests {
         let some = found(&[record("a", &[(MESH, "acme")]), record("b", &[(MESH, "acmee")])]);
         assert!(some[0].code == "another-mesh" && some[0].object == "b" && !some[0].blocks, "{some:?}");
         assert!(found(&[record("b", &[(MESH, "acmee")])])[0].blocks, "it may well be this one that is wrong");
+        // Agents of before do not say: one that is wrong is not all of them.
+        let old = found(&[record("a", &[]), record("b", &[(MESH, "acmee")])]);
+        assert!(!old[0].blocks, "{old:?}");
     }
 
     #[test]

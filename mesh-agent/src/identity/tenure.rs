@@ -100,6 +100,10 @@ pub struct Tenure {
     predecessor: Option<u64>,
     // Tunnels of this key stand since before the agent began.
     stood: bool,
+    // Tunnels came up while the registry was away.
+    dialled: bool,
+    // Since when the first question waits to be written.
+    asking_from: Option<Instant>,
     begun: Instant,
     state: State,
     pause: Duration,
@@ -129,6 +133,8 @@ impl Tenure {
             generation,
             predecessor,
             stood,
+            dialled: false,
+            asking_from: None,
             begun: now,
             state: State::Beginning,
             pause: PAUSE,
@@ -166,7 +172,9 @@ impl Tenure {
                 && !self.stood
                 && now.saturating_duration_since(self.begun) < PATIENCE;
             // Nothing is written over what was not read: a cluster's API may have told a part of it.
-            return self.verdict(Step::Keep, !patient && !self.waits());
+            let dial = !patient && !self.waits();
+            self.dialled |= dial;
+            return self.verdict(Step::Keep, dial);
         };
         match self.state {
             State::Beginning => self.begin(seen),
@@ -190,7 +198,10 @@ impl Tenure {
             State::Beginning => self.verdict(Step::Keep, self.stood),
             State::Asking { since, answer, .. } => {
                 let step = if since.is_none() { Step::Ask } else { Step::Keep };
-                self.verdict(step, self.stood && answer == ANSWER)
+                let from = *self.asking_from.get_or_insert(now);
+                // A registry that takes no question must not keep a node without tunnels for ever.
+                let unheard = since.is_none() && now.saturating_duration_since(from) >= PATIENCE;
+                self.verdict(step, (self.stood || self.dialled || unheard) && answer == ANSWER)
             }
             State::Waiting { .. } => self.verdict(Step::Keep, false),
             State::Speaking => {
@@ -256,7 +267,7 @@ impl Tenure {
         self.note(other, now);
         self.state = State::Waiting { until: now + self.pause };
         self.pause = (self.pause * 2).min(PAUSE_MOST);
-        self.stood = false;
+        (self.stood, self.dialled) = (false, false);
     }
 
     fn note(&mut self, other: &Seen, now: Instant) {
@@ -327,7 +338,8 @@ impl Tenure {
             State::Beginning => Some(self.begun + PATIENCE),
             State::Asking { since, contrary, answer } => {
                 let answered = contrary.map(|at| at + STANDS);
-                since.map(|at| at + answer).into_iter().chain(answered).min()
+                let unheard = self.asking_from.filter(|_| since.is_none()).map(|at| at + PATIENCE);
+                since.map(|at| at + answer).into_iter().chain(answered).chain(unheard).min()
             }
             State::Waiting { until } => Some(until),
             State::Speaking => self.write_at,

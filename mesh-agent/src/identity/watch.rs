@@ -191,6 +191,11 @@ impl Identity {
         self.again
     }
 
+    /// Reports whether it still has to ask for its name.
+    pub fn asks(&self) -> bool {
+        self.step == Step::Ask
+    }
+
     /// Returns the annotations to write to the registry, if any.
     pub fn annotations(&self, claim: &Advertisement) -> Option<BTreeMap<String, String>> {
         match self.step {

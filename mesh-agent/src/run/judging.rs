@@ -3,6 +3,7 @@
 use std::time::{Instant, SystemTime};
 
 use super::Running;
+use crate::config::Mode;
 use crate::reach::{self, Forwarding};
 use crate::status::Reports;
 
@@ -11,8 +12,10 @@ impl Running {
     pub(super) async fn look_at_reach(&mut self, reports: &Reports, wall: SystemTime) {
         let denied = if self.reach.misses(&self.pass.guard) {
             let dropped = self.policing.status().await.dropped;
-            self.denied =
-                dropped.egress + dropped.ingress + dropped.unknown + dropped.invalid + dropped.midstream;
+            // In audit it counts what passes.
+            let audit = self.config.policy.mode == Mode::Audit;
+            let all = dropped.egress + dropped.ingress + dropped.spoofed + dropped.unknown;
+            self.denied = if audit { 0 } else { all + dropped.invalid + dropped.midstream };
             self.denied
         } else {
             self.denied

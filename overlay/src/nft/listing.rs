@@ -234,7 +234,12 @@ fn guard(objects: &[Object], slot: Slot, index_of: &dyn Fn(&str) -> Option<u32>)
     egress.cleartext =
         cleartext::complete(egress.cleartext.take(), cleartext::outer(objects, slot, index_of).ok()?)?;
     let counts = CROSSING.iter().all(|(name, tests)| counts(objects, slot, name, tests, &egress.interfaces));
-    (counts && clamped(objects, slot)? == egress.clamped()).then_some(egress)
+    // A guard of before counts nothing that crosses.
+    let former = CROSSING.iter().all(|(name, _)| {
+        let chain = slot.chain(name);
+        !of_kind(objects, "rule").any(|rule| text(rule, "chain") == chain)
+    });
+    ((counts || former) && clamped(objects, slot)? == egress.clamped()).then_some(egress)
 }
 
 /// Reports whether a chain counts packets across the tunnel's interfaces and does nothing else.

@@ -231,6 +231,13 @@ fn a_host_joins_with_a_token_for_its_own_annotations_alone() {
     // A Node that lost its label is named at once, with its own site.
     let label = "sennit.dev.node-restriction.kubernetes.io/site";
     mesh.cluster().kubectl(&["label", "node", "aws-1", &format!("{label}-")]).unwrap();
+    // Its agent says where it stands.
+    eventually("aws-1 has published", || {
+        let node = mesh.cluster().get("node", "aws-1")?;
+        anyhow::ensure!(node["metadata"]["annotations"]["sennit.dev/site"] == "aws", "{}", node["metadata"]);
+        Ok(())
+    })
+    .unwrap();
     // Renewed without a word on prefixes: they stay.
     let said = join(&[]).unwrap();
     assert!(said.contains(&format!("kubectl label node aws-1 {label}=aws")), "{said}");
