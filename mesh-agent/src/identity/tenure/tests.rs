@@ -72,6 +72,34 @@ fn without_the_registry_tunnels_come_up_after_a_while() {
     }
 }
 
+#[test]
+fn tunnels_stay_when_the_registry_is_back() {
+    let now = Instant::now();
+    let before = seen(instance(7, 4), 1, true);
+    let mut tenure = tenure(1, Some(7), false, now);
+    assert!(tenure.look(None, at(now, 3)).dial);
+    let verdict = tenure.look(Some(Some(&before)), at(now, 3600));
+    assert_eq!((verdict.step, verdict.dial), (Step::Ask, true));
+    tenure.asked(at(now, 3600));
+    // A living holder writes its own back: then they go.
+    tenure.look(Some(Some(&before)), at(now, 3601));
+    let verdict = tenure.look(Some(Some(&before)), at(now, 3610));
+    assert!(tenure.waits() && !verdict.dial, "{verdict:?}");
+}
+
+#[test]
+fn an_unheard_question_keeps_no_tunnel_down() {
+    let now = Instant::now();
+    let before = seen(instance(7, 4), 1, true);
+    let mut tenure = tenure(1, Some(7), false, now);
+    let first = tenure.look(Some(Some(&before)), now);
+    assert_eq!((first.step, first.dial), (Step::Ask, false));
+    assert_eq!(tenure.wake_at(), Some(at(now, 3)));
+    // The registry takes no writes.
+    let verdict = tenure.look(Some(Some(&before)), at(now, 3));
+    assert_eq!((verdict.step, verdict.dial), (Step::Ask, true));
+}
+
 /// A copy that has asked, and was answered by the agent with number 7.
 fn answered(now: Instant) -> (Tenure, Seen) {
     let original = seen(instance(7, 4), 1, true);
