@@ -426,29 +426,33 @@ fn an_agent_writes_one_condition_of_a_mesh() {
         "apiVersion": "sennit.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "m"}, "spec": {"underlay": {"mtu": 1400}},
     });
     stage.cluster.apply(&mesh).unwrap();
-    let patch = |who: &str, subresource: &[&str], patch: &Value| {
-        let patch = patch.to_string();
-        let args = [&["patch", "mesh", "m", "--type=merge", "-p", &patch], subresource].concat();
-        stage.cluster.kubectl_as(who, &args, "").unwrap()
-    };
-    let condition = |kind: &str| {
+    // Not by `kubectl patch`, which reads first what no agent has to.
+    let write = |who: &str, kind: &str| {
         let condition = json!({
             "type": kind, "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
         });
-        json!({"status": {"conditions": [condition]}})
+        let object = json!({
+            "apiVersion": "sennit.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "m"},
+            "status": {"conditions": [condition]},
+        });
+        let args = ["apply", "--server-side", "--subresource=status", "--force-conflicts", "-f", "-"];
+        stage.cluster.kubectl_as(who, &args, &object.to_string()).unwrap()
     };
-    let status = &["--subresource=status"][..];
     for who in ["node-1", "host-1"] {
-        let output = patch(who, status, &condition("Accepted"));
+        let output = write(who, "Accepted");
         assert!(output.success(), "{who}: {}", output.stderr_text());
-        let output = patch(who, status, &condition("Other"));
-        assert!(!output.success(), "{who} writes others' conditions");
-        let output = patch(who, &[], &json!({"spec": {"underlay": {"mtu": 1500}}}));
+        let output = write(who, "Other");
+        assert!(
+            !output.success() && output.stderr_text().contains("none of others"),
+            "{who}: {}",
+            output.stderr_text()
+        );
+        let spec = ["patch", "mesh", "m", "--type=merge", "-p", r#"{"spec": {"underlay": {"mtu": 1500}}}"#];
+        let output = stage.cluster.kubectl_as(who, &spec, "").unwrap();
         assert!(!output.success() && output.stderr_text().contains("orbidden"), "{who} writes spec");
     }
     for who in ["unbound", "somebody", "federate"] {
-        let output = patch(who, status, &condition("Accepted"));
-        assert!(!output.success(), "{who} writes the condition");
+        assert!(!write(who, "Accepted").success(), "{who} writes the condition");
     }
     assert_eq!(stage.cluster.get("mesh", "m").unwrap()["spec"]["underlay"]["mtu"], 1400);
 }
