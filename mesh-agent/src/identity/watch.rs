@@ -14,9 +14,8 @@ use super::hearsay::{self, Local};
 use super::tenure::{Seen, Step, Tenure};
 use crate::agent::Desired;
 use crate::config::Config;
-use crate::problem::Problem;
+use crate::problem::{Problem, Since};
 use crate::run;
-use crate::status::rfc3339;
 
 /// For so long others have to be refused alike before that is published, at first.
 const STEADY: Duration = Duration::from_secs(2);
@@ -85,7 +84,7 @@ pub struct Identity {
     // Whether it is another node's after all, and the agent is to begin anew.
     again: bool,
     problems: Vec<Problem>,
-    since: BTreeMap<(String, String), SystemTime>,
+    since: Since,
 }
 
 impl Identity {
@@ -109,7 +108,7 @@ impl Identity {
             step: Step::Keep,
             again: false,
             problems: Vec::new(),
-            since: BTreeMap::new(),
+            since: Since::default(),
             kept,
         }
     }
@@ -148,14 +147,7 @@ impl Identity {
         self.step = verdict.step;
         self.refuses.note(refused(desired), now);
         self.problems = self.find(nodes.unwrap_or_default());
-        let mut since = BTreeMap::new();
-        for problem in &mut self.problems {
-            let key = (problem.code.clone(), problem.object.clone());
-            let first = *self.since.get(&key).unwrap_or(&wall);
-            problem.since = rfc3339(first);
-            since.insert(key, first);
-        }
-        self.since = since;
+        self.since.note(&mut self.problems, wall);
         if !verdict.dial {
             desired.plan.peers.clear();
             desired.plan.device.peers.clear();

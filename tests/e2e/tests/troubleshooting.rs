@@ -1,4 +1,4 @@
-//! What docs/troubleshooting.md says of each fault: the scenarios of deploy/examples/troubleshooting.
+//! Runs the scenarios of deploy/examples/troubleshooting, which docs/troubleshooting.md links.
 
 macro_rules! scenarios {
     ($($name:ident: $file:literal,)*) => {
